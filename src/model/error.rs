@@ -1,0 +1,127 @@
+//! What can be wrong with a model.
+
+use crate::fs;
+
+/// A model that can't be read or run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be read.
+    #[error(transparent)]
+    Fs(#[from] fs::Error),
+    /// The path given as a model is not a folder.
+    #[error("{model} is not a model folder; give a Hugging Face directory with config.json")]
+    NotAFolder {
+        /// The path as given.
+        model: String,
+    },
+    /// A file that every model has is absent.
+    #[error("the model {model} has no {file}; a Hugging Face directory holds config.json, tokenizer.json and model.safetensors (or model.safetensors.index.json with its shards){hint}")]
+    MissingFile {
+        /// The model as given.
+        model: String,
+        /// The absent file.
+        file: String,
+        /// What to do, with a leading space, or nothing.
+        hint: &'static str,
+    },
+    /// A JSON file of the model is not valid.
+    #[error("{file} of the model {model} is not valid JSON")]
+    Json {
+        /// The model as given.
+        model: String,
+        /// The file in it.
+        file: String,
+        /// The parser's reason, with line and column.
+        source: serde_json::Error,
+    },
+    /// config.json asks for something that is not implemented, or lacks something.
+    #[error("config.json of the model {model}: {problem}")]
+    Config {
+        /// The model as given.
+        model: String,
+        /// Field, expected and actual.
+        problem: String,
+    },
+    /// The safetensors container is damaged.
+    #[error("{file} of the model {model} is not a readable safetensors file; is it complete?")]
+    Container {
+        /// The model as given.
+        model: String,
+        /// The file in it.
+        file: String,
+        /// The parser's reason.
+        source: safetensors::SafeTensorError,
+    },
+    /// Tensors are absent, superfluous, or of another shape or dtype. All problems are listed.
+    #[error("the tensors of the model {model} do not fit its config.json:\n  {}", problems.join("\n  "))]
+    Tensors {
+        /// The model as given.
+        model: String,
+        /// One line each.
+        problems: Vec<String>,
+    },
+    /// A weight is NaN or infinite.
+    #[error("the tensor {tensor} of the model {model} holds {value} at element {element}")]
+    NotFinite {
+        /// The model as given.
+        model: String,
+        /// The tensor's name.
+        tensor: String,
+        /// Offset of the first such element, row-major.
+        element: usize,
+        /// The value found.
+        value: f32,
+    },
+    /// A token id has no embedding.
+    #[error("token id {id} at position {position} of a row is outside the model's vocabulary of {vocab_size}; the tokenizer does not belong to this model")]
+    TokenOutOfRange {
+        /// The id.
+        id: u32,
+        /// Its position in the row.
+        position: usize,
+        /// Number of embeddings.
+        vocab_size: usize,
+    },
+    /// The model computed a log-prob that is not a number.
+    #[error("the model {model} gives {value} as the log-probability of token {position} of a row; its weights are damaged or overflow in this dtype")]
+    NotFiniteLogProb {
+        /// The model as given.
+        model: String,
+        /// Position in the row.
+        position: usize,
+        /// The value found.
+        value: f32,
+    },
+    /// A parameter took no part in the loss, so training would leave it as it is.
+    #[error("no gradient reached the parameter {parameter}")]
+    NoGradient {
+        /// The parameter's name.
+        parameter: String,
+    },
+    /// A product would have more elements than memory can address.
+    #[error("a matrix of {rows} x {cols} is too large for this machine; lower --batch-tokens")]
+    TooLarge {
+        /// Rows.
+        rows: usize,
+        /// Columns.
+        cols: usize,
+    },
+    /// The tensor library refused an operation.
+    #[error("a tensor operation failed")]
+    Compute(#[from] candle_core::Error),
+    /// A broken assumption of this crate; always a bug.
+    #[error("internal error: {0}")]
+    Internal(&'static str),
+}
+
+impl Error {
+    /// Whether the cause is a file or folder that does not exist.
+    pub fn is_missing(&self) -> bool {
+        match self {
+            Self::Fs(error) => error.is_missing(),
+            Self::MissingFile { .. } | Self::NotAFolder { .. } => true,
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! The output head: log-probs of the targets, and the gradient of a weighted sum of their negatives.
+//!
+//! `T` tokens, `N` targets, `V` vocabulary, `H` hidden size. `N x V` logits are never held whole:
+//! scoring sees a tile of [`TOKEN_TILE`] targets x [`VOCAB_TILE`] entries, training one of as many
+//! targets as fit [`LOGITS_BYTES`].
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::Error;
+use super::gemm::{self, Mat, MatMut, Threads, Write};
+use super::ops::{RowLayout, tensor, update, view};
+use super::simd::{ARCH, exp_shifted, max, sum_exp_shifted};
+
+/// Targets of a tile when only log-probs are wanted.
+const TOKEN_TILE: usize = 256;
+
+/// Vocabulary entries that one step of the running log-sum-exp takes in.
+const VOCAB_TILE: usize = 4096;
+
+/// Memory for the logits of a tile when gradients are wanted.
+const LOGITS_BYTES: usize = 64 << 20;
+
+/// Fewest targets of such a tile, however large the vocabulary.
+const LEAST_LOGITS_ROWS: usize = 32;
+
+/// A log-sum-exp over blocks of logits: exact in its maximum, its sum in f64.
+#[derive(Clone, Copy)]
+struct LogSumExp {
+    max: f32,
+    sum: f64,
+}
+
+impl LogSumExp {
+    const EMPTY: Self = Self {
+        max: f32::NEG_INFINITY,
+        sum: 0.0,
+    };
+
+    #[inline(always)]
+    fn push(&mut self, logits: &[f32]) {
+        let block_max = max(logits);
+        if block_max > self.max {
+            self.sum *= f64::from(self.max - block_max).exp();
+            self.max = block_max;
+        }
+        self.sum += f64::from(sum_exp_shifted(logits, self.max));
+    }
+
+    fn value(self) -> f64 {
+        f64::from(self.max) + self.sum.ln()
+    }
+
+    fn log_prob(self, logit: f32) -> f32 {
+        (f64::from(logit) - self.value()) as f32
+    }
+}
+
+/// Positions whose hidden state predicts a target, and the targets' ids.
+fn targets(ids: &[u32], layout: &RowLayout) -> (Vec<usize>, Vec<u32>) {
+    let mut positions = Vec::with_capacity(ids.len());
+    let mut next = Vec::with_capacity(ids.len());
+    for row in layout.rows() {
+        for t in row.start..row.end.saturating_sub(1) {
+            positions.push(t);
+            next.push(ids[t + 1]);
+        }
+    }
+    (positions, next)
+}
+
+/// Copies the hidden states at `positions` side by side.
+fn gather(hidden: &[f32], positions: &[usize], width: usize) -> Vec<f32> {
+    let mut rows = Vec::with_capacity(positions.len() * width);
+    for &t in positions {
+        rows.extend_from_slice(&hidden[t * width..(t + 1) * width]);
+    }
+    rows
+}
+
+/// `log p(x_{t+1} | x_{<=t})` of every target of every row, in order: `[N]`, in nats.
+pub(crate) fn log_probs(
+    hidden: &Tensor,
+    head: &Tensor,
+    ids: &[u32],
+    layout: &RowLayout,
+) -> Result<Vec<f32>, Error> {
+    let (vocab, width) = head.dims2()?;
+    let (hidden, head): (&[f32], &[f32]) = (&view(hidden)?, &view(head)?);
+    let (positions, next) = targets(ids, layout);
+    let mut out = Vec::with_capacity(next.len());
+    let mut logits = vec![0.0; TOKEN_TILE * VOCAB_TILE.min(vocab)];
+    for (positions, next) in positions.chunks(TOKEN_TILE).zip(next.chunks(TOKEN_TILE)) {
+        let rows = gather(hidden, positions, width);
+        let mut state = vec![(LogSumExp::EMPTY, 0.0_f32); next.len()];
+        for start in (0..vocab).step_by(VOCAB_TILE) {
+            let entries = VOCAB_TILE.min(vocab - start);
+            let block = &mut logits[..next.len() * entries];
+            let weights = &head[start * width..(start + entries) * width];
+            gemm::project_into(block, &rows, weights, next.len(), entries);
+            state
+                .par_iter_mut()
+                .zip(block.par_chunks(entries))
+                .zip(next.par_iter())
+                .for_each(|(((sum, logit), block), &id)| {
+                    ARCH.dispatch(|| sum.push(block));
+                    if let Some(at) = (id as usize).checked_sub(start)
+                        && let Some(&value) = block.get(at)
+                    {
+                        *logit = value;
+                    }
+                });
+        }
+        out.extend(state.iter().map(|(sum, logit)| sum.log_prob(*logit)));
+    }
+    Ok(out)
+}
+
+/// What a row's targets count for, given the learner's log-probs.
+///
+/// Called once a row, in order, with the row's number in the batch and one log-prob a target; has
+/// to fill one weight a target. The weights are constants to the gradient.
+pub(crate) type Weigh<'a> = dyn FnMut(usize, &[f32], &mut [f32]) -> Result<(), Error> + 'a;
+
+/// Gradients of `sum over targets of weight * -log p`, not divided by anything: added to
+/// `head_sum` `[V, H]` for the head, returned `[T, H]` for the hidden states.
+///
+/// The logits of a tile are computed once and turned into their gradient in place, when the rows of
+/// the tile fit; a row whose logits don't fit [`LOGITS_BYTES`] has them computed a second time,
+/// since its weights may depend on its mean over all targets.
+pub(crate) fn gradients(
+    hidden: &Tensor,
+    head: &Tensor,
+    head_sum: &Tensor,
+    ids: &[u32],
+    layout: &RowLayout,
+    weigh: &mut Weigh<'_>,
+) -> Result<Tensor, Error> {
+    let (vocab, width) = head.dims2()?;
+    let tile_rows = (LOGITS_BYTES / (vocab * size_of::<f32>())).max(LEAST_LOGITS_ROWS);
+    let (hidden_values, head): (&[f32], &[f32]) = (&view(hidden)?, &view(head)?);
+    let mut d_hidden = vec![0.0_f32; hidden_values.len()];
+    let mut logits = Vec::new();
+    let rows: Vec<_> = layout.rows().collect();
+    let mut failed = None;
+    update(head_sum, |head_sum| {
+        let mut tile = Tile {
+            vocab,
+            width,
+            hidden: hidden_values,
+            head,
+            logits: &mut logits,
+            d_hidden: &mut d_hidden,
+            d_head: head_sum,
+        };
+        let mut first = 0;
+        while first < rows.len() {
+            // As many whole rows as fit, but at least one.
+            let mut last = first + 1;
+            let mut held = rows[first].len();
+            while last < rows.len() && held + rows[last].len() <= tile_rows {
+                held += rows[last].len();
+                last += 1;
+            }
+            let layout = RowLayout::new(rows[first..last].iter().map(|row| row.len()));
+            let start = rows[first].start;
+            let (mut positions, next) = targets(&ids[start..rows[last - 1].end], &layout);
+            for position in &mut positions {
+                *position += start;
+            }
+            let result = tile.rows(&positions, &next, tile_rows, &mut |log_probs, weights| {
+                let mut at = 0;
+                for (i, row) in rows.iter().enumerate().take(last).skip(first) {
+                    let end = at + row.len().saturating_sub(1);
+                    weigh(i, &log_probs[at..end], &mut weights[at..end])?;
+                    at = end;
+                }
+                Ok(())
+            });
+            if let Err(error) = result {
+                failed = Some(error);
+                return;
+            }
+            first = last;
+        }
+    })?;
+    match failed {
+        Some(error) => Err(error),
+        None => tensor(d_hidden, hidden.dims()),
+    }
+}
+
+struct Tile<'a> {
+    vocab: usize,
+    width: usize,
+    hidden: &'a [f32],
+    head: &'a [f32],
+    logits: &'a mut Vec<f32>,
+    d_hidden: &'a mut [f32],
+    d_head: &'a mut [f32],
+}
+
+impl Tile<'_> {
+    /// Handles all targets of some whole rows; `weigh` turns their log-probs into weights.
+    fn rows(
+        &mut self,
+        positions: &[usize],
+        next: &[u32],
+        tile_rows: usize,
+        weigh: &mut dyn FnMut(&[f32], &mut [f32]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let chunks = || positions.chunks(tile_rows).zip(next.chunks(tile_rows));
+        let mut sums = Vec::with_capacity(next.len());
+        let mut log_probs = Vec::with_capacity(next.len());
+        for (positions, next) in chunks() {
+            self.compute_logits(positions);
+            let values: Vec<(f64, f32)> = self
+                .logits
+                .par_chunks(self.vocab)
+                .zip(next.par_iter())
+                .map(|(logits, &id)| {
+                    let mut sum = LogSumExp::EMPTY;
+                    ARCH.dispatch(|| logits.chunks(VOCAB_TILE).for_each(|block| sum.push(block)));
+                    (sum.value(), sum.log_prob(logits[id as usize]))
+                })
+                .collect();
+            for (sum, log_prob) in values {
+                sums.push(sum);
+                log_probs.push(log_prob);
+            }
+        }
+        let mut weights = vec![0.0; next.len()];
+        weigh(&log_probs, &mut weights)?;
+        let one_tile = next.len() <= tile_rows;
+        for (i, (positions, next)) in chunks().enumerate() {
+            if !one_tile {
+                self.compute_logits(positions);
+            }
+            let at = i * tile_rows;
+            self.backward(positions, next, &sums[at..], &weights[at..]);
+        }
+        Ok(())
+    }
+
+    fn compute_logits(&mut self, positions: &[usize]) {
+        let rows = gather(self.hidden, positions, self.width);
+        self.logits.resize(positions.len() * self.vocab, 0.0);
+        gemm::project_into(self.logits, &rows, self.head, positions.len(), self.vocab);
+    }
+
+    /// Turns the logits into their gradient, `weight * (p - 1 at the target)`, and multiplies it out.
+    fn backward(&mut self, positions: &[usize], next: &[u32], sums: &[f64], weights: &[f32]) {
+        let (vocab, width, n) = (self.vocab, self.width, positions.len());
+        self.logits
+            .par_chunks_mut(vocab)
+            .zip(next.par_iter())
+            .zip(sums.par_iter().zip(weights))
+            .for_each(|((logits, &id), (&sum, &weight))| {
+                ARCH.dispatch(|| {
+                    // The fraction that f32 cannot hold of the sum goes into the factor.
+                    let shift = sum as f32;
+                    let rest = (f64::from(shift) - sum).exp() as f32;
+                    exp_shifted(logits, shift);
+                    for p in logits.iter_mut() {
+                        *p *= rest * weight;
+                    }
+                    logits[id as usize] -= weight;
+                });
+            });
+        let rows = gather(self.hidden, positions, width);
+        gemm::matmul(
+            MatMut::new(self.d_head, vocab, width),
+            Write::Accumulate,
+            Mat::new(self.logits, n, vocab).t(),
+            Mat::new(&rows, n, width),
+            Threads::Pool,
+        );
+        let mut d_rows = rows;
+        gemm::matmul(
+            MatMut::new(&mut d_rows, n, width),
+            Write::Replace,
+            Mat::new(self.logits, n, vocab),
+            Mat::new(self.head, vocab, width),
+            Threads::Pool,
+        );
+        for (&t, d_row) in positions.iter().zip(d_rows.chunks_exact(width)) {
+            self.d_hidden[t * width..(t + 1) * width].copy_from_slice(d_row);
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! The decoder: description, weights, forward and backward.
+//!
+//! A model goes from files to numbers in three steps: [`config`] reads config.json into an
+//! [`Architecture`], [`weights`] finds and checks the tensors, [`Decoder`] computes.
+//!
+//! On the CPU a row's log-probs depend on that row alone, bit for bit: not on the other rows of its
+//! batch, its place among them, or the number of threads.
+
+pub mod config;
+mod decoder;
+mod error;
+mod gemm;
+mod head;
+mod ops;
+mod simd;
+pub mod weights;
+
+use safetensors::Dtype;
+use std::borrow::Cow;
+
+pub use config::{Architecture, Block, SUPPORTED_MODEL_TYPES};
+pub use decoder::{Decoder, Gradients, Parameter};
+pub use error::Error;
+pub use ops::RowLayout;
+pub use weights::{Builtin, Checkpoint, ModelSource};
+
+use crate::types::TokenId;
+
+impl Decoder {
+    /// `log p(x_t | x_<t)` of every target of every row: one vector a row, with one value less than
+    /// the row has tokens. Natural logarithms, f32.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TokenOutOfRange`] when an id has no embedding, [`Error::NotFiniteLogProb`] when a
+    /// log-prob is NaN or infinite.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use remit::{demo, model::Decoder};
+    ///
+    /// let model = Decoder::load(&demo::rl_model())?;
+    /// let log_probs = model.target_log_probs(&[&[5, 6, 7], &[8, 9]])?;
+    /// assert_eq!([log_probs[0].len(), log_probs[1].len()], [2, 1]);
+    /// # Ok::<(), remit::model::Error>(())
+    /// ```
+    pub fn target_log_probs(&self, rows: &[&[TokenId]]) -> Result<Vec<Vec<f32>>, Error> {
+        let batch = self.batch(rows)?;
+        let hidden = self.forward(&batch, None)?;
+        let all = head::log_probs(&hidden, self.head().1, &batch.ids, &batch.layout)?;
+        let mut rest = all.as_slice();
+        let mut out = Vec::with_capacity(rows.len());
+        for row in rows {
+            let (mine, after) = rest.split_at(row.len().saturating_sub(1));
+            rest = after;
+            self.check_finite(mine)?;
+            out.push(mine.to_vec());
+        }
+        Ok(out)
+    }
+
+    /// Adds to `gradients` those of `sum over targets of weight * -log p`, not divided by anything,
+    /// for all rows of a micro-batch.
+    ///
+    /// `weigh` is called once a row, in order, with the row's number, the learner's log-probs (one a
+    /// target), and a slice to fill with one weight a target. The weights are constants to the
+    /// gradient.
+    ///
+    /// # Errors
+    ///
+    /// As [`Decoder::target_log_probs`], and what `weigh` returns.
+    pub fn accumulate_gradients(
+        &self,
+        rows: &[&[TokenId]],
+        gradients: &mut Gradients,
+        weigh: &mut dyn FnMut(usize, &[f32], &mut [f32]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let batch = self.batch(rows)?;
+        let mut tape = self.tape()?;
+        let hidden = self.forward(&batch, Some(&mut tape))?;
+        let (id, weight) = self.head();
+        let head_sum = gradients.sum(id, weight)?;
+        let d_hidden = head::gradients(
+            &hidden,
+            weight,
+            &head_sum,
+            &batch.ids,
+            &batch.layout,
+            &mut |row, log_probs, weights| {
+                self.check_finite(log_probs)?;
+                weigh(row, log_probs, weights)
+            },
+        )?;
+        drop(hidden);
+        self.backward(&batch, tape, &d_hidden, gradients)
+    }
+
+    fn check_finite(&self, log_probs: &[f32]) -> Result<(), Error> {
+        match log_probs.iter().position(|value| !value.is_finite()) {
+            None => Ok(()),
+            Some(i) => Err(Error::NotFiniteLogProb {
+                model: self.name().to_owned(),
+                position: i + 1,
+                value: log_probs[i],
+            }),
+        }
+    }
+
+    /// The model as a safetensors file: names, shapes and dtypes as in the checkpoint that it was
+    /// loaded from. Tensors are converted one at a time, while they are written.
+    ///
+    /// # Errors
+    ///
+    /// When the file at `path` can't be written.
+    pub fn write_safetensors(&self, path: &std::path::Path) -> Result<(), safetensors::SafeTensorError> {
+        let metadata = [("format".to_owned(), "pt".to_owned())].into();
+        let tensors = self.parameters().iter().map(|p| (p.name.as_str(), Export(p)));
+        safetensors::serialize_to_file(tensors, Some(metadata), path)
+    }
+}
+
+/// A parameter on its way into a file.
+struct Export<'a>(&'a Parameter);
+
+impl safetensors::View for Export<'_> {
+    fn dtype(&self) -> Dtype {
+        self.0.stored_dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.0.shape()
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        match ops::view(&self.0.tensor) {
+            Ok(values) => Cow::Owned(weights::narrow(&values, self.0.stored_dtype)),
+            Err(_) => unreachable!("parameters are contiguous f32 tensors on the CPU"),
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        self.0.tensor.elem_count() * weights::width(self.0.stored_dtype).unwrap_or(4)
+    }
+}

@@ -1,0 +1,247 @@
+//! Causal attention with grouped heads over rows of different lengths, side by side.
+//!
+//! Scores are computed for [`QUERY_TILE`] queries against the keys before them, so memory grows
+//! with the row's length, not with its square. The tiles of a row begin at the row's start, and
+//! nothing crosses rows: a row's results depend on that row alone.
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+use std::ops::Range;
+
+use super::{RowLayout, tensor, view};
+use crate::model::Error;
+use crate::model::gemm::{Mat, MatMut, Threads, Write, matmul};
+use crate::model::simd::{ARCH, dot, exp_shifted, max};
+
+/// Queries whose scores are held at a time.
+const QUERY_TILE: usize = 64;
+
+/// The shape of an attention: queries are `[tokens, heads * head_dim]`, keys and values
+/// `[tokens, kv_heads * head_dim]`; query head `h` reads key head `h / (heads / kv_heads)`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Shape {
+    /// Query heads; a multiple of `kv_heads`.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Features of a head.
+    pub head_dim: usize,
+    /// Factor on the scores, before the softmax.
+    pub scale: f32,
+}
+
+impl Shape {
+    fn group(self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    fn query_width(self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    fn kv_width(self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+}
+
+/// Query tiles of a row of `len` tokens, as positions in the row.
+fn tiles(len: usize) -> impl Iterator<Item = Range<usize>> + Clone {
+    (0..len).step_by(QUERY_TILE).map(move |start| start..(start + QUERY_TILE).min(len))
+}
+
+/// Attention probabilities of one query tile: `scores` `[tile, tile.end]`, zero above the diagonal.
+fn probabilities(scores: &mut [f32], tile: &Range<usize>, q: Mat<'_>, k: Mat<'_>, scale: f32) {
+    let keys = tile.end;
+    matmul(
+        MatMut::new(scores, tile.len(), keys),
+        Write::Replace,
+        q,
+        k.t(),
+        Threads::One,
+    );
+    ARCH.dispatch(|| {
+        for (query, row) in tile.clone().zip(scores.chunks_exact_mut(keys)) {
+            let (seen, future) = row.split_at_mut(query + 1);
+            for score in &mut *seen {
+                *score *= scale;
+            }
+            let largest = max(seen);
+            let sum = exp_shifted(seen, largest);
+            let inverse = sum.recip();
+            for score in seen {
+                *score *= inverse;
+            }
+            future.fill(0.0);
+        }
+    });
+}
+
+/// The part of a `[tokens, width]` buffer that belongs to `head` in the tokens of `range`.
+fn head<'a>(values: &'a [f32], range: Range<usize>, width: usize, head: usize, dim: usize) -> Mat<'a> {
+    Mat::strided(
+        &values[range.start * width + head * dim..range.end * width],
+        range.len(),
+        dim,
+        width,
+    )
+}
+
+/// Attention output, `[tokens, heads * head_dim]`.
+pub(crate) fn forward(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    layout: &RowLayout,
+    shape: Shape,
+) -> Result<Tensor, Error> {
+    let (q_values, k, v): (&[f32], &[f32], &[f32]) = (&view(q)?, &view(k)?, &view(v)?);
+    let (width, kv_width, dim) = (shape.query_width(), shape.kv_width(), shape.head_dim);
+    let mut out = vec![0.0; q_values.len()];
+    // One task a query tile, each with its own slice of the output.
+    let mut tasks = Vec::new();
+    let mut rest = out.as_mut_slice();
+    for row in layout.rows() {
+        for tile in tiles(row.len()) {
+            let (slice, after) = rest.split_at_mut(tile.len() * width);
+            rest = after;
+            tasks.push((row.start, tile, slice));
+        }
+    }
+    tasks.into_par_iter().for_each(|(start, tile, out)| {
+        let mut scores = vec![0.0; tile.len() * tile.end];
+        let queries = start + tile.start..start + tile.end;
+        let keys = start..start + tile.end;
+        for h in 0..shape.heads {
+            let kv = h / shape.group();
+            probabilities(
+                &mut scores,
+                &tile,
+                head(q_values, queries.clone(), width, h, dim),
+                head(k, keys.clone(), kv_width, kv, dim),
+                shape.scale,
+            );
+            matmul(
+                MatMut::strided(&mut out[h * dim..], tile.len(), dim, width),
+                Write::Replace,
+                Mat::new(&scores, tile.len(), tile.end),
+                head(v, keys.clone(), kv_width, kv, dim),
+                Threads::One,
+            );
+        }
+    });
+    tensor(out, q.dims())
+}
+
+/// Gradients of one key head of one row, contiguous: `dq` is `[group, len, dim]`, `dk` and `dv`
+/// are `[len, dim]`.
+struct HeadGradients {
+    dq: Vec<f32>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+}
+
+/// Gradients with respect to queries, keys and values. `out` is what [`forward`] returned.
+///
+/// With probabilities `P` and `dP = dOut Vᵀ`: `dS = P * (dP - rowsum(dOut * Out))`,
+/// `dq = scale dS K`, `dk = scale dSᵀ Q`, `dv = Pᵀ dOut`. `P` is computed again, tile by tile.
+pub(crate) fn backward(
+    d_out: &Tensor,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    out: &Tensor,
+    layout: &RowLayout,
+    shape: Shape,
+) -> Result<(Tensor, Tensor, Tensor), Error> {
+    let (width, kv_width, dim) = (shape.query_width(), shape.kv_width(), shape.head_dim);
+    let (d_out, out): (&[f32], &[f32]) = (&view(d_out)?, &view(out)?);
+    let (q_values, k_values, v_values): (&[f32], &[f32], &[f32]) =
+        (&view(q)?, &view(k)?, &view(v)?);
+    let rows: Vec<Range<usize>> = layout.rows().collect();
+    let tasks: Vec<(usize, usize)> = (0..rows.len())
+        .flat_map(|row| (0..shape.kv_heads).map(move |kv| (row, kv)))
+        .collect();
+    let heads: Vec<HeadGradients> = tasks
+        .par_iter()
+        .map(|&(row, kv)| {
+            let row = rows[row].clone();
+            let len = row.len();
+            let mut grads = HeadGradients {
+                dq: vec![0.0; shape.group() * len * dim],
+                dk: vec![0.0; len * dim],
+                dv: vec![0.0; len * dim],
+            };
+            let mut p_buffer = vec![0.0; QUERY_TILE.min(len) * len];
+            let mut ds_buffer = p_buffer.clone();
+            for (g, dq) in grads.dq.chunks_exact_mut(len * dim).enumerate() {
+                let h = kv * shape.group() + g;
+                for tile in tiles(len) {
+                    let queries = row.start + tile.start..row.start + tile.end;
+                    let keys = row.start..row.start + tile.end;
+                    let (m, n) = (tile.len(), tile.end);
+                    let p = &mut p_buffer[..m * n];
+                    let ds = &mut ds_buffer[..m * n];
+                    let q_tile = head(q_values, queries.clone(), width, h, dim);
+                    let k_seen = head(k_values, keys.clone(), kv_width, kv, dim);
+                    let v_seen = head(v_values, keys, kv_width, kv, dim);
+                    let d_tile = head(d_out, queries.clone(), width, h, dim);
+                    probabilities(p, &tile, q_tile, k_seen, shape.scale);
+                    matmul(
+                        MatMut::new(&mut grads.dv[..n * dim], n, dim),
+                        Write::Accumulate,
+                        Mat::new(p, m, n).t(),
+                        d_tile,
+                        Threads::One,
+                    );
+                    matmul(MatMut::new(ds, m, n), Write::Replace, d_tile, v_seen.t(), Threads::One);
+                    ARCH.dispatch(|| {
+                        let rows = ds.chunks_exact_mut(n).zip(p.chunks_exact(n));
+                        for (token, (ds, p)) in queries.zip(rows) {
+                            let at = token * width + h * dim;
+                            let pull = dot(&d_out[at..at + dim], &out[at..at + dim]);
+                            for (ds, p) in ds.iter_mut().zip(p) {
+                                *ds = p * (*ds - pull) * shape.scale;
+                            }
+                        }
+                    });
+                    matmul(
+                        MatMut::new(&mut dq[tile.start * dim..tile.end * dim], m, dim),
+                        Write::Replace,
+                        Mat::new(ds, m, n),
+                        k_seen,
+                        Threads::One,
+                    );
+                    matmul(
+                        MatMut::new(&mut grads.dk[..n * dim], n, dim),
+                        Write::Accumulate,
+                        Mat::new(ds, m, n).t(),
+                        q_tile,
+                        Threads::One,
+                    );
+                }
+            }
+            grads
+        })
+        .collect();
+
+    let mut dq = vec![0.0; q_values.len()];
+    let mut dk = vec![0.0; k_values.len()];
+    let mut dv = vec![0.0; v_values.len()];
+    for (&(row, kv), grads) in tasks.iter().zip(&heads) {
+        let row = rows[row].clone();
+        scatter(&mut dk, &grads.dk, &row, kv_width, kv * dim, dim);
+        scatter(&mut dv, &grads.dv, &row, kv_width, kv * dim, dim);
+        for (g, head) in grads.dq.chunks_exact(row.len() * dim).enumerate() {
+            scatter(&mut dq, head, &row, width, (kv * shape.group() + g) * dim, dim);
+        }
+    }
+    Ok((tensor(dq, q.dims())?, tensor(dk, k.dims())?, tensor(dv, v.dims())?))
+}
+
+/// Copies one head's `[len, dim]` into its columns of a `[tokens, width]` buffer.
+fn scatter(into: &mut [f32], head: &[f32], row: &Range<usize>, width: usize, at: usize, dim: usize) {
+    let tokens = into[row.start * width..row.end * width].chunks_exact_mut(width);
+    for (token, values) in tokens.zip(head.chunks_exact(dim)) {
+        token[at..at + dim].copy_from_slice(values);
+    }
+}

@@ -1,0 +1,87 @@
+//! Linear projection: `y = x wᵀ + b`.
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::{dims, rows_per_task, tensor, update, view};
+use crate::model::Error;
+use crate::model::gemm::{self, Mat, MatMut, Threads, Write};
+
+/// `x` `[tokens, in]`, `w` `[out, in]`, `b` `[out]` -> `[tokens, out]`.
+pub(crate) fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor, Error> {
+    let (tokens, _) = dims(x)?;
+    let (out, _) = dims(w)?;
+    gemm::elements(tokens, out)?;
+    let mut y = gemm::project(&view(x)?, &view(w)?, tokens, out);
+    if let Some(b) = b {
+        let b: &[f32] = &view(b)?;
+        y.par_chunks_mut(out * rows_per_task(out)).for_each(|rows| {
+            for row in rows.chunks_exact_mut(out) {
+                for (y, b) in row.iter_mut().zip(b.iter()) {
+                    *y += b;
+                }
+            }
+        });
+    }
+    tensor(y, (tokens, out))
+}
+
+/// Gradient with respect to `x`: `dy w`, `[tokens, in]`; added to `onto` when one is given.
+pub(crate) fn backward_input(
+    dy: &Tensor,
+    w: &Tensor,
+    onto: Option<Tensor>,
+) -> Result<Tensor, Error> {
+    let (tokens, out) = dims(dy)?;
+    let (_, inner) = dims(w)?;
+    let (dy, w): (&[f32], &[f32]) = (&view(dy)?, &view(w)?);
+    let product = |dx: &mut [f32], write| {
+        gemm::matmul(
+            MatMut::new(dx, tokens, inner),
+            write,
+            Mat::new(dy, tokens, out),
+            Mat::new(w, out, inner),
+            Threads::Pool,
+        );
+    };
+    match onto {
+        Some(dx) => {
+            update(&dx, |dx| product(dx, Write::Accumulate))?;
+            Ok(dx)
+        }
+        None => {
+            let mut dx = vec![0.0; tokens * inner];
+            product(&mut dx, Write::Replace);
+            tensor(dx, (tokens, inner))
+        }
+    }
+}
+
+/// Gradient with respect to `w`: `dyᵀ x`, `[out, in]`, added to `sum` in place.
+pub(crate) fn accumulate_weight(sum: &Tensor, dy: &Tensor, x: &Tensor) -> Result<(), Error> {
+    let (tokens, out) = dims(dy)?;
+    let (_, inner) = dims(x)?;
+    let (dy, x): (&[f32], &[f32]) = (&view(dy)?, &view(x)?);
+    update(sum, |sum| {
+        gemm::matmul(
+            MatMut::new(sum, out, inner),
+            Write::Accumulate,
+            Mat::new(dy, tokens, out).t(),
+            Mat::new(x, tokens, inner),
+            Threads::Pool,
+        );
+    })
+}
+
+/// Gradient with respect to `b`: the sum of `dy` over the tokens, `[out]`, added to `sum` in place.
+pub(crate) fn accumulate_bias(sum: &Tensor, dy: &Tensor) -> Result<(), Error> {
+    let (_, out) = dims(dy)?;
+    let dy: &[f32] = &view(dy)?;
+    update(sum, |sum| {
+        for row in dy.chunks_exact(out) {
+            for (sum, dy) in sum.iter_mut().zip(row) {
+                *sum += dy;
+            }
+        }
+    })
+}

@@ -1,0 +1,95 @@
+//! Root-mean-square normalization (Zhang & Sennrich, arXiv 1910.07467): `y = x / rms(x) * w`.
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::{rows_per_task, tensor, update, view};
+use crate::model::Error;
+use crate::model::simd::{ARCH, dot};
+
+/// `1 / sqrt(mean(x²) + eps)`
+#[inline(always)]
+fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    (dot(x, x) / x.len() as f32 + eps).sqrt().recip()
+}
+
+/// Normalizes groups of `w.len()` neighbouring features of `x`; the shape of `x` is kept.
+///
+/// With `w` as wide as a token this is the norm of a block; with `w` of one head's width, the
+/// per-head norm of queries and keys.
+pub(crate) fn forward(x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor, Error> {
+    let (values, w): (&[f32], &[f32]) = (&view(x)?, &view(w)?);
+    let width = w.len();
+    let mut y = vec![0.0; values.len()];
+    let block = width * rows_per_task(width);
+    y.par_chunks_mut(block).zip(values.par_chunks(block)).for_each(|(y, x)| {
+        ARCH.dispatch(|| {
+            for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                let scale = inverse_rms(x, eps);
+                for ((y, x), w) in y.iter_mut().zip(x).zip(w.iter()) {
+                    *y = x * scale * w;
+                }
+            }
+        });
+    });
+    tensor(y, x.dims())
+}
+
+/// Gradient with respect to `x`, added to `onto` when one is given; the gradient with respect to
+/// `w` is added to `w_sum`.
+///
+/// With `r = 1 / rms(x)`, `n` features and `g = dy * w`: `dx = r g - x r³ (g · x) / n`.
+pub(crate) fn backward(
+    dy: &Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    eps: f32,
+    w_sum: &Tensor,
+    onto: Option<Tensor>,
+) -> Result<Tensor, Error> {
+    let dx = match onto {
+        Some(dx) => dx,
+        None => tensor(vec![0.0; x.elem_count()], x.dims())?,
+    };
+    let (dy, x, w): (&[f32], &[f32], &[f32]) = (&view(dy)?, &view(x)?, &view(w)?);
+    let width = w.len();
+    let block = width * rows_per_task(width);
+    // One partial sum of dw a task, added in the order of the tasks.
+    let mut partial_sums = Vec::new();
+    update(&dx, |dx| {
+        dx.par_chunks_mut(block)
+            .zip(dy.par_chunks(block))
+            .zip(x.par_chunks(block))
+            .map(|((dx, dy), x)| {
+                let mut dw = vec![0.0; width];
+                ARCH.dispatch(|| {
+                    for ((dx, dy), x) in dx
+                        .chunks_exact_mut(width)
+                        .zip(dy.chunks_exact(width))
+                        .zip(x.chunks_exact(width))
+                    {
+                        let r = inverse_rms(x, eps);
+                        let mut lanes = [0.0_f32; 16];
+                        for (i, ((dy, x), w)) in dy.iter().zip(x).zip(w.iter()).enumerate() {
+                            lanes[i % 16] += dy * w * x;
+                        }
+                        let pull = lanes.iter().sum::<f32>() * r * r * r / width as f32;
+                        for i in 0..width {
+                            dw[i] += dy[i] * x[i] * r;
+                            dx[i] += r * dy[i] * w[i] - x[i] * pull;
+                        }
+                    }
+                });
+                dw
+            })
+            .collect_into_vec(&mut partial_sums);
+    })?;
+    update(w_sum, |sum| {
+        for dw in &partial_sums {
+            for (sum, dw) in sum.iter_mut().zip(dw) {
+                *sum += dw;
+            }
+        }
+    })?;
+    Ok(dx)
+}

@@ -1,0 +1,4 @@
+//! The integration tests, as one binary.
+#![expect(clippy::disallowed_methods, reason = "tests prepare and damage files by hand")]
+
+mod goldens;
