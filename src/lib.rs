@@ -4,4 +4,5 @@
 //! number of later training runs weight their next-token loss with it.
 
 pub mod fs;
+pub mod pack;
 pub mod types;
