@@ -5,4 +5,5 @@
 
 pub mod fs;
 pub mod pack;
+pub mod tokenize;
 pub mod types;
