@@ -3,7 +3,10 @@
 //!
 //! A file is published by writing a hidden sibling, `fsync`, `rename`, and `fsync` of the folder.
 //! A reader therefore sees a whole file or none, also after a power cut.
-#![expect(clippy::disallowed_methods, reason = "the one module that wraps std::fs")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the one module that wraps std::fs"
+)]
 
 use std::ffi::OsString;
 use std::fmt;
@@ -144,6 +147,11 @@ pub fn is_dir(path: &Path) -> bool {
     path.is_dir()
 }
 
+/// The absolute path without links, `.` and `..`.
+pub fn canonicalize(path: &Path) -> Result<PathBuf> {
+    path.canonicalize().during("resolve", path)
+}
+
 /// Creates a folder and its parents.
 pub fn create_dir_all(path: &Path) -> Result<()> {
     std::fs::create_dir_all(path).during("create the folder", path)
@@ -273,11 +281,7 @@ impl MappedFile {
             // SAFETY: the map is a read-only view of a file, so dropped pages are read back from
             // that file with the same content; nothing is lost by it.
             let advised = unsafe {
-                map.unchecked_advise_range(
-                    memmap2::UncheckedAdvice::DontNeed,
-                    offset,
-                    end - offset,
-                )
+                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, end - offset)
             };
             if let Err(error) = advised {
                 tracing::debug!(path = %self.path.display(), %error, "madvise was refused");
@@ -378,7 +382,9 @@ pub fn write_error(path: &Path, source: io::Error) -> Error {
 
 /// Opens a file for writing from its start, for logs that are read while they grow.
 pub fn create_log(path: &Path) -> Result<BufWriter<File>> {
-    File::create(path).map(BufWriter::new).during("create", path)
+    File::create(path)
+        .map(BufWriter::new)
+        .during("create", path)
 }
 
 /// Removes temporary files that an interrupted run left in a folder, and says how many.

@@ -1,0 +1,310 @@
+//! Documents to token ids, and whether two tokenizers turn text into the same ids.
+
+use std::any::Any;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use tokenizers::{ModelWrapper, Tokenizer};
+
+use crate::fs::Digest;
+use crate::types::{Document, TokenId, TokenizedDocument};
+
+mod canonical;
+
+use canonical::Canonical;
+pub use canonical::Difference;
+
+/// What can go wrong between text and ids.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The tokenizer can't be loaded.
+    #[error("{name}: tokenizer.json is not a tokenizer that can be used: {reason}")]
+    Load {
+        /// The model's folder, as given.
+        name: String,
+        /// What the parser says.
+        reason: String,
+    },
+    /// A document can't be encoded.
+    #[error("{document}, record {index}: the tokenizer of {name} can't encode the text: {reason}")]
+    Encode {
+        /// The tokenizer.
+        name: String,
+        /// Source of the document.
+        document: String,
+        /// Its record number, from 0.
+        index: u64,
+        /// What the tokenizer says.
+        reason: String,
+    },
+    /// Ids can't be decoded.
+    #[error("the tokenizer of {name} can't decode {num_ids} ids: {reason}")]
+    Decode {
+        /// The tokenizer.
+        name: String,
+        /// How many ids.
+        num_ids: usize,
+        /// What the tokenizer says.
+        reason: String,
+    },
+}
+
+/// Two tokenizers do not turn text into the same ids.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the tokenizers of {this} and {other} differ: {difference}")]
+#[non_exhaustive]
+pub struct Mismatch {
+    /// The one that was asked.
+    pub this: String,
+    /// The one it was compared with.
+    pub other: String,
+    /// The first difference that was found.
+    pub difference: Difference,
+}
+
+/// Which ids are put around the ids of every document.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpecialTokens {
+    /// In front of a document.
+    pub bos: Option<TokenId>,
+    /// After a document.
+    pub eos: Option<TokenId>,
+}
+
+/// A Hugging Face tokenizer, reduced to what is deterministic: no padding, no truncation, no BPE
+/// dropout, and no special tokens but those of its policy.
+///
+/// As everywhere with such tokenizers, text that spells a special token out ("<|endoftext|>") is
+/// encoded as that token.
+///
+/// ```no_run
+/// use remit::tokenize::{SpecialTokens, TextTokenizer};
+///
+/// let json = remit::fs::read("model/tokenizer.json".as_ref())?;
+/// let tokenizer = TextTokenizer::from_bytes(&json, "model")?;
+/// let eos = tokenizer.token_to_id("<|endoftext|>");
+/// let tokenizer = tokenizer.with_special_tokens(SpecialTokens { bos: None, eos });
+/// let documents = tokenizer.encode_batch(Vec::new())?;
+/// assert!(documents.is_empty());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct TextTokenizer {
+    name: String,
+    tokenizer: Tokenizer,
+    special: SpecialTokens,
+    canonical: Canonical,
+    vocab_size: usize,
+}
+
+impl fmt::Debug for TextTokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TextTokenizer")
+            .field("name", &self.name)
+            .field("special", &self.special)
+            .field("vocab_size", &self.vocab_size)
+            .finish_non_exhaustive()
+    }
+}
+
+impl TextTokenizer {
+    /// Loads the content of a `tokenizer.json`; `name` stands for it in messages: the model's
+    /// folder. No special tokens are put around documents until
+    /// [`TextTokenizer::with_special_tokens`] says so.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Load`] when it is not a tokenizer.
+    pub fn from_bytes(tokenizer_json: &[u8], name: &str) -> Result<Self, Error> {
+        let failed = |reason: String| Error::Load {
+            name: name.to_owned(),
+            reason,
+        };
+        let tokenizer =
+            guarded(|| deterministic(Tokenizer::from_bytes(tokenizer_json)?)).map_err(failed)?;
+        let canonical = Canonical::of(&tokenizer).map_err(failed)?;
+        let vocab_size = tokenizer
+            .get_vocab(true)
+            .into_values()
+            .max()
+            .and_then(|id| usize::try_from(id).ok())
+            .map_or(0, |id| id.saturating_add(1));
+        Ok(Self {
+            name: name.to_owned(),
+            tokenizer,
+            special: SpecialTokens::default(),
+            canonical,
+            vocab_size,
+        })
+    }
+
+    /// Sets the ids that are put around every document.
+    #[must_use]
+    pub fn with_special_tokens(mut self, special: SpecialTokens) -> Self {
+        self.special = special;
+        self
+    }
+
+    /// The ids that are put around every document.
+    pub fn special_tokens(&self) -> SpecialTokens {
+        self.special
+    }
+
+    /// The name given at loading.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// One more than the largest id, added tokens included.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Id of a token that is spelled as in the vocabulary.
+    pub fn token_to_id(&self, token: &str) -> Option<TokenId> {
+        self.tokenizer.token_to_id(token)
+    }
+
+    /// Spelling of a token in the vocabulary.
+    pub fn id_to_token(&self, id: TokenId) -> Option<String> {
+        self.tokenizer.id_to_token(id)
+    }
+
+    /// Encodes documents, in parallel on the current rayon pool and in their order. The result is
+    /// the same on any number of threads.
+    ///
+    /// A document whose text gives no ids stays empty: it gets no special tokens either, so that
+    /// it can't become a row.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Encode`] for the first document that can't be encoded.
+    pub fn encode_batch(&self, docs: Vec<Document>) -> Result<Vec<TokenizedDocument>, Error> {
+        let results: Vec<_> = docs.into_par_iter().map(|doc| self.encode(doc)).collect();
+        results.into_iter().collect()
+    }
+
+    fn encode(&self, document: Document) -> Result<TokenizedDocument, Error> {
+        let Document {
+            source,
+            index,
+            text,
+        } = document;
+        let encoding = guarded(|| self.tokenizer.encode_fast(text, false)).map_err(|reason| {
+            Error::Encode {
+                name: self.name.clone(),
+                document: source.to_string(),
+                index,
+                reason,
+            }
+        })?;
+        let ids = encoding.get_ids();
+        let mut input_ids = Vec::with_capacity(ids.len().saturating_add(2));
+        if !ids.is_empty() {
+            input_ids.extend(self.special.bos);
+            input_ids.extend_from_slice(ids);
+            input_ids.extend(self.special.eos);
+        }
+        Ok(TokenizedDocument {
+            source,
+            index,
+            input_ids,
+        })
+    }
+
+    /// The text of ids, special tokens included.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Decode`] when the decoder refuses. Ids outside the vocabulary are left out.
+    pub fn decode(&self, ids: &[TokenId]) -> Result<String, Error> {
+        guarded(|| self.tokenizer.decode(ids, false)).map_err(|reason| Error::Decode {
+            name: self.name.clone(),
+            num_ids: ids.len(),
+            reason,
+        })
+    }
+
+    /// The id that the tokenizer's own template puts in front of a text, where it puts one.
+    ///
+    /// It is found by encoding a short text with and without the template.
+    pub fn default_bos(&self) -> Option<TokenId> {
+        for probe in ["a", "0", "the"] {
+            let encode = |with_template| {
+                guarded(|| self.tokenizer.encode_fast(probe, with_template))
+                    .map(|encoding| encoding.get_ids().to_vec())
+            };
+            let (Ok(bare), Ok(framed)) = (encode(false), encode(true)) else {
+                return None;
+            };
+            if bare.is_empty() {
+                continue;
+            }
+            let at = framed
+                .windows(bare.len())
+                .position(|window| window == bare)?;
+            return framed.get(..at)?.first().copied();
+        }
+        None
+    }
+
+    /// Fingerprint of all that decides which ids a text gets: model, vocabulary, merges,
+    /// normalizer, pre-tokenizer and added tokens.
+    ///
+    /// It does not depend on how the JSON is laid out, nor on what only matters elsewhere:
+    /// padding, truncation, the template of special tokens, the decoder.
+    pub fn fingerprint(&self) -> Digest {
+        self.canonical.fingerprint()
+    }
+
+    /// Whether both turn every text into the same ids.
+    ///
+    /// # Errors
+    ///
+    /// [`Mismatch`], with the first difference.
+    pub fn compare(&self, other: &Self) -> Result<(), Mismatch> {
+        match self.canonical.difference(&other.canonical) {
+            None => Ok(()),
+            Some(difference) => Err(Mismatch {
+                this: self.name.clone(),
+                other: other.name.clone(),
+                difference,
+            }),
+        }
+    }
+}
+
+/// Switches off what makes ids depend on anything but the text.
+fn deterministic(mut tokenizer: Tokenizer) -> tokenizers::Result<Tokenizer> {
+    tokenizer.with_padding(None);
+    tokenizer.with_truncation(None)?;
+    if let ModelWrapper::BPE(bpe) = tokenizer.get_model()
+        && bpe.dropout.is_some()
+    {
+        let mut bpe = bpe.clone();
+        bpe.dropout = None;
+        tokenizer.with_model(bpe);
+    }
+    Ok(tokenizer)
+}
+
+/// Runs a call into the tokenizer, which panics on some inconsistent files.
+fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(panic) => Err(panic_text(panic.as_ref())),
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "it gave up".to_owned())
+}
+
+#[cfg(test)]
+mod tests;
