@@ -94,6 +94,12 @@ impl Records {
                 actual,
             });
         }
+        if file.compression != Compression::None && actual == 0 {
+            // The decoders disagree on whether nothing at all is a stream; an upload that failed
+            // leaves just this behind.
+            let empty = io::Error::new(io::ErrorKind::UnexpectedEof, "the file has no bytes");
+            return Err(read_error(file, empty));
+        }
         match (file.format, range) {
             (Format::Text, _) => Ok(Self::Text(Some(open(file, 0..u64::MAX)?))),
             (

@@ -499,6 +499,17 @@ fn cut_off_compressed_files_are_errors_with_the_decoders_reason() {
 }
 
 #[test]
+fn a_compressed_file_without_a_byte_is_an_error_beside_others() {
+    for name in ["b.jsonl.gz", "b.txt.zst"] {
+        let dir = TempDir::new().unwrap();
+        put(dir.path(), "a.txt", "a");
+        put(dir.path(), name, "");
+        let error = read(dir.path()).unwrap_err();
+        assert!(matches!(error, Error::Decompress { .. }), "{error}");
+    }
+}
+
+#[test]
 fn records_beyond_the_limit_are_errors_and_at_the_limit_are_read() {
     let dir = TempDir::new().unwrap();
     put(
