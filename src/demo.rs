@@ -13,10 +13,17 @@ macro_rules! builtin {
         Builtin {
             name: concat!("builtin:", $name),
             files: &[
-                ("config.json", include_bytes!(concat!("../fixtures/models/", $name, "/config.json"))),
+                (
+                    "config.json",
+                    include_bytes!(concat!("../fixtures/models/", $name, "/config.json")),
+                ),
                 (
                     "generation_config.json",
-                    include_bytes!(concat!("../fixtures/models/", $name, "/generation_config.json")),
+                    include_bytes!(concat!(
+                        "../fixtures/models/",
+                        $name,
+                        "/generation_config.json"
+                    )),
                 ),
                 (
                     "model.safetensors",
@@ -28,7 +35,11 @@ macro_rules! builtin {
                 ),
                 (
                     "tokenizer_config.json",
-                    include_bytes!(concat!("../fixtures/models/", $name, "/tokenizer_config.json")),
+                    include_bytes!(concat!(
+                        "../fixtures/models/",
+                        $name,
+                        "/tokenizer_config.json"
+                    )),
                 ),
             ],
         }

@@ -334,19 +334,27 @@ impl AtomicFile {
         })
     }
 
+    /// Where the temporary file is, for a writer that opens files by path.
+    pub fn path(&self) -> &Path {
+        self.temp.path()
+    }
+
     /// Makes what was written durable and visible under the target name, replacing a file there.
     pub fn publish(self) -> Result<()> {
         let Self { target, temp } = self;
+        // By path, since a writer that was handed the path may have put another file there.
+        let path = temp.path();
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
             // tempfile creates 0600; a published file follows the usual 0644 so that others on a
             // cluster can read it.
-            temp.as_file()
-                .set_permissions(std::fs::Permissions::from_mode(0o644))
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))
                 .during("set the permissions of", &target)?;
         }
-        temp.as_file().sync_all().during("sync", &target)?;
+        File::open(path)
+            .and_then(|file| file.sync_all())
+            .during("sync", &target)?;
         temp.persist(&target)
             .map_err(|error| error.error)
             .during("publish", &target)?;

@@ -113,7 +113,10 @@ impl Architecture {
                 ));
             }
             if block.head_dim < 2 || !block.head_dim.is_multiple_of(2) {
-                return Err(format!("head_dim {} is not even, as RoPE needs", block.head_dim));
+                return Err(format!(
+                    "head_dim {} is not even, as RoPE needs",
+                    block.head_dim
+                ));
             }
         }
         if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
@@ -252,13 +255,17 @@ impl<'a> Fields<'a> {
 
     fn float(&mut self, name: &'static str, default: f64) -> Result<f64, String> {
         self.get(name).map_or(Ok(default), |value| {
-            value.as_f64().ok_or_else(|| format!("{name} is {value}, not a number"))
+            value
+                .as_f64()
+                .ok_or_else(|| format!("{name} is {value}, not a number"))
         })
     }
 
     fn boolean(&mut self, name: &'static str, default: bool) -> Result<bool, String> {
         self.get(name).map_or(Ok(default), |value| {
-            value.as_bool().ok_or_else(|| format!("{name} is {value}, not true or false"))
+            value
+                .as_bool()
+                .ok_or_else(|| format!("{name} is {value}, not true or false"))
         })
     }
 
@@ -279,9 +286,9 @@ impl<'a> Fields<'a> {
             _ => value == implemented,
         };
         match self.get(name) {
-            Some(value) if !same(value) => {
-                Err(format!("{name} is {value}; only {implemented} is implemented"))
-            }
+            Some(value) if !same(value) => Err(format!(
+                "{name} is {value}; only {implemented} is implemented"
+            )),
             _ => Ok(()),
         }
     }
@@ -365,7 +372,9 @@ fn uniform_decoder(
     if let Some(kinds) = fields.get("layer_types") {
         let kinds = kinds.as_array().ok_or("layer_types is not a list")?;
         if let Some(other) = kinds.iter().find(|kind| **kind != "full_attention") {
-            return Err(format!("layer_types holds {other}; only \"full_attention\" is implemented"));
+            return Err(format!(
+                "layer_types holds {other}; only \"full_attention\" is implemented"
+            ));
         }
     }
     if num_layers > 10_000 {
@@ -391,9 +400,9 @@ fn rope_frequencies(head_dim: usize, fields: &mut Fields<'_>) -> Result<Vec<f32>
     fields.only("partial_rotary_factor", &Value::from(1.0))?;
     let empty = Map::new();
     let parameters = match (fields.get("rope_parameters"), fields.get("rope_scaling")) {
-        (Some(value), _) | (None, Some(value)) => {
-            value.as_object().ok_or("the RoPE parameters are not an object")?
-        }
+        (Some(value), _) | (None, Some(value)) => value
+            .as_object()
+            .ok_or("the RoPE parameters are not an object")?,
         (None, None) => &empty,
     };
     let mut rope = Fields::new(parameters);
@@ -427,7 +436,9 @@ fn rope_frequencies(head_dim: usize, fields: &mut Fields<'_>) -> Result<Vec<f32>
             let high = required("high_freq_factor")?;
             let context = required("original_max_position_embeddings")?;
             if high <= low {
-                return Err(format!("high_freq_factor {high} is not above low_freq_factor {low}"));
+                return Err(format!(
+                    "high_freq_factor {high} is not above low_freq_factor {low}"
+                ));
             }
             for frequency in &mut frequencies {
                 let wavelength = 2.0 * std::f32::consts::PI / *frequency;
@@ -440,10 +451,13 @@ fn rope_frequencies(head_dim: usize, fields: &mut Fields<'_>) -> Result<Vec<f32>
             }
         }
         other => {
-            return Err(format!("rope_type {other:?} is not implemented; default and llama3 are"));
+            return Err(format!(
+                "rope_type {other:?} is not implemented; default and llama3 are"
+            ));
         }
     }
-    rope.finish().map_err(|problem| format!("in the RoPE parameters: {problem}"))?;
+    rope.finish()
+        .map_err(|problem| format!("in the RoPE parameters: {problem}"))?;
     Ok(frequencies)
 }
 
@@ -476,11 +490,20 @@ mod tests {
         let message = problem(|map| {
             map.insert("hidden_act".into(), json!("gelu"));
         });
-        assert_eq!(message, "hidden_act is \"gelu\"; only \"silu\" is implemented");
+        assert_eq!(
+            message,
+            "hidden_act is \"gelu\"; only \"silu\" is implemented"
+        );
         let message = problem(|map| {
-            map.insert("rope_scaling".into(), json!({"rope_type": "yarn", "factor": 4.0}));
+            map.insert(
+                "rope_scaling".into(),
+                json!({"rope_type": "yarn", "factor": 4.0}),
+            );
         });
-        assert_eq!(message, "rope_type \"yarn\" is not implemented; default and llama3 are");
+        assert_eq!(
+            message,
+            "rope_type \"yarn\" is not implemented; default and llama3 are"
+        );
         let message = problem(|map| {
             map.insert("attention_dropout".into(), json!(0.1));
         });
@@ -492,7 +515,10 @@ mod tests {
         let message = problem(|map| {
             map.insert("model_type".into(), json!("gpt2"));
         });
-        assert_eq!(message, "model_type \"gpt2\" is not supported; supported are llama, qwen3");
+        assert_eq!(
+            message,
+            "model_type \"gpt2\" is not supported; supported are llama, qwen3"
+        );
     }
 
     #[test]
@@ -508,7 +534,10 @@ mod tests {
         let message = problem(|map| {
             map.insert("num_key_value_heads".into(), json!(3));
         });
-        assert_eq!(message, "num_attention_heads 4 is not a multiple of num_key_value_heads 3");
+        assert_eq!(
+            message,
+            "num_attention_heads 4 is not a multiple of num_key_value_heads 3"
+        );
     }
 
     #[test]
@@ -532,6 +561,11 @@ mod tests {
         new["rope_parameters"]["rope_theta"] = json!(500_000.0);
         let old = Architecture::from_value(&old).unwrap();
         assert_eq!(old, Architecture::from_value(&new).unwrap());
-        assert_ne!(old.rope_frequencies, Architecture::from_value(&config()).unwrap().rope_frequencies);
+        assert_ne!(
+            old.rope_frequencies,
+            Architecture::from_value(&config())
+                .unwrap()
+                .rope_frequencies
+        );
     }
 }

@@ -10,9 +10,7 @@ use super::Error;
 use super::config::{Architecture, Block, EMBEDDING, FINAL_NORM, HEAD, block_tensor};
 use super::ops::attention::{self, Shape};
 use super::ops::rope::Rotation;
-use super::ops::{
-    RowLayout, add_assign, linear, mlp, norm, sum_of_squares, tensor, update, view,
-};
+use super::ops::{RowLayout, add_assign, linear, mlp, norm, sum_of_squares, tensor, update, view};
 use super::weights::{Checkpoint, ModelSource};
 
 /// Tokens that go through the feed-forward part of a block at a time when no gradient is needed.
@@ -71,12 +69,15 @@ impl Gradients {
     }
 
     fn sum_of(&self, index: ParamId, model: &Decoder) -> Result<&Tensor, Error> {
-        self.sums.get(index).and_then(Option::as_ref).ok_or_else(|| Error::NoGradient {
-            parameter: model
-                .parameters
-                .get(index)
-                .map_or_else(|| index.to_string(), |parameter| parameter.name.clone()),
-        })
+        self.sums
+            .get(index)
+            .and_then(Option::as_ref)
+            .ok_or_else(|| Error::NoGradient {
+                parameter: model
+                    .parameters
+                    .get(index)
+                    .map_or_else(|| index.to_string(), |parameter| parameter.name.clone()),
+            })
     }
 
     /// Norm of all sums together, as one vector.
@@ -94,10 +95,9 @@ impl Gradients {
 
     /// The sum to add to, zero at first.
     pub(crate) fn sum(&mut self, index: ParamId, like: &Tensor) -> Result<Tensor, Error> {
-        let slot = self
-            .sums
-            .get_mut(index)
-            .ok_or(Error::Internal("a gradient for a parameter that does not exist"))?;
+        let slot = self.sums.get_mut(index).ok_or(Error::Internal(
+            "a gradient for a parameter that does not exist",
+        ))?;
         match slot {
             Some(sum) => Ok(sum.clone()),
             None => {
@@ -210,7 +210,9 @@ impl Decoder {
             parameters
                 .iter()
                 .position(|parameter| parameter.name == name)
-                .ok_or(Error::Internal("a block names a tensor that the architecture lacks"))
+                .ok_or(Error::Internal(
+                    "a block names a tensor that the architecture lacks",
+                ))
         };
         let blocks = architecture
             .blocks
@@ -223,7 +225,11 @@ impl Decoder {
             name: source.to_string(),
             embedding,
             final_norm: find(FINAL_NORM)?,
-            head: if architecture.tied_head { embedding } else { find(HEAD)? },
+            head: if architecture.tied_head {
+                embedding
+            } else {
+                find(HEAD)?
+            },
             blocks,
             architecture,
             parameters,
@@ -299,11 +305,7 @@ impl Decoder {
     }
 
     /// Final hidden states, normalized: `[T, H]`; with a tape, what the backward needs is kept.
-    pub(crate) fn forward(
-        &self,
-        batch: &Batch,
-        tape: Option<&mut Tape>,
-    ) -> Result<Tensor, Error> {
+    pub(crate) fn forward(&self, batch: &Batch, tape: Option<&mut Tape>) -> Result<Tensor, Error> {
         let mut x = self.embed(&batch.ids)?;
         match tape {
             None => {
@@ -535,7 +537,10 @@ impl BlockParams {
             k: projection("self_attn.k_proj", block.qkv_bias)?,
             v: projection("self_attn.v_proj", block.qkv_bias)?,
             qk_norm: if block.qk_norm {
-                Some((id("self_attn.q_norm.weight")?, id("self_attn.k_norm.weight")?))
+                Some((
+                    id("self_attn.q_norm.weight")?,
+                    id("self_attn.k_norm.weight")?,
+                ))
             } else {
                 None
             },

@@ -16,7 +16,9 @@ pub enum Error {
         model: String,
     },
     /// A file that every model has is absent.
-    #[error("the model {model} has no {file}; a Hugging Face directory holds config.json, tokenizer.json and model.safetensors (or model.safetensors.index.json with its shards){hint}")]
+    #[error(
+        "the model {model} has no {file}; a Hugging Face directory holds config.json, tokenizer.json and model.safetensors (or model.safetensors.index.json with its shards){hint}"
+    )]
     MissingFile {
         /// The model as given.
         model: String,
@@ -74,7 +76,9 @@ pub enum Error {
         value: f32,
     },
     /// A token id has no embedding.
-    #[error("token id {id} at position {position} of a row is outside the model's vocabulary of {vocab_size}; the tokenizer does not belong to this model")]
+    #[error(
+        "token id {id} at position {position} of a row is outside the model's vocabulary of {vocab_size}; the tokenizer does not belong to this model"
+    )]
     TokenOutOfRange {
         /// The id.
         id: u32,
@@ -84,7 +88,9 @@ pub enum Error {
         vocab_size: usize,
     },
     /// The model computed a log-prob that is not a number.
-    #[error("the model {model} gives {value} as the log-probability of token {position} of a row; its weights are damaged or overflow in this dtype")]
+    #[error(
+        "the model {model} gives {value} as the log-probability of token {position} of a row; its weights are damaged or overflow in this dtype"
+    )]
     NotFiniteLogProb {
         /// The model as given.
         model: String,

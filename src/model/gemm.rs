@@ -80,7 +80,10 @@ fn check(len: usize, rows: usize, cols: usize, row_stride: usize, col_stride: us
     );
     if rows > 0 && cols > 0 {
         let last = (rows - 1) * row_stride + (cols - 1) * col_stride;
-        assert!(last < len, "a {rows} x {cols} matrix does not fit in {len} elements");
+        assert!(
+            last < len,
+            "a {rows} x {cols} matrix does not fit in {len} elements"
+        );
     }
 }
 

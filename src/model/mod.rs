@@ -113,9 +113,15 @@ impl Decoder {
     /// # Errors
     ///
     /// When the file at `path` can't be written.
-    pub fn write_safetensors(&self, path: &std::path::Path) -> Result<(), safetensors::SafeTensorError> {
+    pub fn write_safetensors(
+        &self,
+        path: &std::path::Path,
+    ) -> Result<(), safetensors::SafeTensorError> {
         let metadata = [("format".to_owned(), "pt".to_owned())].into();
-        let tensors = self.parameters().iter().map(|p| (p.name.as_str(), Export(p)));
+        let tensors = self
+            .parameters()
+            .iter()
+            .map(|p| (p.name.as_str(), Export(p)));
         safetensors::serialize_to_file(tensors, Some(metadata), path)
     }
 }

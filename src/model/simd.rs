@@ -84,7 +84,11 @@ pub(crate) fn max(values: &[f32]) -> f32 {
     let rest = chunks.remainder();
     for chunk in chunks {
         for i in 0..LANES {
-            lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
+            lanes[i] = if chunk[i] > lanes[i] {
+                chunk[i]
+            } else {
+                lanes[i]
+            };
         }
     }
     let mut largest = f32::NEG_INFINITY;
@@ -173,7 +177,10 @@ mod tests {
         while x < 88.0 {
             let want = f64::from(x).exp();
             let got = f64::from(exp(x));
-            assert!(((got - want) / want).abs() < 2.4e-7, "exp({x}) = {got}, not {want}");
+            assert!(
+                ((got - want) / want).abs() < 2.4e-7,
+                "exp({x}) = {got}, not {want}"
+            );
             x += 0.0137;
         }
         assert_eq!(exp(0.0), 1.0);
@@ -188,7 +195,11 @@ mod tests {
         for len in [0, 1, 15, 16, 17, 1000] {
             let a = noise.vector(len);
             let b = noise.vector(len);
-            let want: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            let want: f64 = a
+                .iter()
+                .zip(&b)
+                .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                .sum();
             assert!((f64::from(dot(&a, &b)) - want).abs() < 1e-4);
             let want: f64 = a.iter().map(|a| f64::from(*a - 1.5).exp()).sum();
             assert!((f64::from(sum_exp_shifted(&a, 1.5)) - want).abs() < 1e-4);

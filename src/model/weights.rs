@@ -14,8 +14,8 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 
-use super::config::{Architecture, HEAD};
 use super::Error;
+use super::config::{Architecture, HEAD};
 use crate::fs::{self, Digest, MappedFile};
 
 const SINGLE_FILE: &str = "model.safetensors";
@@ -102,8 +102,11 @@ impl ModelSource {
                 .filter_map(|name| name.into_string().ok())
                 .collect(),
             Self::Builtin(builtin) => {
-                let mut names: Vec<String> =
-                    builtin.files.iter().map(|(name, _)| (*name).to_owned()).collect();
+                let mut names: Vec<String> = builtin
+                    .files
+                    .iter()
+                    .map(|(name, _)| (*name).to_owned())
+                    .collect();
                 names.sort();
                 names
             }
@@ -160,7 +163,12 @@ pub struct Checkpoint {
 
 impl fmt::Debug for Checkpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Checkpoint({}, {} tensors)", self.source, self.tensors.len())
+        write!(
+            f,
+            "Checkpoint({}, {} tensors)",
+            self.source,
+            self.tensors.len()
+        )
     }
 }
 
@@ -239,8 +247,8 @@ impl Checkpoint {
         for name in self.tensors.keys() {
             // A tied checkpoint may store the shared matrix twice, and older ones store the
             // rotary frequencies, which follow from config.json.
-            let redundant = (architecture.tied_head && name == HEAD)
-                || name.ends_with("rotary_emb.inv_freq");
+            let redundant =
+                (architecture.tied_head && name == HEAD) || name.ends_with("rotary_emb.inv_freq");
             if !expected.contains(name) && !redundant {
                 problems.push(format!(
                     "{name} has no place in a {} model as config.json describes it",
@@ -327,9 +335,11 @@ fn weight_files(source: &ModelSource) -> Result<Vec<String>, Error> {
         return Ok(vec![SINGLE_FILE.to_owned()]);
     }
     let Some(text) = source.read(INDEX_FILE)? else {
-        let pickled = names
-            .iter()
-            .any(|n| [".bin", ".pt", ".pth"].iter().any(|ending| n.ends_with(ending)));
+        let pickled = names.iter().any(|n| {
+            [".bin", ".pt", ".pth"]
+                .iter()
+                .any(|ending| n.ends_with(ending))
+        });
         return Err(Error::MissingFile {
             model: source.to_string(),
             file: SINGLE_FILE.to_owned(),
@@ -352,7 +362,9 @@ fn weight_files(source: &ModelSource) -> Result<Vec<String>, Error> {
     let index: Index = serde_json::from_slice(&text).map_err(json_error)?;
     let files: BTreeSet<String> = index.weight_map.into_values().collect();
     for file in &files {
-        let is_plain_name = Path::new(file).file_name().is_some_and(|name| name == file.as_str());
+        let is_plain_name = Path::new(file)
+            .file_name()
+            .is_some_and(|name| name == file.as_str());
         if !is_plain_name || !has(file) {
             return Err(Error::MissingFile {
                 model: source.to_string(),
@@ -401,8 +413,14 @@ fn widen(values: &mut [f32], bytes: &[u8], dtype: Dtype) {
 /// f32 elements as the bytes of another dtype, rounded to nearest even.
 pub(crate) fn narrow(values: &[f32], dtype: Dtype) -> Vec<u8> {
     match dtype {
-        Dtype::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
-        Dtype::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+        Dtype::BF16 => values
+            .iter()
+            .flat_map(|v| bf16::from_f32(*v).to_le_bytes())
+            .collect(),
+        Dtype::F16 => values
+            .iter()
+            .flat_map(|v| f16::from_f32(*v).to_le_bytes())
+            .collect(),
         _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
     }
 }

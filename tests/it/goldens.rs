@@ -20,7 +20,10 @@ fn fixtures() -> PathBuf {
 }
 
 fn model(name: &str) -> Decoder {
-    Decoder::load(&ModelSource::Directory(fixtures().join("models").join(name))).unwrap()
+    Decoder::load(&ModelSource::Directory(
+        fixtures().join("models").join(name),
+    ))
+    .unwrap()
 }
 
 fn golden<T: for<'a> Deserialize<'a>>(file: &str) -> T {
@@ -45,7 +48,11 @@ fn log_probs_are_within_1e_4_nats_of_transformers() {
     for name in ["demo-base", "demo-rl", "tiny-llama", "tiny-qwen3"] {
         let model = model(name);
         let golden: LogProbs = golden(&format!("{name}.logprobs.json"));
-        let rows: Vec<&[u32]> = golden.rows.iter().map(|row| row.input_ids.as_slice()).collect();
+        let rows: Vec<&[u32]> = golden
+            .rows
+            .iter()
+            .map(|row| row.input_ids.as_slice())
+            .collect();
         let ours = model.target_log_probs(&rows).unwrap();
         let mut worst = 0.0_f64;
         for (row, ours) in golden.rows.iter().zip(&ours) {
@@ -64,7 +71,11 @@ fn a_rows_log_probs_are_the_same_bits_alone_first_last_and_in_the_middle() {
     for name in ["demo-rl", "tiny-llama", "tiny-qwen3"] {
         let model = model(name);
         let golden: LogProbs = golden(&format!("{name}.logprobs.json"));
-        let rows: Vec<&[u32]> = golden.rows.iter().map(|row| row.input_ids.as_slice()).collect();
+        let rows: Vec<&[u32]> = golden
+            .rows
+            .iter()
+            .map(|row| row.input_ids.as_slice())
+            .collect();
         let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         let together = model.target_log_probs(&rows).unwrap();
         for (i, row) in rows.iter().enumerate() {
@@ -134,10 +145,15 @@ fn pass(
     for end in splits.iter().copied().chain([rows.len()]) {
         let micro_batch = &rows[start..end];
         start = end;
-        let ids: Vec<&[u32]> = micro_batch.iter().map(|row| row.row.input_ids.as_slice()).collect();
+        let ids: Vec<&[u32]> = micro_batch
+            .iter()
+            .map(|row| row.row.input_ids.as_slice())
+            .collect();
         model
             .accumulate_gradients(&ids, &mut gradients, &mut |i, log_probs, weights| {
-                weighting.weigh(&formula, &micro_batch[i], log_probs, weights).unwrap();
+                weighting
+                    .weigh(&formula, &micro_batch[i], log_probs, weights)
+                    .unwrap();
                 sums.add(log_probs, weights, &formula);
                 Ok(())
             })
@@ -156,12 +172,21 @@ fn gradients_agree_with_pytorch_in_all_weightings() {
         let model = model(name);
         let golden: GradientGolden = golden(&format!("{name}.grads.json"));
         let rows = gradient_rows(&golden);
-        let bytes = fs::read(fixtures().join("golden").join(format!("{name}.grads.safetensors"))).unwrap();
+        let bytes = fs::read(
+            fixtures()
+                .join("golden")
+                .join(format!("{name}.grads.safetensors")),
+        )
+        .unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
         for weighting in [Weighting::Uniform, Weighting::Static, Weighting::Dynamic] {
             let (sums, gradients) = pass(&model, &rows, weighting, &[]);
             let want = golden.loss[&weighting.to_string()];
-            assert!((sums.loss() - want).abs() < 1e-5 * want, "{name} {weighting}: {} {want}", sums.loss());
+            assert!(
+                (sums.loss() - want).abs() < 1e-5 * want,
+                "{name} {weighting}: {} {want}",
+                sums.loss()
+            );
             assert!((sums.ntp_loss() - golden.ntp_loss).abs() < 1e-5 * golden.ntp_loss);
             for (i, parameter) in model.parameters().iter().enumerate() {
                 let key = format!("{weighting}/{}", parameter.name);
@@ -174,13 +199,22 @@ fn gradients_agree_with_pytorch_in_all_weightings() {
                     .iter()
                     .map(|bytes| f64::from(f32::from_le_bytes(*bytes)))
                     .collect();
-                let got = gradients.get(i).unwrap().unwrap_or_else(|| panic!("{key} has no gradient"));
+                let got = gradients
+                    .get(i)
+                    .unwrap()
+                    .unwrap_or_else(|| panic!("{key} has no gradient"));
                 assert_eq!(got.len(), want.len(), "{key}");
                 let scale = 1.0 / sums.normalizer();
-                let difference =
-                    norm(got.iter().zip(&want).map(|(g, w)| f64::from(*g) * scale - w));
+                let difference = norm(
+                    got.iter()
+                        .zip(&want)
+                        .map(|(g, w)| f64::from(*g) * scale - w),
+                );
                 let relative = difference / norm(want.iter().copied());
-                assert!(relative < GRADIENT_TOLERANCE, "{name} {key}: {relative:.2e}");
+                assert!(
+                    relative < GRADIENT_TOLERANCE,
+                    "{name} {key}: {relative:.2e}"
+                );
             }
         }
     }
@@ -195,12 +229,18 @@ fn weights_of_one_give_the_plain_loss_exactly() {
     assert_eq!(sums.loss().to_bits(), sums.ntp_loss().to_bits());
 
     // A reference that agrees with the learner everywhere gives the weight 1 everywhere.
-    let ids: Vec<&[u32]> = rows.iter().map(|row| row.row.input_ids.as_slice()).collect();
+    let ids: Vec<&[u32]> = rows
+        .iter()
+        .map(|row| row.row.input_ids.as_slice())
+        .collect();
     let learner = model.target_log_probs(&ids).unwrap();
     let agreeing: Vec<ScoredRow> = rows
         .iter()
         .zip(learner)
-        .map(|(row, rl_logprobs)| ScoredRow { rl_logprobs, ..row.clone() })
+        .map(|(row, rl_logprobs)| ScoredRow {
+            rl_logprobs,
+            ..row.clone()
+        })
         .collect();
     let (dynamic, _) = pass(&model, &agreeing, Weighting::Dynamic, &[]);
     assert_eq!(dynamic.loss().to_bits(), sums.ntp_loss().to_bits());

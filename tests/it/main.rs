@@ -1,4 +1,7 @@
 //! The integration tests, as one binary.
-#![expect(clippy::disallowed_methods, reason = "tests prepare and damage files by hand")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests prepare and damage files by hand"
+)]
 
 mod goldens;

@@ -46,7 +46,9 @@ impl Shape {
 
 /// Query tiles of a row of `len` tokens, as positions in the row.
 fn tiles(len: usize) -> impl Iterator<Item = Range<usize>> + Clone {
-    (0..len).step_by(QUERY_TILE).map(move |start| start..(start + QUERY_TILE).min(len))
+    (0..len)
+        .step_by(QUERY_TILE)
+        .map(move |start| start..(start + QUERY_TILE).min(len))
 }
 
 /// Attention probabilities of one query tile: `scores` `[tile, tile.end]`, zero above the diagonal.
@@ -77,7 +79,13 @@ fn probabilities(scores: &mut [f32], tile: &Range<usize>, q: Mat<'_>, k: Mat<'_>
 }
 
 /// The part of a `[tokens, width]` buffer that belongs to `head` in the tokens of `range`.
-fn head<'a>(values: &'a [f32], range: Range<usize>, width: usize, head: usize, dim: usize) -> Mat<'a> {
+fn head<'a>(
+    values: &'a [f32],
+    range: Range<usize>,
+    width: usize,
+    head: usize,
+    dim: usize,
+) -> Mat<'a> {
     Mat::strided(
         &values[range.start * width + head * dim..range.end * width],
         range.len(),
@@ -193,7 +201,13 @@ pub(crate) fn backward(
                         d_tile,
                         Threads::One,
                     );
-                    matmul(MatMut::new(ds, m, n), Write::Replace, d_tile, v_seen.t(), Threads::One);
+                    matmul(
+                        MatMut::new(ds, m, n),
+                        Write::Replace,
+                        d_tile,
+                        v_seen.t(),
+                        Threads::One,
+                    );
                     ARCH.dispatch(|| {
                         let rows = ds.chunks_exact_mut(n).zip(p.chunks_exact(n));
                         for (token, (ds, p)) in queries.zip(rows) {
@@ -232,14 +246,32 @@ pub(crate) fn backward(
         scatter(&mut dk, &grads.dk, &row, kv_width, kv * dim, dim);
         scatter(&mut dv, &grads.dv, &row, kv_width, kv * dim, dim);
         for (g, head) in grads.dq.chunks_exact(row.len() * dim).enumerate() {
-            scatter(&mut dq, head, &row, width, (kv * shape.group() + g) * dim, dim);
+            scatter(
+                &mut dq,
+                head,
+                &row,
+                width,
+                (kv * shape.group() + g) * dim,
+                dim,
+            );
         }
     }
-    Ok((tensor(dq, q.dims())?, tensor(dk, k.dims())?, tensor(dv, v.dims())?))
+    Ok((
+        tensor(dq, q.dims())?,
+        tensor(dk, k.dims())?,
+        tensor(dv, v.dims())?,
+    ))
 }
 
 /// Copies one head's `[len, dim]` into its columns of a `[tokens, width]` buffer.
-fn scatter(into: &mut [f32], head: &[f32], row: &Range<usize>, width: usize, at: usize, dim: usize) {
+fn scatter(
+    into: &mut [f32],
+    head: &[f32],
+    row: &Range<usize>,
+    width: usize,
+    at: usize,
+    dim: usize,
+) {
     let tokens = into[row.start * width..row.end * width].chunks_exact_mut(width);
     for (token, values) in tokens.zip(head.chunks_exact(dim)) {
         token[at..at + dim].copy_from_slice(values);

@@ -32,11 +32,7 @@ pub(crate) fn forward(gate: &Tensor, up: &Tensor) -> Result<Tensor, Error> {
 /// Gradients with respect to `gate` and `up`.
 ///
 /// `d silu(g) / dg = s (1 + g (1 - s))` with `s = sigmoid(g)`.
-pub(crate) fn backward(
-    dy: &Tensor,
-    gate: &Tensor,
-    up: &Tensor,
-) -> Result<(Tensor, Tensor), Error> {
+pub(crate) fn backward(dy: &Tensor, gate: &Tensor, up: &Tensor) -> Result<(Tensor, Tensor), Error> {
     let (dy, g, u): (&[f32], &[f32], &[f32]) = (&view(dy)?, &view(gate)?, &view(up)?);
     let mut d_gate = vec![0.0; g.len()];
     let mut d_up = vec![0.0; g.len()];

@@ -53,7 +53,9 @@ impl RowLayout {
     /// The token range of each row.
     pub fn rows(&self) -> impl Iterator<Item = Range<usize>> + '_ {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        starts.zip(self.ends.iter().copied()).map(|(start, end)| start..end)
+        starts
+            .zip(self.ends.iter().copied())
+            .map(|(start, end)| start..end)
     }
 
     /// The position of each token in its row, from 0.
@@ -88,10 +90,14 @@ impl Deref for View<'_> {
 pub(crate) fn view(tensor: &Tensor) -> Result<View<'_>, Error> {
     let (guard, layout) = tensor.storage_and_layout();
     let Some((start, end)) = layout.contiguous_offsets() else {
-        return Err(Error::Internal("an operation was given a tensor that is not contiguous"));
+        return Err(Error::Internal(
+            "an operation was given a tensor that is not contiguous",
+        ));
     };
     if !matches!(&*guard, Storage::Cpu(CpuStorage::F32(_))) {
-        return Err(Error::Internal("an operation was given a tensor that is not f32 on the CPU"));
+        return Err(Error::Internal(
+            "an operation was given a tensor that is not f32 on the CPU",
+        ));
     }
     Ok(View {
         guard: Box::new(guard),
@@ -101,7 +107,11 @@ pub(crate) fn view(tensor: &Tensor) -> Result<View<'_>, Error> {
 
 /// A tensor that owns `values`; nothing is copied.
 pub(crate) fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor, Error> {
-    Ok(Tensor::from_vec(values, shape.into(), &candle_core::Device::Cpu)?)
+    Ok(Tensor::from_vec(
+        values,
+        shape.into(),
+        &candle_core::Device::Cpu,
+    )?)
 }
 
 /// Number of rows and of features of a `[tokens, features]` tensor.

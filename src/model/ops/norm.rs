@@ -22,16 +22,18 @@ pub(crate) fn forward(x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor, Error>
     let width = w.len();
     let mut y = vec![0.0; values.len()];
     let block = width * rows_per_task(width);
-    y.par_chunks_mut(block).zip(values.par_chunks(block)).for_each(|(y, x)| {
-        ARCH.dispatch(|| {
-            for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                let scale = inverse_rms(x, eps);
-                for ((y, x), w) in y.iter_mut().zip(x).zip(w.iter()) {
-                    *y = x * scale * w;
+    y.par_chunks_mut(block)
+        .zip(values.par_chunks(block))
+        .for_each(|(y, x)| {
+            ARCH.dispatch(|| {
+                for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                    let scale = inverse_rms(x, eps);
+                    for ((y, x), w) in y.iter_mut().zip(x).zip(w.iter()) {
+                        *y = x * scale * w;
+                    }
                 }
-            }
+            });
         });
-    });
     tensor(y, x.dims())
 }
 

@@ -22,7 +22,9 @@ impl Rotation {
         let half = frequencies.len();
         let angles = || {
             positions.par_iter().flat_map_iter(|&position| {
-                frequencies.iter().map(move |frequency| f64::from(position as f32 * frequency))
+                frequencies
+                    .iter()
+                    .map(move |frequency| f64::from(position as f32 * frequency))
             })
         };
         Self {

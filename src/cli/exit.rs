@@ -1,0 +1,127 @@
+//! Errors to exit codes, after sysexits.h.
+
+use std::io;
+
+use crate::pipeline::{Interrupted, Usage};
+use crate::{corpus, fs, model, shard};
+
+/// The arguments make no sense.
+pub const USAGE: u8 = 2;
+/// An input's content is not what it has to be.
+const BAD_DATA: u8 = 65;
+/// An input does not exist.
+const MISSING: u8 = 66;
+/// Reading or writing failed.
+const IO: u8 = 74;
+/// Interrupted or out of space; the same command resumes.
+const RESUME: u8 = 75;
+/// Anything else.
+const OTHER: u8 = 1;
+/// Whoever read our output has gone (128 + SIGPIPE); not worth a message.
+pub const BROKEN_PIPE: u8 = 141;
+
+/// The exit code of an error: that of the innermost cause that has one.
+pub fn code(error: &anyhow::Error) -> u8 {
+    error.chain().rev().find_map(of_cause).unwrap_or(OTHER)
+}
+
+fn of_fs(error: &fs::Error) -> u8 {
+    if error.is_missing() {
+        MISSING
+    } else if error.is_out_of_space() {
+        RESUME
+    } else {
+        IO
+    }
+}
+
+fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    if let Some(error) = cause.downcast_ref::<fs::Error>() {
+        return Some(of_fs(error));
+    }
+    if cause.is::<Usage>() {
+        return Some(USAGE);
+    }
+    if cause.is::<Interrupted>() {
+        return Some(RESUME);
+    }
+    if let Some(error) = cause.downcast_ref::<corpus::Error>() {
+        return Some(match error {
+            corpus::Error::Io(error) => of_fs(error),
+            other => match other.kind() {
+                corpus::ErrorKind::Missing => MISSING,
+                corpus::ErrorKind::Io => IO,
+                _ => BAD_DATA,
+            },
+        });
+    }
+    if let Some(error) = cause.downcast_ref::<shard::Error>() {
+        return Some(match error.kind() {
+            shard::ErrorKind::Missing => MISSING,
+            shard::ErrorKind::Io => IO,
+            _ => BAD_DATA,
+        });
+    }
+    if let Some(error) = cause.downcast_ref::<model::Error>() {
+        return Some(match error {
+            model::Error::Fs(error) => of_fs(error),
+            model::Error::Compute(_) | model::Error::Internal(_) => OTHER,
+            other if other.is_missing() => MISSING,
+            _ => BAD_DATA,
+        });
+    }
+    if cause.is::<crate::tokenize::Error>() || cause.is::<crate::tokenize::Mismatch>() {
+        return Some(BAD_DATA);
+    }
+    if cause.is::<crate::pipeline::BadInput>() {
+        return Some(BAD_DATA);
+    }
+    if let Some(error) = cause.downcast_ref::<io::Error>() {
+        return Some(match error.kind() {
+            io::ErrorKind::BrokenPipe => BROKEN_PIPE,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => RESUME,
+            _ => return None,
+        });
+    }
+    None
+}
+
+/// The chain of an error, outermost first; a cause that its parent already spelled out is left out.
+pub fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let message = cause.to_string();
+        if text.is_empty() {
+            text = message;
+        } else if !text.ends_with(&message) {
+            // Hints are a line of their own and stay last.
+            match text.find("\nhint: ") {
+                Some(at) => text.insert_str(at, &format!(": {message}")),
+                None => text = format!("{text}: {message}"),
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context as _;
+
+    #[test]
+    fn a_hint_stays_the_last_line() {
+        let error = anyhow::Error::new(io::Error::other("cause")).context("what\nhint: do this");
+        assert_eq!(chain(&error), "what: cause\nhint: do this");
+    }
+
+    #[test]
+    fn a_full_disk_asks_to_resume_wherever_it_is_in_the_chain() {
+        let full = io::Error::from(io::ErrorKind::StorageFull);
+        let error = Err::<(), _>(fs::write_error("x".as_ref(), full))
+            .context("writing")
+            .unwrap_err();
+        assert_eq!(code(&error), RESUME);
+        assert_eq!(code(&anyhow::anyhow!("whatever")), OTHER);
+    }
+}

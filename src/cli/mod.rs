@@ -1,0 +1,95 @@
+//! The command lines: what was typed, what it resolves to, and how a run reports back.
+//!
+//! Results go to stdout, progress and logs to stderr. An error is printed once, as a chain from
+//! what was attempted to why it failed, and decides the exit code.
+
+pub mod anneal;
+mod exit;
+pub mod inspect;
+mod progress;
+mod report;
+pub mod score;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+/// Runs one program: parses its arguments, sets up logging, runs it, and maps the outcome to an
+/// exit code.
+#[expect(
+    clippy::print_stderr,
+    reason = "the one place where an error chain is printed"
+)]
+pub fn main<A: Parser>(run: impl FnOnce(A) -> Result<()>) -> ExitCode {
+    let args = match A::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Help and version go to stdout with 0, usage errors to stderr with 2.
+            let code = if error.use_stderr() { exit::USAGE } else { 0 };
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_target(false)
+        .without_time()
+        .init();
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let code = exit::code(&error);
+            if code != exit::BROKEN_PIPE {
+                eprintln!("error: {}", exit::chain(&error));
+            }
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// Writes a result to stdout.
+pub(crate) fn print(text: &str) -> Result<()> {
+    use std::io::Write;
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()?;
+    Ok(())
+}
+
+/// Uses this many threads for everything, or one a core.
+pub(crate) fn set_threads(threads: Option<usize>) -> Result<()> {
+    if let Some(threads) = threads {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build_global()?;
+    }
+    Ok(())
+}
+
+/// Parses a number greater than 0.
+pub(crate) fn positive(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(0) => Err("it must be at least 1".to_owned()),
+        Ok(n) => Ok(n),
+        Err(_) => Err("it is not a whole number".to_owned()),
+    }
+}
+
+/// Parses a finite number that is not negative.
+pub(crate) fn not_negative(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
+        Ok(value) => Err(format!("{value} is not a finite number of at least 0")),
+        Err(_) => Err("it is not a number".to_owned()),
+    }
+}
+
+/// Parses a finite number greater than 0.
+pub(crate) fn above_zero(text: &str) -> Result<f64, String> {
+    match not_negative(text)? {
+        0.0 => Err("it must be greater than 0".to_owned()),
+        value => Ok(value),
+    }
+}

@@ -1,0 +1,128 @@
+//! Progress on stderr: a bar on a terminal, now and then a plain line elsewhere.
+
+use std::io::IsTerminal;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::pipeline::Progress;
+
+/// Time between two plain lines.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Shows how far a run is.
+pub struct Console {
+    state: Mutex<State>,
+}
+
+struct State {
+    bar: Option<ProgressBar>,
+    task: &'static str,
+    total: u64,
+    done: u64,
+    tokens: u64,
+    started: Instant,
+    last_line: Instant,
+}
+
+impl Console {
+    /// A bar if stderr is a terminal, plain lines otherwise.
+    pub fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            state: Mutex::new(State {
+                bar: None,
+                task: "",
+                total: 0,
+                done: 0,
+                tokens: 0,
+                started: now,
+                last_line: now,
+            }),
+        }
+    }
+
+    fn with(&self, f: impl FnOnce(&mut State)) {
+        // A poisoned lock only means that a message was cut short.
+        f(&mut self
+            .state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner));
+    }
+}
+
+impl State {
+    fn rate(&self) -> f64 {
+        self.tokens as f64 / self.started.elapsed().as_secs_f64().max(1e-9)
+    }
+
+    fn eta(&self) -> Option<Duration> {
+        let share = self.done as f64 / self.total.max(1) as f64;
+        (share > 0.0).then(|| {
+            self.started
+                .elapsed()
+                .mul_f64((1.0 - share).max(0.0) / share)
+        })
+    }
+}
+
+impl Progress for Console {
+    fn begin(&self, task: &'static str, total: u64) {
+        self.with(|state| {
+            state.task = task;
+            (state.total, state.done, state.tokens) = (total, 0, 0);
+            state.started = Instant::now();
+            state.last_line = state.started;
+            if std::io::stderr().is_terminal() {
+                let bar = ProgressBar::new(total.max(1));
+                let style = ProgressStyle::with_template("{prefix} [{bar:30}] {percent:>3}% {msg}");
+                bar.set_style(
+                    style
+                        .unwrap_or_else(|_| ProgressStyle::default_bar())
+                        .progress_chars("=> "),
+                );
+                bar.set_prefix(task);
+                state.bar = Some(bar);
+            }
+        });
+    }
+
+    fn advance(&self, done: u64, tokens: u64, detail: &str) {
+        self.with(|state| {
+            state.done = done;
+            state.tokens += tokens;
+            let eta = state.eta().map_or("?".to_owned(), |eta| {
+                indicatif::HumanDuration(eta).to_string()
+            });
+            let separator = if detail.is_empty() { "" } else { " | " };
+            let message = format!(
+                "{:.0} tokens/s, {eta} left{separator}{detail}",
+                state.rate()
+            );
+            if let Some(bar) = &state.bar {
+                bar.set_position(done.min(state.total));
+                bar.set_message(message);
+            } else if state.last_line.elapsed() >= LINE_EVERY {
+                state.last_line = Instant::now();
+                let percent = 100.0 * done as f64 / state.total.max(1) as f64;
+                tracing::info!("{}: {percent:.0} %, {message}", state.task);
+            }
+        });
+    }
+
+    fn finish(&self) {
+        self.with(|state| {
+            if let Some(bar) = state.bar.take() {
+                bar.finish_and_clear();
+            }
+        });
+    }
+
+    fn note(&self, line: &str) {
+        self.with(|state| match &state.bar {
+            Some(bar) => bar.suspend(|| tracing::info!("{line}")),
+            None => tracing::info!("{line}"),
+        });
+    }
+}

@@ -1,0 +1,148 @@
+//! Manifests as text for people.
+
+use std::fmt::Write;
+
+use crate::shard::manifest::Manifest;
+use crate::shard::statistics::Statistics;
+
+/// `1234567` as `1,234,567`.
+pub fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn number(value: Option<f64>, decimals: usize) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.decimals$}"))
+}
+
+/// The summary of a finished set.
+pub fn summary(manifest: &Manifest) -> String {
+    let plan = &manifest.plan;
+    let bytes: u64 = manifest.shards.iter().map(|shard| shard.size_bytes).sum();
+    let per_token = bytes as f64 / manifest.totals.tokens.max(1) as f64;
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<12}{value}");
+    };
+    line(
+        "reference",
+        format!("{} ({})", plan.reference.path, plan.reference.model_type),
+    );
+    if let Some(base) = &plan.base {
+        line("base", format!("{} ({})", base.path, base.model_type));
+    }
+    line(
+        "packing",
+        format!("{}, rows of up to {} tokens", plan.packing, plan.seq_len),
+    );
+    if let Some(formula) = &plan.formula {
+        line(
+            "weights",
+            format!(
+                "epsilon {}, temperature {}",
+                formula.epsilon(),
+                formula.temperature()
+            ),
+        );
+    }
+    let documents = &manifest.documents;
+    line(
+        "documents",
+        format!(
+            "{} in {} files; {} split, {} rows of fewer than 2 tokens left out",
+            grouped(documents.documents),
+            plan.corpus.len(),
+            grouped(documents.split_documents),
+            grouped(documents.dropped_rows)
+        ),
+    );
+    line(
+        "shards",
+        format!(
+            "{}, {} bytes, {per_token:.2} bytes a token",
+            manifest.shards.len(),
+            grouped(bytes)
+        ),
+    );
+    text.push('\n');
+    table(&mut text, manifest);
+    text
+}
+
+fn table(text: &mut String, manifest: &Manifest) {
+    let width = manifest
+        .sources
+        .keys()
+        .map(|source| source.chars().count())
+        .max()
+        .unwrap_or(0)
+        .clamp(6, 48);
+    let has_base = manifest.plan.base.is_some();
+    let _ = write!(
+        text,
+        "{:<width$}  {:>10}  {:>12}  {:>8}",
+        "source", "rows", "tokens", "ppl RL"
+    );
+    if has_base {
+        let _ = write!(
+            text,
+            "  {:>8}  {:>6} {:>6} {:>6} {:>6}  {:>7} {:>7}",
+            "ppl base", "w mean", "w 5%", "w 50%", "w 95%", "at low", "at high"
+        );
+    }
+    text.push('\n');
+    let sources = manifest
+        .sources
+        .iter()
+        .map(|(name, statistics)| (name.as_str(), statistics));
+    for (name, statistics) in sources.chain([("total", &manifest.totals)]) {
+        row(text, name, width, statistics);
+    }
+}
+
+fn row(text: &mut String, name: &str, width: usize, statistics: &Statistics) {
+    let chars = name.chars().count();
+    let shown: String = if chars > width {
+        let tail: String = name.chars().skip(chars - (width - 1)).collect();
+        format!("…{tail}")
+    } else {
+        name.to_owned()
+    };
+    let _ = write!(
+        text,
+        "{shown:<width$}  {:>10}  {:>12}  {:>8}",
+        grouped(statistics.rows),
+        grouped(statistics.tokens),
+        number(statistics.rl_perplexity, 3)
+    );
+    if let Some(weight) = &statistics.weight {
+        let _ = write!(
+            text,
+            "  {:>8}  {:>6.3} {:>6.3} {:>6.3} {:>6.3}  {:>6.1}% {:>6.1}%",
+            number(statistics.base_perplexity, 3),
+            weight.mean,
+            weight.p05,
+            weight.p50,
+            weight.p95,
+            100.0 * weight.share_at_lower,
+            100.0 * weight.share_at_upper
+        );
+    }
+    text.push('\n');
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn thousands_are_grouped() {
+        let texts = [0, 999, 1000, 1_234_567].map(super::grouped);
+        assert_eq!(texts, ["0", "999", "1,000", "1,234,567"]);
+    }
+}

@@ -1,0 +1,86 @@
+//! The visible loops: the only place where the stages meet.
+
+pub mod anneal;
+pub mod inspect;
+pub mod score;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::model::{self, ModelSource};
+use crate::tokenize::TextTokenizer;
+
+/// Hears how far a run is.
+pub trait Progress: Sync {
+    /// A task of `total` units of work begins.
+    fn begin(&self, task: &'static str, total: u64);
+    /// `done` units are done in all; `tokens` more tokens went through since the last call.
+    fn advance(&self, done: u64, tokens: u64, detail: &str);
+    /// The task is over.
+    fn finish(&self);
+    /// Something worth a line of its own.
+    fn note(&self, line: &str);
+}
+
+/// Set from a signal handler; the loops look at it between batches.
+#[derive(Debug, Clone, Default)]
+pub struct StopFlag(Arc<AtomicBool>);
+
+impl StopFlag {
+    /// A flag that SIGINT and SIGTERM set. A second signal ends the process at once.
+    pub fn on_signals() -> std::io::Result<Self> {
+        let flag = Self::default();
+        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+            signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&flag.0))?;
+            signal_hook::flag::register(signal, Arc::clone(&flag.0))?;
+        }
+        Ok(flag)
+    }
+
+    /// An error once the flag is set.
+    pub(crate) fn check(&self) -> Result<(), Interrupted> {
+        if self.0.load(Ordering::Relaxed) {
+            Err(Interrupted)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// A signal asked the run to stop.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("interrupted; what was finished is kept\nhint: run the same command again to go on")]
+pub struct Interrupted;
+
+/// Arguments that contradict each other or the inputs.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
+/// Inputs that are fine one by one, but not together.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BadInput(pub String);
+
+/// The tokenizer of a model, without special tokens.
+pub(crate) fn tokenizer_of(source: &ModelSource) -> anyhow::Result<TextTokenizer> {
+    let json = source.require("tokenizer.json")?;
+    Ok(TextTokenizer::from_bytes(&json, &source.to_string())?)
+}
+
+/// A JSON file of a model; `None` when it has none of that name.
+pub(crate) fn json_of(
+    source: &ModelSource,
+    file: &str,
+) -> Result<Option<serde_json::Value>, model::Error> {
+    let Some(text) = source.read(file)? else {
+        return Ok(None);
+    };
+    serde_json::from_slice(&text)
+        .map(Some)
+        .map_err(|error| model::Error::Json {
+            model: source.to_string(),
+            file: file.to_owned(),
+            source: error,
+        })
+}

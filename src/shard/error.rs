@@ -1,0 +1,163 @@
+//! What can be wrong with a set of shards.
+
+use std::path::PathBuf;
+
+use super::schema::RowProblem;
+use crate::fs::{self, Digest};
+
+/// The class of an error, for exit codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// Something that should be there is not.
+    Missing,
+    /// Something is there, but is not what it has to be.
+    BadData,
+    /// The operating system failed.
+    Io,
+}
+
+/// Why a set can't be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Reading or writing failed.
+    #[error(transparent)]
+    Fs(#[from] fs::Error),
+    /// The folder of a set does not exist.
+    #[error("no such folder: {}\nhint: remit-score INPUT -o {} makes it", dir.display(), dir.display())]
+    NoFolder {
+        /// The folder as given.
+        dir: PathBuf,
+    },
+    /// The folder holds no set.
+    #[error("{} has no manifest.json, so it is not a set of shards\nhint: remit-score INPUT -o DIR makes one", dir.display())]
+    NoManifest {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// The folder holds a set that is not finished.
+    #[error("the set in {} is not finished: it has a plan.json, but no manifest.json yet\nhint: run the same remit-score command again to finish it", dir.display())]
+    Unfinished {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// manifest.json or plan.json can't be parsed.
+    #[error("{} is not what remit writes", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// The parser's reason.
+        source: serde_json::Error,
+    },
+    /// manifest.json or plan.json was written by another version of the format.
+    #[error("{} has format version {found}; this remit reads version {expected}", path.display())]
+    FormatVersion {
+        /// The file.
+        path: PathBuf,
+        /// The version in it.
+        found: u64,
+        /// The version that is understood.
+        expected: u64,
+    },
+    /// manifest.json contradicts itself.
+    #[error("{} is damaged: {reason}", path.display())]
+    Manifest {
+        /// The file.
+        path: PathBuf,
+        /// In what.
+        reason: String,
+    },
+    /// A shard of the manifest is not there.
+    #[error("the shard {} is missing\nhint: run the same remit-score command again after removing manifest.json; it makes what is missing", path.display())]
+    MissingShard {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// A shard has another size than the manifest says.
+    #[error("the shard {} has {found} bytes; the manifest says {expected}{DAMAGED_HINT}", path.display())]
+    Size {
+        /// Its path.
+        path: PathBuf,
+        /// Bytes in the manifest.
+        expected: u64,
+        /// Bytes on disk.
+        found: u64,
+    },
+    /// A shard has another content than the manifest says.
+    #[error("the shard {} is damaged: its BLAKE3 is {found}, the manifest says {expected}{DAMAGED_HINT}", path.display())]
+    Hash {
+        /// Its path.
+        path: PathBuf,
+        /// Digest in the manifest.
+        expected: Digest,
+        /// Digest of the file.
+        found: Digest,
+    },
+    /// A shard is no readable Parquet file.
+    #[error("the shard {} is not a readable Parquet file: {reason}", path.display())]
+    Parquet {
+        /// Its path.
+        path: PathBuf,
+        /// What the parser says.
+        reason: String,
+    },
+    /// A shard has other columns than the format.
+    #[error("the shard {} has other columns than the format: {reason}", path.display())]
+    Schema {
+        /// Its path.
+        path: PathBuf,
+        /// Expected and found.
+        reason: String,
+    },
+    /// A shard holds other numbers of things than the manifest or its own footer says.
+    #[error("the shard {} holds {found} {what}; {expected} were expected", path.display())]
+    Count {
+        /// Its path.
+        path: PathBuf,
+        /// What is counted.
+        what: &'static str,
+        /// The number that was expected.
+        expected: u64,
+        /// The number that was found.
+        found: u64,
+    },
+    /// A row breaks a rule of the format.
+    #[error("the shard {}, row {row}: {reason}", path.display())]
+    Row {
+        /// Its path.
+        path: PathBuf,
+        /// Number of the row in the shard, from 0.
+        row: u64,
+        /// Which rule, with the numbers.
+        reason: RowProblem,
+    },
+    /// A row that was to be written breaks a rule of the format.
+    #[error("a row of {source_name} can't be written: {reason}")]
+    BadRow {
+        /// The row's source.
+        source_name: String,
+        /// Which rule, with the numbers.
+        reason: RowProblem,
+    },
+    /// Writing Parquet failed.
+    #[error("writing Parquet failed")]
+    WriteParquet(#[source] parquet::errors::ParquetError),
+}
+
+const DAMAGED_HINT: &str = "\nhint: remove this shard and manifest.json, and run the same remit-score command again; it makes what is missing";
+
+impl Error {
+    /// The class of the error, for exit codes.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Fs(error) if error.is_missing() => ErrorKind::Missing,
+            Self::Fs(_) | Self::WriteParquet(_) => ErrorKind::Io,
+            Self::NoFolder { .. }
+            | Self::NoManifest { .. }
+            | Self::Unfinished { .. }
+            | Self::MissingShard { .. } => ErrorKind::Missing,
+            _ => ErrorKind::BadData,
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! The shard format: one row of a shard is one attention context.
+//!
+//! schemas/README.md at the root of the repository is the normative text. [`write`] and [`read`] share
+//! [`schema`], and nothing else: what one of them takes for granted, the other checks.
+
+mod error;
+pub mod manifest;
+pub mod read;
+pub mod schema;
+pub mod statistics;
+#[cfg(test)]
+mod tests;
+pub mod write;
+
+pub use error::{Error, ErrorKind};

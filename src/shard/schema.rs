@@ -1,0 +1,197 @@
+//! Columns of a shard, and the rules that a row has to keep; shared by writer and reader.
+
+use std::sync::Arc;
+
+use arrow_schema::{DataType, Field, Schema, SchemaRef};
+
+use crate::types::ScoredRow;
+
+/// Version of columns, metadata and manifest together. A reader refuses any other.
+pub const FORMAT_VERSION: u64 = 1;
+
+/// Name of the values in a list column.
+pub const LIST_ELEMENT: &str = "element";
+
+/// Column names, in order.
+pub mod columns {
+    /// Position in the whole set's order.
+    pub const ROW_ID: &str = "row_id";
+    /// Path of the first document's file.
+    pub const SOURCE: &str = "source";
+    /// Record number of the first document.
+    pub const DOC_INDEX: &str = "doc_index";
+    /// Where documents begin.
+    pub const DOC_STARTS: &str = "doc_starts";
+    /// Token ids.
+    pub const INPUT_IDS: &str = "input_ids";
+    /// Log-probs of the RL model.
+    pub const RL_LOGPROB: &str = "rl_logprob";
+    /// Log-probs of the base.
+    pub const BASE_LOGPROB: &str = "base_logprob";
+    /// Static weights.
+    pub const WEIGHT: &str = "weight";
+}
+
+/// Key of the footer's metadata that holds the counts of the packer, as JSON.
+pub const PACK_STATS_KEY: &str = "remit.pack_stats";
+
+/// A log-prob may exceed 0 by this much, from rounding in its log-sum-exp.
+const LOG_PROB_SLACK_NATS: f32 = 1e-3;
+
+/// The columns of a shard; `base_logprob` and `weight` are there if a base was scored.
+pub fn schema(has_base: bool) -> SchemaRef {
+    let list = |name: &str, item: DataType, nullable_items: bool| {
+        let element = Field::new(LIST_ELEMENT, item, nullable_items);
+        Field::new(name, DataType::List(Arc::new(element)), false)
+    };
+    let source = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
+    let mut fields = vec![
+        Field::new(columns::ROW_ID, DataType::UInt64, false),
+        Field::new(columns::SOURCE, source, false),
+        Field::new(columns::DOC_INDEX, DataType::UInt64, false),
+        list(columns::DOC_STARTS, DataType::UInt32, false),
+        list(columns::INPUT_IDS, DataType::UInt32, false),
+        list(columns::RL_LOGPROB, DataType::Float32, true),
+    ];
+    if has_base {
+        fields.push(list(columns::BASE_LOGPROB, DataType::Float32, true));
+        fields.push(list(columns::WEIGHT, DataType::Float32, false));
+    }
+    Arc::new(Schema::new(fields))
+}
+
+/// `row_id` of the row with this number in a part.
+pub fn row_id(part: u32, index_in_part: u32) -> u64 {
+    u64::from(part) << 32 | u64::from(index_in_part)
+}
+
+/// A rule of the format that a row breaks.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RowProblem {
+    /// Too short to hold a target, or too long to be counted.
+    #[error("it has {0} tokens; a row has at least 2 and less than 2^32")]
+    Length(usize),
+    /// A column has another number of values than the row has targets.
+    #[error("{column} has {found} values besides the first; the row has {expected} targets")]
+    Values {
+        /// The column.
+        column: &'static str,
+        /// Targets of the row.
+        expected: usize,
+        /// Values found.
+        found: usize,
+    },
+    /// A log-prob is no log-prob.
+    #[error(
+        "{column} at position {position} is {value}; a log-probability is finite and at most 0"
+    )]
+    LogProb {
+        /// The column.
+        column: &'static str,
+        /// Position in the row.
+        position: usize,
+        /// The value.
+        value: f32,
+    },
+    /// A weight is no weight.
+    #[error("weight at position {position} is {value}; a weight is finite and not negative")]
+    Weight {
+        /// Position in the row.
+        position: usize,
+        /// The value.
+        value: f32,
+    },
+    /// Document starts are not ascending positions of the row.
+    #[error("doc_starts is not an ascending list of positions below {len}: {value} at {index}")]
+    DocStarts {
+        /// Tokens of the row.
+        len: usize,
+        /// Index in doc_starts.
+        index: usize,
+        /// The value.
+        value: u32,
+    },
+    /// The first value of a list, which is no target, is not what it has to be.
+    #[error("the first value of {0} is not the one that marks a position without a target")]
+    FirstValue(&'static str),
+    /// A value that has to be there is null.
+    #[error("{column} is null at position {position}")]
+    Null {
+        /// The column.
+        column: &'static str,
+        /// Position in the row.
+        position: usize,
+    },
+    /// The row's number in the set is not the next one.
+    #[error("row_id is {found}; {expected} was expected")]
+    RowId {
+        /// The id that was expected.
+        expected: u64,
+        /// The id that was found.
+        found: u64,
+    },
+    /// Base log-probs without weights or the other way round.
+    #[error("base log-probs and weights come together or not at all")]
+    HalfScored,
+}
+
+/// Checks every rule that concerns a row alone.
+pub fn validate(row: &ScoredRow) -> Result<(), RowProblem> {
+    let len = row.row.input_ids.len();
+    if len < 2 || u32::try_from(len).is_err() {
+        return Err(RowProblem::Length(len));
+    }
+    let mut last = None;
+    for (index, &start) in row.row.doc_starts.iter().enumerate() {
+        let inside = usize::try_from(start).is_ok_and(|start| start < len);
+        if !inside || last.is_some_and(|last| start <= last) {
+            return Err(RowProblem::DocStarts {
+                len,
+                index,
+                value: start,
+            });
+        }
+        last = Some(start);
+    }
+    log_probs(columns::RL_LOGPROB, &row.rl_logprobs, len - 1)?;
+    match (&row.base_logprobs, &row.weights) {
+        (None, None) => Ok(()),
+        (Some(base), Some(weights)) => {
+            log_probs(columns::BASE_LOGPROB, base, len - 1)?;
+            count(columns::WEIGHT, weights, len - 1)?;
+            match weights.iter().position(|w| !(w.is_finite() && *w >= 0.0)) {
+                None => Ok(()),
+                Some(i) => Err(RowProblem::Weight {
+                    position: i + 1,
+                    value: weights.get(i).copied().unwrap_or(f32::NAN),
+                }),
+            }
+        }
+        _ => Err(RowProblem::HalfScored),
+    }
+}
+
+fn count(column: &'static str, values: &[f32], expected: usize) -> Result<(), RowProblem> {
+    if values.len() == expected {
+        return Ok(());
+    }
+    Err(RowProblem::Values {
+        column,
+        expected,
+        found: values.len(),
+    })
+}
+
+fn log_probs(column: &'static str, values: &[f32], expected: usize) -> Result<(), RowProblem> {
+    count(column, values, expected)?;
+    let good = |value: &f32| value.is_finite() && *value <= LOG_PROB_SLACK_NATS;
+    match values.iter().position(|value| !good(value)) {
+        None => Ok(()),
+        Some(i) => Err(RowProblem::LogProb {
+            column,
+            position: i + 1,
+            value: values.get(i).copied().unwrap_or(f32::NAN),
+        }),
+    }
+}

@@ -1,0 +1,393 @@
+use std::path::Path;
+
+use super::manifest::{CorpusEntry, Manifest, ModelIdentity, Plan, TokenizerIdentity};
+use super::read::{ShardFile, ShardSet};
+use super::schema::FORMAT_VERSION;
+use super::write::{ShardOptions, ShardWriter};
+use super::{Error, ErrorKind};
+use crate::fs::{self, Digest};
+use crate::pack::{PackStats, Packing};
+use crate::types::{Row, ScoredRow, round_mantissa};
+use proptest::prelude::*;
+
+fn row(first_id: u32, len: usize, has_base: bool) -> ScoredRow {
+    let log_probs = |shift: f32| {
+        (1..len)
+            .map(|i| -0.01 * i as f32 - shift)
+            .collect::<Vec<_>>()
+    };
+    ScoredRow {
+        row: Row {
+            source: format!("dir/{}.txt", first_id % 3).into(),
+            doc_index: u64::from(first_id),
+            doc_starts: vec![0],
+            input_ids: (0..len as u32).map(|i| first_id + i * 1000).collect(),
+        },
+        rl_logprobs: log_probs(0.1),
+        base_logprobs: has_base.then(|| log_probs(0.2)),
+        weights: has_base.then(|| vec![1.0; len - 1]),
+    }
+}
+
+fn shard_bytes(rows: &[ScoredRow], part: u32, has_base: bool, exact: bool) -> Vec<u8> {
+    let options = ShardOptions {
+        part,
+        has_base,
+        exact,
+    };
+    let mut writer = ShardWriter::new(Vec::new(), options).unwrap();
+    for row in rows {
+        writer.push(row).unwrap();
+    }
+    writer.finish(&PackStats::default()).unwrap().0
+}
+
+fn plan(num_parts: u32) -> Plan {
+    let model = ModelIdentity {
+        path: "models/x".to_owned(),
+        fingerprint: Digest::of(b"model"),
+        model_type: "llama".to_owned(),
+        dtype: "f32".to_owned(),
+    };
+    Plan {
+        format_version: FORMAT_VERSION,
+        tool_version: "0".to_owned(),
+        reference: model.clone(),
+        base: Some(model),
+        tokenizer: TokenizerIdentity {
+            path: "models/x".to_owned(),
+            fingerprint: Digest::of(b"tokenizer"),
+            vocab_size: 1_000_000,
+        },
+        packing: Packing::Document,
+        seq_len: 64,
+        special_tokens: Default::default(),
+        formula: Some(Default::default()),
+        exact: false,
+        text_field: "text".to_owned(),
+        part_bytes: 1,
+        num_parts,
+        corpus: vec![CorpusEntry {
+            source: "a.txt".to_owned(),
+            size_bytes: 3,
+            blake3: Digest::of(b"abc"),
+        }],
+    }
+}
+
+/// A finished set of `parts` shards of `rows` rows; the first id of each row is its number.
+pub(crate) fn finished_set(dir: &Path, parts: u32, rows: u32) -> ShardSet {
+    for part in 0..parts {
+        let rows: Vec<ScoredRow> = (0..rows)
+            .map(|i| row(part * rows + i, 2 + (i as usize * 7) % 11, true))
+            .collect();
+        let bytes = shard_bytes(&rows, part, true, false);
+        fs::write_atomic(&dir.join(Manifest::shard_name(part)), &bytes).unwrap();
+    }
+    Manifest::from_shards(dir, plan(parts))
+        .unwrap()
+        .save(dir)
+        .unwrap();
+    ShardSet::open(dir).unwrap()
+}
+
+fn arbitrary_row(has_base: bool) -> impl Strategy<Value = ScoredRow> {
+    (2_usize..40, any::<u64>(), "[a-z/]{1,12}").prop_flat_map(move |(len, doc_index, source)| {
+        let floats = || proptest::collection::vec(-30.0_f32..0.0, len - 1);
+        let weights = proptest::collection::vec(0.8_f32..1.2, len - 1);
+        let ids = proptest::collection::vec(any::<u32>(), len);
+        let starts = proptest::collection::btree_set(0..len as u32, 0..4);
+        (floats(), floats(), weights, ids, starts).prop_map(
+            move |(rl, base, weights, ids, starts)| ScoredRow {
+                row: Row {
+                    source: source.as_str().into(),
+                    doc_index,
+                    doc_starts: starts.into_iter().collect(),
+                    input_ids: ids,
+                },
+                rl_logprobs: rl,
+                base_logprobs: has_base.then_some(base),
+                weights: has_base.then_some(weights),
+            },
+        )
+    })
+}
+
+fn rounded(row: &ScoredRow) -> ScoredRow {
+    let round = |values: &[f32]| {
+        values
+            .iter()
+            .map(|v| round_mantissa(*v))
+            .collect::<Vec<_>>()
+    };
+    ScoredRow {
+        row: row.row.clone(),
+        rl_logprobs: round(&row.rl_logprobs),
+        base_logprobs: row.base_logprobs.as_deref().map(round),
+        weights: row.weights.as_deref().map(round),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn what_is_written_is_read_back(
+        with_base in proptest::collection::vec(arbitrary_row(true), 0..8),
+        without in proptest::collection::vec(arbitrary_row(false), 0..8),
+        exact in any::<bool>(),
+        part in any::<u32>(),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        for (rows, has_base) in [(with_base, true), (without, false)] {
+            let path = dir.path().join("shard.parquet");
+            let bytes = shard_bytes(&rows, part, has_base, exact);
+            prop_assert_eq!(&bytes, &shard_bytes(&rows, part, has_base, exact));
+            fs::write_atomic(&path, &bytes).unwrap();
+            let shard = ShardFile::open(&path, part, has_base).unwrap();
+            let mut read = Vec::new();
+            let mut lengths = Vec::new();
+            for group in 0..shard.num_row_groups() {
+                read.extend(shard.read_row_group(group).unwrap());
+                lengths.extend(shard.row_lengths(group).unwrap());
+            }
+            let want: Vec<ScoredRow> =
+                rows.iter().map(|row| if exact { row.clone() } else { rounded(row) }).collect();
+            prop_assert_eq!(read.iter().map(|row| row.scored.clone()).collect::<Vec<_>>(), want);
+            for (i, (row, len)) in read.iter().zip(lengths).enumerate() {
+                prop_assert_eq!(row.row_id, u64::from(part) << 32 | i as u64);
+                prop_assert_eq!(row.scored.row.input_ids.len(), len as usize);
+            }
+        }
+    }
+
+    #[test]
+    fn rounding_keeps_12_bits_and_is_within_half_a_unit_of_them(value in -40.0_f32..0.0) {
+        let rounded = round_mantissa(value);
+        prop_assert_eq!(rounded.to_bits() & 0x7ff, 0);
+        prop_assert!((rounded - value).abs() <= value.abs() * 2.0_f32.powi(-13));
+    }
+}
+
+#[test]
+fn the_layout_is_what_the_schema_says() {
+    use parquet::basic::{Compression, Encoding};
+    use parquet::file::reader::{FileReader, SerializedFileReader};
+    let rows: Vec<ScoredRow> = (0..50).map(|i| row(i, 20, true)).collect();
+    let bytes = shard_bytes(&rows, 0, true, false);
+    let reader = SerializedFileReader::new(bytes::Bytes::from(bytes)).unwrap();
+    let group = reader.metadata().row_group(0);
+    let mut seen = Vec::new();
+    for column in group.columns() {
+        let path = column.column_path().string();
+        assert!(
+            matches!(column.compression(), Compression::ZSTD(_)),
+            "{path}"
+        );
+        let encodings: Vec<Encoding> = column.encodings().collect();
+        let is = |encoding| encodings.contains(&encoding);
+        let dictionary = is(Encoding::RLE_DICTIONARY) || is(Encoding::PLAIN_DICTIONARY);
+        match path.as_str() {
+            "rl_logprob.list.element" | "base_logprob.list.element" | "weight.list.element" => {
+                assert!(
+                    is(Encoding::BYTE_STREAM_SPLIT) && !dictionary,
+                    "{path}: {encodings:?}"
+                );
+                assert!(column.statistics().is_none(), "{path}");
+            }
+            "input_ids.list.element" | "doc_starts.list.element" => {
+                assert!(is(Encoding::PLAIN) && !dictionary, "{path}: {encodings:?}");
+                assert!(column.statistics().is_none(), "{path}");
+            }
+            "row_id" | "doc_index" => assert!(column.statistics().is_some(), "{path}"),
+            "source" => assert!(dictionary, "{path}: {encodings:?}"),
+            other => panic!("unexpected column {other}"),
+        }
+        seen.push(path);
+    }
+    assert_eq!(seen.len(), 8);
+}
+
+#[test]
+fn a_flipped_bit_anywhere_is_found_before_a_row_is_returned() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(finished_set(dir.path(), 2, 12));
+    for name in [
+        "part-000000.parquet",
+        "part-000001.parquet",
+        "manifest.json",
+    ] {
+        let path = dir.path().join(name);
+        let intact = fs::read(&path).unwrap();
+        for at in (0..intact.len()).step_by(intact.len() / 97 + 1) {
+            let mut damaged = intact.clone();
+            damaged[at] ^= 1 << (at % 8);
+            fs::write_atomic(&path, &damaged).unwrap();
+            let error = ShardSet::open(dir.path()).expect_err(&format!("{name}, byte {at}"));
+            assert_eq!(
+                error.kind(),
+                ErrorKind::BadData,
+                "{name}, byte {at}: {error}"
+            );
+        }
+        for len in [0, 1, intact.len() / 2, intact.len() - 1] {
+            fs::write_atomic(&path, &intact[..len]).unwrap();
+            ShardSet::open(dir.path()).expect_err(&format!("{name} cut to {len}"));
+        }
+        fs::write_atomic(&path, &intact).unwrap();
+    }
+    ShardSet::open(dir.path()).unwrap().verify_values().unwrap();
+}
+
+#[test]
+fn a_damaged_shard_without_a_manifest_is_an_error_and_no_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows: Vec<ScoredRow> = (0..30).map(|i| row(i, 30, true)).collect();
+    let intact = shard_bytes(&rows, 0, true, true);
+    let path = dir.path().join("shard.parquet");
+    for at in (0..intact.len()).step_by(intact.len() / 150 + 1) {
+        let mut damaged = intact.clone();
+        damaged[at] ^= 0x40;
+        fs::write_atomic(&path, &damaged).unwrap();
+        // Not every flip is an error here, which is why the manifest has a digest; none may panic.
+        if let Ok(shard) = ShardFile::open(&path, 0, true) {
+            for group in 0..shard.num_row_groups() {
+                let _ = shard.read_row_group(group);
+                let _ = shard.row_lengths(group);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_shard_of_another_kind_is_refused_even_with_the_right_digest() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(finished_set(dir.path(), 1, 5));
+    let path = dir.path().join(Manifest::shard_name(0));
+    let rows: Vec<ScoredRow> = (0..5)
+        .map(|i| row(i, 2 + (i as usize * 7) % 11, false))
+        .collect();
+    let bytes = shard_bytes(&rows, 0, false, false);
+    fs::write_atomic(&path, &bytes).unwrap();
+    let mut manifest = Manifest::load(dir.path()).unwrap();
+    manifest.shards[0].size_bytes = bytes.len() as u64;
+    manifest.shards[0].blake3 = Digest::of(&bytes);
+    manifest.save(dir.path()).unwrap();
+    let error = ShardSet::open(dir.path()).unwrap_err();
+    assert!(matches!(error, Error::Schema { .. }), "{error}");
+}
+
+#[test]
+fn rows_that_break_a_rule_are_not_written() {
+    let bad: Vec<(&str, Box<dyn Fn(&mut ScoredRow)>)> = vec![
+        ("it has 1 tokens", Box::new(|r| r.row.input_ids.truncate(1))),
+        (
+            "rl_logprob has 3 values",
+            Box::new(|r| r.rl_logprobs.truncate(3)),
+        ),
+        (
+            "rl_logprob at position 1 is NaN",
+            Box::new(|r| r.rl_logprobs[0] = f32::NAN),
+        ),
+        (
+            "rl_logprob at position 2 is 0.5",
+            Box::new(|r| r.rl_logprobs[1] = 0.5),
+        ),
+        (
+            "weight at position 1 is inf",
+            Box::new(|r| {
+                r.weights.as_mut().unwrap()[0] = f32::INFINITY;
+            }),
+        ),
+        (
+            "doc_starts is not",
+            Box::new(|r| r.row.doc_starts = vec![3, 3]),
+        ),
+        (
+            "doc_starts is not",
+            Box::new(|r| r.row.doc_starts = vec![10]),
+        ),
+        ("come together", Box::new(|r| r.weights = None)),
+    ];
+    for (message, damage) in bad {
+        let mut damaged = row(1, 10, true);
+        damage(&mut damaged);
+        let options = ShardOptions {
+            part: 0,
+            has_base: true,
+            exact: false,
+        };
+        let mut writer = ShardWriter::new(Vec::new(), options).unwrap();
+        let error = writer.push(&damaged).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+}
+
+#[test]
+fn what_is_missing_is_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let absent = dir.path().join("absent");
+    assert!(matches!(
+        ShardSet::open(&absent),
+        Err(Error::NoFolder { .. })
+    ));
+    assert!(matches!(
+        ShardSet::open(dir.path()),
+        Err(Error::NoManifest { .. })
+    ));
+    plan(1).save(dir.path()).unwrap();
+    assert!(matches!(
+        ShardSet::open(dir.path()),
+        Err(Error::Unfinished { .. })
+    ));
+    drop(finished_set(dir.path(), 2, 3));
+    fs::remove_file(&dir.path().join(Manifest::shard_name(1))).unwrap();
+    assert!(matches!(
+        ShardSet::open(dir.path()),
+        Err(Error::MissingShard { .. })
+    ));
+}
+
+#[test]
+fn a_plan_spells_out_every_difference_and_ignores_paths() {
+    let before = plan(2);
+    let mut now = before.clone();
+    now.reference.path = "elsewhere".to_owned();
+    assert_eq!(before.difference(&now), Vec::<String>::new());
+    now.seq_len = 128;
+    now.reference.fingerprint = Digest::of(b"other");
+    now.corpus[0].size_bytes = 4;
+    now.corpus.push(CorpusEntry {
+        source: "b.txt".to_owned(),
+        ..now.corpus[0].clone()
+    });
+    let lines = before.difference(&now);
+    assert_eq!(lines.len(), 4, "{lines:?}");
+    assert!(
+        lines.contains(&"seq_len was 64, is now 128".to_owned()),
+        "{lines:?}"
+    );
+    assert!(
+        lines.contains(&"the corpus file a.txt has changed".to_owned()),
+        "{lines:?}"
+    );
+    assert!(
+        lines.contains(&"the corpus file b.txt is new".to_owned()),
+        "{lines:?}"
+    );
+}
+
+#[test]
+fn a_manifest_of_another_version_says_both() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(finished_set(dir.path(), 1, 3));
+    let path = dir.path().join("manifest.json");
+    let text = String::from_utf8(fs::read(&path).unwrap()).unwrap();
+    let newer = text.replace("\"format_version\": 1", "\"format_version\": 7");
+    fs::write_atomic(&path, newer.as_bytes()).unwrap();
+    let message = ShardSet::open(dir.path()).unwrap_err().to_string();
+    assert!(
+        message.ends_with("has format version 7; this remit reads version 1"),
+        "{message}"
+    );
+}

@@ -1,0 +1,286 @@
+//! Rows to one Parquet shard.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use arrow_array::builder::{
+    Float32Builder, ListBuilder, StringDictionaryBuilder, UInt32Builder, UInt64Builder,
+};
+use arrow_array::types::Int32Type;
+use arrow_array::{ArrayRef, RecordBatch};
+use arrow_schema::{DataType, FieldRef, SchemaRef};
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::schema::types::ColumnPath;
+
+use super::Error;
+use super::schema::{self, LIST_ELEMENT, PACK_STATS_KEY, columns};
+use crate::pack::PackStats;
+use crate::types::{ScoredRow, round_mantissa};
+
+/// Tokens after which a row group is closed; it is also what the writer holds in memory.
+pub const ROW_GROUP_TOKENS: usize = 524_288;
+
+/// Level of the zstd compression.
+pub const ZSTD_LEVEL: i32 = 1;
+
+/// Default for [`ShardOptions::exact`].
+pub const DEFAULT_EXACT: bool = false;
+
+/// What a shard is made with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShardOptions {
+    /// Number of the part that the shard holds; the upper half of its row ids.
+    pub part: u32,
+    /// Whether rows carry base log-probs and weights.
+    pub has_base: bool,
+    /// Keep all 23 bits of the mantissas instead of 12.
+    pub exact: bool,
+}
+
+/// What a shard holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ShardCounts {
+    /// Rows.
+    pub rows: u64,
+    /// Tokens of all rows.
+    pub tokens: u64,
+    /// Targets of all rows.
+    pub targets: u64,
+}
+
+/// Rounds log-probs as the writer does, so that what is computed from them is computed from what is
+/// stored.
+pub fn round_log_probs(log_probs: &mut [f32]) {
+    for value in log_probs {
+        *value = round_mantissa(*value);
+    }
+}
+
+/// Writes rows to one Parquet file.
+///
+/// The bytes are a pure function of the rows and the options. At most one row group,
+/// [`ROW_GROUP_TOKENS`] tokens, is held in memory.
+///
+/// # Examples
+///
+/// ```
+/// use remit::pack::PackStats;
+/// use remit::shard::write::{ShardOptions, ShardWriter};
+/// use remit::types::{Row, ScoredRow};
+///
+/// let options = ShardOptions { part: 0, has_base: false, exact: true };
+/// let mut writer = ShardWriter::new(Vec::new(), options)?;
+/// writer.push(&ScoredRow {
+///     row: Row { source: "a.txt".into(), doc_index: 0, doc_starts: vec![0], input_ids: vec![5, 6] },
+///     rl_logprobs: vec![-1.5],
+///     base_logprobs: None,
+///     weights: None,
+/// })?;
+/// let (bytes, counts) = writer.finish(&PackStats::default())?;
+/// assert_eq!((counts.rows, counts.tokens, counts.targets), (1, 2, 1));
+/// assert_eq!(&bytes[..4], b"PAR1");
+/// # Ok::<(), remit::shard::Error>(())
+/// ```
+pub struct ShardWriter<W: Write + Send> {
+    writer: ArrowWriter<W>,
+    schema: SchemaRef,
+    options: ShardOptions,
+    group: Group,
+    counts: ShardCounts,
+    next_index: u32,
+}
+
+impl<W: Write + Send> ShardWriter<W> {
+    /// A writer of a shard without rows.
+    ///
+    /// # Errors
+    ///
+    /// When the file can't be written.
+    pub fn new(writer: W, options: ShardOptions) -> Result<Self, Error> {
+        let schema = schema::schema(options.has_base);
+        let writer = ArrowWriter::try_new(writer, Arc::clone(&schema), Some(properties()))
+            .map_err(Error::WriteParquet)?;
+        Ok(Self {
+            writer,
+            group: Group::new(&schema, options.has_base),
+            schema,
+            options,
+            counts: ShardCounts::default(),
+            next_index: 0,
+        })
+    }
+
+    /// Adds a row.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadRow`] when it breaks a rule of the format, and when writing fails.
+    pub fn push(&mut self, row: &ScoredRow) -> Result<(), Error> {
+        let bad = |reason| Error::BadRow {
+            source_name: row.row.source.to_string(),
+            reason,
+        };
+        schema::validate(row).map_err(bad)?;
+        if row.weights.is_some() != self.options.has_base {
+            return Err(bad(schema::RowProblem::HalfScored));
+        }
+        let id = schema::row_id(self.options.part, self.next_index);
+        self.next_index = self.next_index.saturating_add(1);
+        self.group
+            .push(id, row, self.options.exact)
+            .map_err(Error::WriteParquet)?;
+        self.counts.rows += 1;
+        self.counts.tokens += row.row.input_ids.len() as u64;
+        self.counts.targets += row.row.num_targets() as u64;
+        if self.group.tokens >= ROW_GROUP_TOKENS {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        if self.group.tokens == 0 {
+            return Ok(());
+        }
+        let batch = RecordBatch::try_new(Arc::clone(&self.schema), self.group.take())
+            .map_err(|error| Error::WriteParquet(error.into()))?;
+        self.writer.write(&batch).map_err(Error::WriteParquet)?;
+        self.writer.flush().map_err(Error::WriteParquet)
+    }
+
+    /// Ends the file; `stats` of the packer go into its footer. The file is not yet durable: that is
+    /// the business of whoever owns the inner writer.
+    ///
+    /// # Errors
+    ///
+    /// When writing fails.
+    pub fn finish(mut self, stats: &PackStats) -> Result<(W, ShardCounts), Error> {
+        self.flush()?;
+        let stats = serde_json::to_string(stats).unwrap_or_default();
+        let format = schema::FORMAT_VERSION.to_string();
+        for (key, value) in [("remit.format_version", format), (PACK_STATS_KEY, stats)] {
+            self.writer
+                .append_key_value_metadata(KeyValue::new(key.to_owned(), value));
+        }
+        let inner = self.writer.into_inner().map_err(Error::WriteParquet)?;
+        Ok((inner, self.counts))
+    }
+}
+
+fn properties() -> WriterProperties {
+    let values =
+        |column: &str| ColumnPath::new(vec![column.into(), "list".into(), LIST_ELEMENT.into()]);
+    let mut builder = WriterProperties::builder()
+        .set_created_by(concat!("remit ", env!("CARGO_PKG_VERSION")).to_owned())
+        .set_compression(Compression::ZSTD(
+            ZstdLevel::try_new(ZSTD_LEVEL).unwrap_or_default(),
+        ))
+        .set_dictionary_enabled(false)
+        .set_statistics_enabled(EnabledStatistics::None)
+        // Row groups are closed by hand, by tokens.
+        .set_max_row_group_row_count(None)
+        .set_column_dictionary_enabled(ColumnPath::from(columns::SOURCE), true);
+    for column in [columns::ROW_ID, columns::DOC_INDEX] {
+        builder = builder
+            .set_column_statistics_enabled(ColumnPath::from(column), EnabledStatistics::Chunk)
+            .set_column_encoding(ColumnPath::from(column), Encoding::PLAIN);
+    }
+    for column in [columns::DOC_STARTS, columns::INPUT_IDS] {
+        builder = builder.set_column_encoding(values(column), Encoding::PLAIN);
+    }
+    for column in [columns::RL_LOGPROB, columns::BASE_LOGPROB, columns::WEIGHT] {
+        builder = builder.set_column_encoding(values(column), Encoding::BYTE_STREAM_SPLIT);
+    }
+    builder.build()
+}
+
+/// The rows of an open row group, as column builders.
+struct Group {
+    row_id: UInt64Builder,
+    source: StringDictionaryBuilder<Int32Type>,
+    doc_index: UInt64Builder,
+    doc_starts: ListBuilder<UInt32Builder>,
+    input_ids: ListBuilder<UInt32Builder>,
+    floats: Vec<ListBuilder<Float32Builder>>,
+    tokens: usize,
+}
+
+impl Group {
+    fn new(schema: &SchemaRef, has_base: bool) -> Self {
+        let element = |column: &str| -> FieldRef {
+            match schema
+                .field_with_name(column)
+                .map(|field| field.data_type())
+            {
+                Ok(DataType::List(element)) => Arc::clone(element),
+                _ => unreachable!("{column} is a list column of the schema"),
+            }
+        };
+        let mut floats = vec![columns::RL_LOGPROB];
+        if has_base {
+            floats.extend([columns::BASE_LOGPROB, columns::WEIGHT]);
+        }
+        let ids = |column| ListBuilder::new(UInt32Builder::new()).with_field(element(column));
+        Self {
+            row_id: UInt64Builder::new(),
+            source: StringDictionaryBuilder::new(),
+            doc_index: UInt64Builder::new(),
+            doc_starts: ids(columns::DOC_STARTS),
+            input_ids: ids(columns::INPUT_IDS),
+            floats: floats
+                .into_iter()
+                .map(|column| ListBuilder::new(Float32Builder::new()).with_field(element(column)))
+                .collect(),
+            tokens: 0,
+        }
+    }
+
+    fn push(
+        &mut self,
+        id: u64,
+        row: &ScoredRow,
+        exact: bool,
+    ) -> Result<(), parquet::errors::ParquetError> {
+        self.row_id.append_value(id);
+        self.source.append(&*row.row.source)?;
+        self.doc_index.append_value(row.row.doc_index);
+        self.doc_starts.values().append_slice(&row.row.doc_starts);
+        self.doc_starts.append(true);
+        self.input_ids.values().append_slice(&row.row.input_ids);
+        self.input_ids.append(true);
+        let columns = [
+            (Some(&row.rl_logprobs), None),
+            (row.base_logprobs.as_ref(), None),
+            (row.weights.as_ref(), Some(0.0)),
+        ];
+        for (builder, (values, first)) in self.floats.iter_mut().zip(columns) {
+            builder.values().append_option(first);
+            for &value in values.into_iter().flatten() {
+                builder
+                    .values()
+                    .append_value(if exact { value } else { round_mantissa(value) });
+            }
+            builder.append(true);
+        }
+        self.tokens += row.row.input_ids.len();
+        Ok(())
+    }
+
+    fn take(&mut self) -> Vec<ArrayRef> {
+        self.tokens = 0;
+        let mut arrays: Vec<ArrayRef> = vec![
+            Arc::new(self.row_id.finish()),
+            Arc::new(self.source.finish()),
+            Arc::new(self.doc_index.finish()),
+            Arc::new(self.doc_starts.finish()),
+            Arc::new(self.input_ids.finish()),
+        ];
+        for builder in &mut self.floats {
+            arrays.push(Arc::new(builder.finish()));
+        }
+        arrays
+    }
+}

@@ -1,0 +1,222 @@
+//! Log-probs to weights: the formula of ReMiT (arXiv 2602.03075), for one context at a time.
+//!
+//! With `delta = reference - current` for every target of a row, and its mean over that row's targets:
+//!
+//! ```text
+//! weight = clamp(2 * sigmoid((delta - mean) / temperature), 1 - epsilon, 1 + epsilon)
+//! ```
+//!
+//! Where both models agree, the weight is 1. At the default epsilon of 0.2 and temperature of 1 it
+//! saturates at a centred difference of ln 1.5 = 0.405 nats.
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::round_mantissa;
+
+/// Default half-width of the interval that weights are clamped to.
+pub const DEFAULT_EPSILON: f32 = 0.2;
+/// Default divisor of the centred difference, nats.
+pub const DEFAULT_TEMPERATURE: f32 = 1.0;
+
+/// The two numbers of the formula.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Unchecked", deny_unknown_fields)]
+pub struct WeightFormula {
+    epsilon: f32,
+    temperature: f32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Unchecked {
+    epsilon: f32,
+    temperature: f32,
+}
+
+impl TryFrom<Unchecked> for WeightFormula {
+    type Error = FormulaError;
+
+    fn try_from(unchecked: Unchecked) -> Result<Self, FormulaError> {
+        Self::new(unchecked.epsilon, unchecked.temperature)
+    }
+}
+
+/// A number that the formula can't be used with.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FormulaError {
+    /// Weights would be negative or unbounded.
+    #[error("epsilon is {0}; it must be at least 0 and less than 1")]
+    Epsilon(f32),
+    /// The difference can't be divided by it.
+    #[error("temperature is {0}; it must be a positive number")]
+    Temperature(f32),
+}
+
+impl Default for WeightFormula {
+    fn default() -> Self {
+        Self {
+            epsilon: DEFAULT_EPSILON,
+            temperature: DEFAULT_TEMPERATURE,
+        }
+    }
+}
+
+impl WeightFormula {
+    /// `epsilon` in [0, 1), `temperature` positive and finite.
+    ///
+    /// # Errors
+    ///
+    /// [`FormulaError`] outside these ranges.
+    pub fn new(epsilon: f32, temperature: f32) -> Result<Self, FormulaError> {
+        if !(0.0..1.0).contains(&epsilon) {
+            return Err(FormulaError::Epsilon(epsilon));
+        }
+        if !(temperature.is_finite() && temperature > 0.0) {
+            return Err(FormulaError::Temperature(temperature));
+        }
+        Ok(Self {
+            epsilon,
+            temperature,
+        })
+    }
+
+    /// Half-width of the interval that weights are clamped to.
+    pub fn epsilon(&self) -> f32 {
+        self.epsilon
+    }
+
+    /// Divisor of the centred difference, nats.
+    pub fn temperature(&self) -> f32 {
+        self.temperature
+    }
+
+    /// Smallest and largest weight.
+    pub fn bounds(&self) -> (f32, f32) {
+        (1.0 - self.epsilon, 1.0 + self.epsilon)
+    }
+
+    /// Fills `weights` for the targets of one row, from as many log-probs (nats) of the reference
+    /// and of the model being weighted. Differences and their mean are taken in f64.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use remit::weight::WeightFormula;
+    ///
+    /// let mut weights = [0.0; 3];
+    /// // The differences are 1, 0 and -1; their mean is 0.
+    /// WeightFormula::default().weights(&[-1.0, -2.0, -4.0], &[-2.0, -2.0, -3.0], &mut weights);
+    /// assert_eq!(weights, [1.2, 1.0, 0.8]);
+    /// ```
+    pub fn weights(&self, reference: &[f32], current: &[f32], weights: &mut [f32]) {
+        let pairs = || reference.iter().zip(current);
+        let delta =
+            |(reference, current): (&f32, &f32)| f64::from(*reference) - f64::from(*current);
+        let mean = pairs().map(delta).sum::<f64>() / pairs().len().max(1) as f64;
+        let (lower, upper) = self.bounds();
+        let temperature = f64::from(self.temperature);
+        for (weight, pair) in weights.iter_mut().zip(pairs()) {
+            let centred = (delta(pair) - mean) / temperature;
+            let unclamped = 2.0 / (1.0 + (-centred).exp());
+            *weight = (unclamped as f32).clamp(lower, upper);
+        }
+    }
+
+    /// How many weights are at the lower and at the upper bound, be they rounded for storage or not.
+    pub fn at_bounds(&self, weights: &[f32]) -> (usize, usize) {
+        let (lower, upper) = self.bounds();
+        let (lower, upper) = (
+            lower.max(round_mantissa(lower)),
+            upper.min(round_mantissa(upper)),
+        );
+        weights.iter().fold((0, 0), |(low, high), &weight| {
+            (
+                low + usize::from(weight <= lower),
+                high + usize::from(weight >= upper),
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn weights(formula: WeightFormula, reference: &[f32], current: &[f32]) -> Vec<f32> {
+        let mut out = vec![0.0; reference.len()];
+        formula.weights(reference, current, &mut out);
+        out
+    }
+
+    #[test]
+    fn agreement_gives_exactly_one() {
+        let log_probs = [-0.123_456, -7.89, -1e-7];
+        assert_eq!(
+            weights(WeightFormula::default(), &log_probs, &log_probs),
+            [1.0; 3]
+        );
+    }
+
+    #[test]
+    fn a_single_target_is_its_own_mean() {
+        assert_eq!(weights(WeightFormula::default(), &[-1.0], &[-9.0]), [1.0]);
+    }
+
+    #[test]
+    fn the_slope_at_zero_is_half_a_nat() {
+        let out = weights(WeightFormula::default(), &[-1.0, -1.0], &[-1.1, -0.9]);
+        let want = 2.0 / (1.0 + (-0.1_f64).exp());
+        assert!((f64::from(out[0]) - want).abs() < 1e-6);
+        assert!((want - 1.05).abs() < 1e-4);
+    }
+
+    #[test]
+    fn numbers_that_make_no_sense_are_refused() {
+        for epsilon in [-0.1, 1.0, f32::NAN, f32::INFINITY] {
+            assert!(WeightFormula::new(epsilon, 1.0).is_err());
+        }
+        for temperature in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+            assert!(WeightFormula::new(0.2, temperature).is_err());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn weights_stay_within_bounds_and_follow_the_difference(
+            pairs in proptest::collection::vec((-20.0_f32..0.0, -20.0_f32..0.0), 1..40),
+            epsilon in 0.0_f32..0.99,
+            temperature in 0.1_f32..10.0,
+        ) {
+            let formula = WeightFormula::new(epsilon, temperature).unwrap();
+            let (reference, current): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
+            let out = weights(formula, &reference, &current);
+            let (lower, upper) = formula.bounds();
+            for (i, a) in out.iter().enumerate() {
+                prop_assert!((lower..=upper).contains(a));
+                for (j, b) in out.iter().enumerate() {
+                    let delta = |i: usize| f64::from(reference[i]) - f64::from(current[i]);
+                    if delta(i) > delta(j) {
+                        prop_assert!(a >= b);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn a_shift_of_all_log_probs_of_a_row_changes_nothing(
+            pairs in proptest::collection::vec((-20.0_f32..0.0, -20.0_f32..0.0), 1..40),
+            shift in -5.0_f32..0.0,
+        ) {
+            let (reference, current): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
+            let shifted: Vec<f32> = reference.iter().map(|v| v + shift).collect();
+            let formula = WeightFormula::default();
+            let a = weights(formula, &reference, &current);
+            let b = weights(formula, &shifted, &current);
+            for (a, b) in a.iter().zip(&b) {
+                prop_assert!((a - b).abs() < 1e-5);
+            }
+        }
+    }
+}
