@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::Error;
 use super::gemm::{self, Mat, MatMut, Threads, Write};
 use super::ops::{RowLayout, tensor, update, view};
-use super::simd::{ARCH, exp_shifted, max, sum_exp_shifted};
+use super::simd::{exp_shifted, max, sum_exp_shifted, vectorized};
 
 /// Targets of a tile when only log-probs are wanted.
 const TOKEN_TILE: usize = 256;
@@ -103,7 +103,7 @@ pub(crate) fn log_probs(
                 .zip(block.par_chunks(entries))
                 .zip(next.par_iter())
                 .for_each(|(((sum, logit), block), &id)| {
-                    ARCH.dispatch(|| sum.push(block));
+                    vectorized(#[inline(always)] || sum.push(block));
                     if let Some(at) = (id as usize).checked_sub(start)
                         && let Some(&value) = block.get(at)
                     {
@@ -220,7 +220,7 @@ impl Tile<'_> {
                 .zip(next.par_iter())
                 .map(|(logits, &id)| {
                     let mut sum = LogSumExp::EMPTY;
-                    ARCH.dispatch(|| logits.chunks(VOCAB_TILE).for_each(|block| sum.push(block)));
+                    vectorized(#[inline(always)] || logits.chunks(VOCAB_TILE).for_each(|block| sum.push(block)));
                     (sum.value(), sum.log_prob(logits[id as usize]))
                 })
                 .collect();
@@ -256,7 +256,7 @@ impl Tile<'_> {
             .zip(next.par_iter())
             .zip(sums.par_iter().zip(weights))
             .for_each(|((logits, &id), (&sum, &weight))| {
-                ARCH.dispatch(|| {
+                vectorized(#[inline(always)] || {
                     // The fraction that f32 cannot hold of the sum goes into the factor.
                     let shift = sum as f32;
                     let rest = (f64::from(shift) - sum).exp() as f32;

@@ -9,7 +9,28 @@ use std::sync::LazyLock;
 pub(crate) const LANES: usize = 16;
 
 /// The instruction set found at start-up.
-pub(crate) static ARCH: LazyLock<pulp::Arch> = LazyLock::new(pulp::Arch::new);
+static ARCH: LazyLock<pulp::Arch> = LazyLock::new(pulp::Arch::new);
+
+/// Runs a loop compiled for the widest instructions of this machine.
+///
+/// The closure has to be `#[inline(always)]`, or its body stays outside and is compiled for the
+/// oldest machine, where a fused multiply-add is a function call.
+#[inline(always)]
+pub(crate) fn vectorized<R>(f: impl FnMut() -> R) -> R {
+    // Not a bare closure: calling one through `FnOnce` goes through a shim that is not inlined.
+    struct Inlined<F>(F);
+
+    impl<R, F: FnMut() -> R> pulp::NullaryFnOnce for Inlined<F> {
+        type Output = R;
+
+        #[inline(always)]
+        fn call(mut self) -> R {
+            (self.0)()
+        }
+    }
+
+    ARCH.dispatch(Inlined(f))
+}
 
 /// `e^x` in f32, within 2 units in the last place for `x` in [-87, 88]; 0 below that range.
 ///

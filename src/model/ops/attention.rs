@@ -11,7 +11,7 @@ use std::ops::Range;
 use super::{RowLayout, tensor, view};
 use crate::model::Error;
 use crate::model::gemm::{Mat, MatMut, Threads, Write, matmul};
-use crate::model::simd::{ARCH, dot, exp_shifted, max};
+use crate::model::simd::{dot, exp_shifted, max, vectorized};
 
 /// Queries whose scores are held at a time.
 const QUERY_TILE: usize = 64;
@@ -61,7 +61,7 @@ fn probabilities(scores: &mut [f32], tile: &Range<usize>, q: Mat<'_>, k: Mat<'_>
         k.t(),
         Threads::One,
     );
-    ARCH.dispatch(|| {
+    vectorized(#[inline(always)] || {
         for (query, row) in tile.clone().zip(scores.chunks_exact_mut(keys)) {
             let (seen, future) = row.split_at_mut(query + 1);
             for score in &mut *seen {
@@ -208,9 +208,9 @@ pub(crate) fn backward(
                         v_seen.t(),
                         Threads::One,
                     );
-                    ARCH.dispatch(|| {
+                    vectorized(#[inline(always)] || {
                         let rows = ds.chunks_exact_mut(n).zip(p.chunks_exact(n));
-                        for (token, (ds, p)) in queries.zip(rows) {
+                        for (token, (ds, p)) in queries.clone().zip(rows) {
                             let at = token * width + h * dim;
                             let pull = dot(&d_out[at..at + dim], &out[at..at + dim]);
                             for (ds, p) in ds.iter_mut().zip(p) {

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::{CHUNK, tensor, view};
 use crate::model::Error;
-use crate::model::simd::{ARCH, exp};
+use crate::model::simd::{exp, vectorized};
 
 #[inline(always)]
 fn sigmoid(x: f32) -> f32 {
@@ -20,7 +20,7 @@ pub(crate) fn forward(gate: &Tensor, up: &Tensor) -> Result<Tensor, Error> {
         .zip(g.par_chunks(CHUNK))
         .zip(u.par_chunks(CHUNK))
         .for_each(|((y, g), u)| {
-            ARCH.dispatch(|| {
+            vectorized(#[inline(always)] || {
                 for ((y, g), u) in y.iter_mut().zip(g).zip(u) {
                     *y = g * sigmoid(*g) * u;
                 }
@@ -42,8 +42,8 @@ pub(crate) fn backward(dy: &Tensor, gate: &Tensor, up: &Tensor) -> Result<(Tenso
         .zip(dy.par_chunks(CHUNK))
         .zip(g.par_chunks(CHUNK).zip(u.par_chunks(CHUNK)))
         .for_each(|(((d_gate, d_up), dy), (g, u))| {
-            ARCH.dispatch(|| {
-                let outputs = d_gate.iter_mut().zip(d_up);
+            vectorized(#[inline(always)] || {
+                let outputs = d_gate.iter_mut().zip(d_up.iter_mut());
                 let inputs = dy.iter().zip(g.iter().zip(u));
                 for ((d_gate, d_up), (dy, (g, u))) in outputs.zip(inputs) {
                     let s = sigmoid(*g);

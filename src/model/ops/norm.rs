@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::{rows_per_task, tensor, update, view};
 use crate::model::Error;
-use crate::model::simd::{ARCH, dot};
+use crate::model::simd::{dot, vectorized};
 
 /// `1 / sqrt(mean(x²) + eps)`
 #[inline(always)]
@@ -25,7 +25,7 @@ pub(crate) fn forward(x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor, Error>
     y.par_chunks_mut(block)
         .zip(values.par_chunks(block))
         .for_each(|(y, x)| {
-            ARCH.dispatch(|| {
+            vectorized(#[inline(always)] || {
                 for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
                     let scale = inverse_rms(x, eps);
                     for ((y, x), w) in y.iter_mut().zip(x).zip(w.iter()) {
@@ -64,7 +64,7 @@ pub(crate) fn backward(
             .zip(x.par_chunks(block))
             .map(|((dx, dy), x)| {
                 let mut dw = vec![0.0; width];
-                ARCH.dispatch(|| {
+                vectorized(#[inline(always)] || {
                     for ((dx, dy), x) in dx
                         .chunks_exact_mut(width)
                         .zip(dy.chunks_exact(width))

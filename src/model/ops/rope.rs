@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::{rows_per_task, tensor, view};
 use crate::model::Error;
-use crate::model::simd::ARCH;
+use crate::model::simd::vectorized;
 
 /// Cosines and sines of the positions of one batch, `[tokens, half]` each.
 #[derive(Debug, Clone)]
@@ -53,7 +53,7 @@ impl Rotation {
             .zip(self.cos.par_chunks(half * tokens))
             .zip(self.sin.par_chunks(half * tokens))
             .for_each(|((y, cos), sin)| {
-                ARCH.dispatch(|| {
+                vectorized(#[inline(always)] || {
                     for ((token, cos), sin) in y
                         .chunks_exact_mut(features)
                         .zip(cos.chunks_exact(half))
