@@ -103,7 +103,10 @@ pub(crate) fn log_probs(
                 .zip(block.par_chunks(entries))
                 .zip(next.par_iter())
                 .for_each(|(((sum, logit), block), &id)| {
-                    vectorized(#[inline(always)] || sum.push(block));
+                    vectorized(
+                        #[inline(always)]
+                        || sum.push(block),
+                    );
                     if let Some(at) = (id as usize).checked_sub(start)
                         && let Some(&value) = block.get(at)
                     {
@@ -220,7 +223,15 @@ impl Tile<'_> {
                 .zip(next.par_iter())
                 .map(|(logits, &id)| {
                     let mut sum = LogSumExp::EMPTY;
-                    vectorized(#[inline(always)] || logits.chunks(VOCAB_TILE).for_each(|block| sum.push(block)));
+                    vectorized(
+                        #[inline(always)]
+                        || {
+                            // A loop, since `for_each` would call back from outside.
+                            for block in logits.chunks(VOCAB_TILE) {
+                                sum.push(block);
+                            }
+                        },
+                    );
                     (sum.value(), sum.log_prob(logits[id as usize]))
                 })
                 .collect();
@@ -256,16 +267,19 @@ impl Tile<'_> {
             .zip(next.par_iter())
             .zip(sums.par_iter().zip(weights))
             .for_each(|((logits, &id), (&sum, &weight))| {
-                vectorized(#[inline(always)] || {
-                    // The fraction that f32 cannot hold of the sum goes into the factor.
-                    let shift = sum as f32;
-                    let rest = (f64::from(shift) - sum).exp() as f32;
-                    exp_shifted(logits, shift);
-                    for p in logits.iter_mut() {
-                        *p *= rest * weight;
-                    }
-                    logits[id as usize] -= weight;
-                });
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        // The fraction that f32 cannot hold of the sum goes into the factor.
+                        let shift = sum as f32;
+                        let rest = (f64::from(shift) - sum).exp() as f32;
+                        exp_shifted(logits, shift);
+                        for p in logits.iter_mut() {
+                            *p *= rest * weight;
+                        }
+                        logits[id as usize] -= weight;
+                    },
+                );
             });
         let rows = gather(self.hidden, positions, width);
         gemm::matmul(

@@ -61,21 +61,24 @@ fn probabilities(scores: &mut [f32], tile: &Range<usize>, q: Mat<'_>, k: Mat<'_>
         k.t(),
         Threads::One,
     );
-    vectorized(#[inline(always)] || {
-        for (query, row) in tile.clone().zip(scores.chunks_exact_mut(keys)) {
-            let (seen, future) = row.split_at_mut(query + 1);
-            for score in &mut *seen {
-                *score *= scale;
+    vectorized(
+        #[inline(always)]
+        || {
+            for (query, row) in tile.clone().zip(scores.chunks_exact_mut(keys)) {
+                let (seen, future) = row.split_at_mut(query + 1);
+                for score in &mut *seen {
+                    *score *= scale;
+                }
+                let largest = max(seen);
+                let sum = exp_shifted(seen, largest);
+                let inverse = sum.recip();
+                for score in seen {
+                    *score *= inverse;
+                }
+                future.fill(0.0);
             }
-            let largest = max(seen);
-            let sum = exp_shifted(seen, largest);
-            let inverse = sum.recip();
-            for score in seen {
-                *score *= inverse;
-            }
-            future.fill(0.0);
-        }
-    });
+        },
+    );
 }
 
 /// The part of a `[tokens, width]` buffer that belongs to `head` in the tokens of `range`.
@@ -208,16 +211,19 @@ pub(crate) fn backward(
                         v_seen.t(),
                         Threads::One,
                     );
-                    vectorized(#[inline(always)] || {
-                        let rows = ds.chunks_exact_mut(n).zip(p.chunks_exact(n));
-                        for (token, (ds, p)) in queries.clone().zip(rows) {
-                            let at = token * width + h * dim;
-                            let pull = dot(&d_out[at..at + dim], &out[at..at + dim]);
-                            for (ds, p) in ds.iter_mut().zip(p) {
-                                *ds = p * (*ds - pull) * shape.scale;
+                    vectorized(
+                        #[inline(always)]
+                        || {
+                            let rows = ds.chunks_exact_mut(n).zip(p.chunks_exact(n));
+                            for (token, (ds, p)) in queries.clone().zip(rows) {
+                                let at = token * width + h * dim;
+                                let pull = dot(&d_out[at..at + dim], &out[at..at + dim]);
+                                for (ds, p) in ds.iter_mut().zip(p) {
+                                    *ds = p * (*ds - pull) * shape.scale;
+                                }
                             }
-                        }
-                    });
+                        },
+                    );
                     matmul(
                         MatMut::new(&mut dq[tile.start * dim..tile.end * dim], m, dim),
                         Write::Replace,

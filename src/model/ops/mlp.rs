@@ -20,11 +20,14 @@ pub(crate) fn forward(gate: &Tensor, up: &Tensor) -> Result<Tensor, Error> {
         .zip(g.par_chunks(CHUNK))
         .zip(u.par_chunks(CHUNK))
         .for_each(|((y, g), u)| {
-            vectorized(#[inline(always)] || {
-                for ((y, g), u) in y.iter_mut().zip(g).zip(u) {
-                    *y = g * sigmoid(*g) * u;
-                }
-            });
+            vectorized(
+                #[inline(always)]
+                || {
+                    for ((y, g), u) in y.iter_mut().zip(g).zip(u) {
+                        *y = g * sigmoid(*g) * u;
+                    }
+                },
+            );
         });
     tensor(y, gate.dims())
 }
@@ -42,15 +45,18 @@ pub(crate) fn backward(dy: &Tensor, gate: &Tensor, up: &Tensor) -> Result<(Tenso
         .zip(dy.par_chunks(CHUNK))
         .zip(g.par_chunks(CHUNK).zip(u.par_chunks(CHUNK)))
         .for_each(|(((d_gate, d_up), dy), (g, u))| {
-            vectorized(#[inline(always)] || {
-                let outputs = d_gate.iter_mut().zip(d_up.iter_mut());
-                let inputs = dy.iter().zip(g.iter().zip(u));
-                for ((d_gate, d_up), (dy, (g, u))) in outputs.zip(inputs) {
-                    let s = sigmoid(*g);
-                    *d_up = dy * g * s;
-                    *d_gate = dy * u * s * (1.0 + g * (1.0 - s));
-                }
-            });
+            vectorized(
+                #[inline(always)]
+                || {
+                    let outputs = d_gate.iter_mut().zip(d_up.iter_mut());
+                    let inputs = dy.iter().zip(g.iter().zip(u));
+                    for ((d_gate, d_up), (dy, (g, u))) in outputs.zip(inputs) {
+                        let s = sigmoid(*g);
+                        *d_up = dy * g * s;
+                        *d_gate = dy * u * s * (1.0 + g * (1.0 - s));
+                    }
+                },
+            );
         });
     Ok((tensor(d_gate, gate.dims())?, tensor(d_up, up.dims())?))
 }

@@ -25,14 +25,17 @@ pub(crate) fn forward(x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor, Error>
     y.par_chunks_mut(block)
         .zip(values.par_chunks(block))
         .for_each(|(y, x)| {
-            vectorized(#[inline(always)] || {
-                for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                    let scale = inverse_rms(x, eps);
-                    for ((y, x), w) in y.iter_mut().zip(x).zip(w.iter()) {
-                        *y = x * scale * w;
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                        let scale = inverse_rms(x, eps);
+                        for ((y, x), w) in y.iter_mut().zip(x).zip(w.iter()) {
+                            *y = x * scale * w;
+                        }
                     }
-                }
-            });
+                },
+            );
         });
     tensor(y, x.dims())
 }
@@ -64,24 +67,27 @@ pub(crate) fn backward(
             .zip(x.par_chunks(block))
             .map(|((dx, dy), x)| {
                 let mut dw = vec![0.0; width];
-                vectorized(#[inline(always)] || {
-                    for ((dx, dy), x) in dx
-                        .chunks_exact_mut(width)
-                        .zip(dy.chunks_exact(width))
-                        .zip(x.chunks_exact(width))
-                    {
-                        let r = inverse_rms(x, eps);
-                        let mut lanes = [0.0_f32; 16];
-                        for (i, ((dy, x), w)) in dy.iter().zip(x).zip(w.iter()).enumerate() {
-                            lanes[i % 16] += dy * w * x;
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for ((dx, dy), x) in dx
+                            .chunks_exact_mut(width)
+                            .zip(dy.chunks_exact(width))
+                            .zip(x.chunks_exact(width))
+                        {
+                            let r = inverse_rms(x, eps);
+                            let mut lanes = [0.0_f32; 16];
+                            for (i, ((dy, x), w)) in dy.iter().zip(x).zip(w.iter()).enumerate() {
+                                lanes[i % 16] += dy * w * x;
+                            }
+                            let pull = lanes.iter().sum::<f32>() * r * r * r / width as f32;
+                            for i in 0..width {
+                                dw[i] += dy[i] * x[i] * r;
+                                dx[i] += r * dy[i] * w[i] - x[i] * pull;
+                            }
                         }
-                        let pull = lanes.iter().sum::<f32>() * r * r * r / width as f32;
-                        for i in 0..width {
-                            dw[i] += dy[i] * x[i] * r;
-                            dx[i] += r * dy[i] * w[i] - x[i] * pull;
-                        }
-                    }
-                });
+                    },
+                );
                 dw
             })
             .collect_into_vec(&mut partial_sums);

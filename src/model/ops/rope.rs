@@ -53,22 +53,25 @@ impl Rotation {
             .zip(self.cos.par_chunks(half * tokens))
             .zip(self.sin.par_chunks(half * tokens))
             .for_each(|((y, cos), sin)| {
-                vectorized(#[inline(always)] || {
-                    for ((token, cos), sin) in y
-                        .chunks_exact_mut(features)
-                        .zip(cos.chunks_exact(half))
-                        .zip(sin.chunks_exact(half))
-                    {
-                        for head in token.chunks_exact_mut(head_dim) {
-                            let (first, second) = head[..2 * half].split_at_mut(half);
-                            for i in 0..half {
-                                let (a, b, s) = (first[i], second[i], sin[i] * direction);
-                                first[i] = a * cos[i] - b * s;
-                                second[i] = b * cos[i] + a * s;
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for ((token, cos), sin) in y
+                            .chunks_exact_mut(features)
+                            .zip(cos.chunks_exact(half))
+                            .zip(sin.chunks_exact(half))
+                        {
+                            for head in token.chunks_exact_mut(head_dim) {
+                                let (first, second) = head[..2 * half].split_at_mut(half);
+                                for i in 0..half {
+                                    let (a, b, s) = (first[i], second[i], sin[i] * direction);
+                                    first[i] = a * cos[i] - b * s;
+                                    second[i] = b * cos[i] + a * s;
+                                }
                             }
                         }
-                    }
-                });
+                    },
+                );
             });
         tensor(y, x.dims())
     }
