@@ -92,7 +92,7 @@ impl<'a> Order<'a> {
     /// The permuted row groups of an epoch, as windows of indices into `groups`.
     fn windows(&self, epoch: u64) -> Vec<Vec<usize>> {
         let mut order: Vec<usize> = (0..self.groups.len()).collect();
-        Rng::new(self.seed, epoch, u64::MAX).shuffle(&mut order);
+        Stream::new(self.seed, epoch, u64::MAX).shuffle(&mut order);
         let mut windows: Vec<Vec<usize>> = Vec::new();
         let mut tokens = 0;
         for group in order {
@@ -117,7 +117,7 @@ impl<'a> Order<'a> {
             .iter()
             .flat_map(|&group| (0..self.groups[group].lengths.len()).map(move |row| (group, row)))
             .collect();
-        Rng::new(self.seed, epoch, number as u64).shuffle(&mut rows);
+        Stream::new(self.seed, epoch, number as u64).shuffle(&mut rows);
         rows
     }
 
@@ -275,9 +275,9 @@ pub fn micro_batches<T>(
 }
 
 /// A stream of random numbers: SplitMix64 (Steele, Lea & Flood, 2014) from a BLAKE3 of its purpose.
-struct Rng(u64);
+struct Stream(u64);
 
-impl Rng {
+impl Stream {
     fn new(seed: u64, epoch: u64, window: u64) -> Self {
         let mut key = Vec::from(*b"remit shuffle 1");
         for number in [seed, epoch, window] {
@@ -386,7 +386,7 @@ mod tests {
             limit in 1_usize..100,
         ) {
             let runs = micro_batches(&lengths, limit, |len| *len);
-            prop_assert_eq!(runs.concat(), lengths);
+            prop_assert_eq!(runs.concat(), lengths.clone());
             for run in runs {
                 prop_assert!(run.len() == 1 || run.iter().sum::<usize>() <= limit);
             }
@@ -395,7 +395,7 @@ mod tests {
         #[test]
         fn a_shuffle_is_a_permutation(n in 0_usize..200, seed in any::<u64>()) {
             let mut items: Vec<usize> = (0..n).collect();
-            Rng::new(seed, 0, 0).shuffle(&mut items);
+            Stream::new(seed, 0, 0).shuffle(&mut items);
             items.sort_unstable();
             prop_assert_eq!(items, (0..n).collect::<Vec<_>>());
         }

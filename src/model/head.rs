@@ -123,7 +123,7 @@ pub(crate) fn log_probs(
 ///
 /// Called once a row, in order, with the row's number in the batch and one log-prob a target; has
 /// to fill one weight a target. The weights are constants to the gradient.
-pub(crate) type Weigh<'a> = dyn FnMut(usize, &[f32], &mut [f32]) -> Result<(), Error> + 'a;
+pub type Weigh<'a> = dyn FnMut(usize, &[f32], &mut [f32]) -> Result<(), Error> + 'a;
 
 /// Gradients of `sum over targets of weight * -log p`, not divided by anything: added to
 /// `head_sum` `[V, H]` for the head, returned `[T, H]` for the hidden states.
@@ -193,6 +193,9 @@ pub(crate) fn gradients(
     }
 }
 
+/// [`Weigh`] for all rows of a tile at once: their log-probs side by side.
+type WeighAll<'a> = dyn FnMut(&[f32], &mut [f32]) -> Result<(), Error> + 'a;
+
 struct Tile<'a> {
     vocab: usize,
     width: usize,
@@ -210,7 +213,7 @@ impl Tile<'_> {
         positions: &[usize],
         next: &[u32],
         tile_rows: usize,
-        weigh: &mut dyn FnMut(&[f32], &mut [f32]) -> Result<(), Error>,
+        weigh: &mut WeighAll<'_>,
     ) -> Result<(), Error> {
         let chunks = || positions.chunks(tile_rows).zip(next.chunks(tile_rows));
         let mut sums = Vec::with_capacity(next.len());

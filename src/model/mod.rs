@@ -21,6 +21,7 @@ use std::borrow::Cow;
 pub use config::{Architecture, Block, SUPPORTED_MODEL_TYPES};
 pub use decoder::{Decoder, Gradients, Parameter};
 pub use error::Error;
+pub use head::Weigh;
 pub use ops::RowLayout;
 pub use weights::{Builtin, Checkpoint, ModelSource};
 
@@ -74,7 +75,7 @@ impl Decoder {
         &self,
         rows: &[&[TokenId]],
         gradients: &mut Gradients,
-        weigh: &mut dyn FnMut(usize, &[f32], &mut [f32]) -> Result<(), Error>,
+        weigh: &mut Weigh<'_>,
     ) -> Result<(), Error> {
         let batch = self.batch(rows)?;
         let mut tape = self.tape()?;

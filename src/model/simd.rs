@@ -38,7 +38,7 @@ pub(crate) fn vectorized<R>(f: impl FnMut() -> R) -> R {
 /// branch, so that a loop over it is vectorized, which the C library's function prevents.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     // Adding 1.5 * 2^23 rounds to the nearest integer and leaves that integer in the low bits.
     const ROUND: f32 = 12_582_912.0;
@@ -177,10 +177,6 @@ impl Noise {
 
     pub fn normal(&mut self) -> f32 {
         (0..4).map(|_| self.uniform() - 0.5).sum::<f32>() * 1.73
-    }
-
-    pub fn below(&mut self, n: usize) -> usize {
-        ((self.uniform() * n as f32) as usize).min(n - 1)
     }
 
     pub fn vector(&mut self, len: usize) -> Vec<f32> {

@@ -1,6 +1,6 @@
 //! The shard format: one row of a shard is one attention context.
 //!
-//! schemas/README.md at the root of the repository is the normative text. [`write`] and [`read`] share
+//! schemas/README.md at the root of the repository is the normative text. [`mod@write`] and [`read`] share
 //! [`schema`], and nothing else: what one of them takes for granted, the other checks.
 
 mod error;
@@ -9,7 +9,7 @@ pub mod read;
 pub mod schema;
 pub mod statistics;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod write;
 
 pub use error::{Error, ErrorKind};

@@ -279,7 +279,8 @@ fn a_shard_of_another_kind_is_refused_even_with_the_right_digest() {
 
 #[test]
 fn rows_that_break_a_rule_are_not_written() {
-    let bad: Vec<(&str, Box<dyn Fn(&mut ScoredRow)>)> = vec![
+    type Damage = Box<dyn Fn(&mut ScoredRow)>;
+    let bad: Vec<(&str, Damage)> = vec![
         ("it has 1 tokens", Box::new(|r| r.row.input_ids.truncate(1))),
         (
             "rl_logprob has 3 values",

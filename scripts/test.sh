@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Installs what the tests need and runs all of them: Rust's own, then those that compare with
+# transformers, PyTorch, DuckDB, pandas and pyarrow.
+#
+#   scripts/test.sh            # about 20 minutes on 2 cores when nothing is compiled yet
+#
+# The Python packages go into a virtual environment outside the repository, made once for each content
+# of scripts/requirements.txt (about 5 GB, mostly PyTorch's CUDA libraries): $REMIT_CACHE, or
+# ~/.cache/remit. Only the tests that need it wait for it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+cache="${REMIT_CACHE:-$HOME/.cache/remit}"
+target="${CARGO_TARGET_DIR:-target}"
+venv="$cache/oracle-$(sha256sum scripts/requirements.txt | cut -c1-12)"
+summary=()
+begin=$SECONDS
+
+stage() { # stage NAME COMMAND...: runs it, notes its time, ends the script when it fails
+    local name="$1" started=$SECONDS
+    shift
+    echo "test.sh: $name"
+    if ! "$@"; then
+        echo "test.sh: FAILED: $name" >&2
+        exit 1
+    fi
+    summary+=("$(printf '%-28s %4d s' "$name" $((SECONDS - started)))")
+}
+
+make_venv() { # under a lock, so that two runs at a time don't build the same environment
+    mkdir -p "$cache"
+    exec 9>"$cache/lock"
+    flock 9
+    [ -e "$venv/ready" ] && return
+    rm -rf "$venv"
+    python3 -m venv "$venv"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check -r scripts/requirements.txt
+    touch "$venv/ready"
+}
+
+make_venv &
+venv_job=$!
+trap 'kill "$venv_job" 2>/dev/null || true' EXIT
+
+stage "build" cargo build --release --locked --all-targets
+stage "Rust tests" cargo test --release --locked
+stage "wait for Python packages" wait "$venv_job"
+trap - EXIT
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+stage "goldens, made again" "$venv/bin/python" scripts/goldens/make.py --check
+stage "oracle tests" env REMIT_BIN="$target/release" "$venv/bin/python" -m pytest -q tests/oracle
+
+echo
+printf '%s\n' "${summary[@]}"
+echo "test.sh: all tests passed in $((SECONDS - begin)) s"
