@@ -9,7 +9,7 @@ pub mod read;
 pub mod schema;
 pub mod statistics;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod write;
 
 pub use error::{Error, ErrorKind};
