@@ -158,10 +158,6 @@ impl Noise {
         (0..4).map(|_| self.uniform() - 0.5).sum::<f32>() * 1.73
     }
 
-    pub fn below(&mut self, n: usize) -> usize {
-        ((self.uniform() * n as f32) as usize).min(n - 1)
-    }
-
     pub fn vector(&mut self, len: usize) -> Vec<f32> {
         (0..len).map(|_| self.normal()).collect()
     }
