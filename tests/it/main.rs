@@ -4,4 +4,6 @@
     reason = "tests prepare and damage files by hand"
 )]
 
+mod bad_input;
 mod goldens;
+mod harness;
