@@ -6,5 +6,6 @@
 
 mod bad_input;
 mod determinism;
+mod equivalence;
 mod goldens;
 mod harness;
