@@ -9,3 +9,4 @@ mod determinism;
 mod equivalence;
 mod goldens;
 mod harness;
+mod resume;
