@@ -9,4 +9,5 @@ mod determinism;
 mod equivalence;
 mod goldens;
 mod harness;
+mod interface;
 mod resume;
