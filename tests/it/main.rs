@@ -4,6 +4,7 @@
     reason = "tests prepare and damage files by hand"
 )]
 
+mod architecture;
 mod bad_input;
 mod determinism;
 mod equivalence;
