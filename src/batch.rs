@@ -321,7 +321,7 @@ impl Stream {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Rng, *};
     use crate::shard::tests::finished_set;
     use proptest::prelude::*;
 
@@ -386,7 +386,7 @@ mod tests {
             limit in 1_usize..100,
         ) {
             let runs = micro_batches(&lengths, limit, |len| *len);
-            prop_assert_eq!(runs.concat(), lengths.clone());
+            prop_assert_eq!(runs.concat(), lengths.as_slice());
             for run in runs {
                 prop_assert!(run.len() == 1 || run.iter().sum::<usize>() <= limit);
             }

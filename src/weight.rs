@@ -22,8 +22,16 @@ pub const DEFAULT_TEMPERATURE: f32 = 1.0;
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Unchecked", deny_unknown_fields)]
 pub struct WeightFormula {
+    #[serde(serialize_with = "shortest")]
     epsilon: f32,
+    #[serde(serialize_with = "shortest")]
     temperature: f32,
+}
+
+/// Writes 0.2 as 0.2, also where the number goes through f64, which would make 0.20000000298 of it.
+fn shortest<S: serde::Serializer>(value: &f32, serializer: S) -> Result<S::Ok, S::Error> {
+    let decimal = value.to_string().parse::<f64>();
+    serializer.serialize_f64(decimal.unwrap_or(f64::from(*value)))
 }
 
 #[derive(Deserialize)]

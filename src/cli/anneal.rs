@@ -23,7 +23,7 @@ use crate::pipeline::{self, StopFlag, Usage};
 /// Writes a Hugging Face directory with the tensor names and dtypes of the model it began with, and
 /// metrics.jsonl with one object a step.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100, after_help = EXAMPLES)]
+#[command(name = "remit-anneal", version, max_term_width = 100, after_help = EXAMPLES)]
 pub struct AnnealArgs {
     /// Folder that remit-score made
     #[arg(long, value_name = "DIR")]

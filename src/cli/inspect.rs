@@ -11,6 +11,7 @@ use crate::pipeline::{self, Usage};
 /// Look at what lies between scoring and annealing
 #[derive(Debug, Parser)]
 #[command(
+    name = "remit-inspect",
     version,
     max_term_width = 100,
     args_conflicts_with_subcommands = true,

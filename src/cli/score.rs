@@ -20,7 +20,7 @@ use crate::weight::{DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
 /// Reads .txt and .md (a document a file), .jsonl and .ndjson, each plain, .gz or .zst, and .parquet.
 /// Running the same command again does only what is missing.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100, after_help = EXAMPLES)]
+#[command(name = "remit-score", version, max_term_width = 100, after_help = EXAMPLES)]
 pub struct ScoreArgs {
     /// Files and folders to score
     #[arg(required = true, value_name = "INPUT")]

@@ -11,6 +11,11 @@ use serde_json::{Map, Value};
 
 use super::Error;
 
+/// Largest number that a size may be, so that products of two can't overflow.
+const MAX_SIZE: usize = i32::MAX as usize;
+/// Largest number of features of a head; half as many frequencies are computed for it.
+const MAX_HEAD_DIM: usize = 1 << 16;
+
 /// The families that can be scored and trained, by `model_type`.
 pub const SUPPORTED_MODEL_TYPES: [&str; 2] = ["llama", "qwen3"];
 
@@ -243,8 +248,10 @@ impl<'a> Fields<'a> {
                 value
                     .as_u64()
                     .and_then(|n| usize::try_from(n).ok())
-                    .filter(|&n| n <= 1 << 40)
-                    .ok_or_else(|| format!("{name} is {value}, not a whole number"))
+                    .filter(|&n| n <= MAX_SIZE)
+                    .ok_or_else(|| {
+                        format!("{name} is {value}, not a whole number of at most {MAX_SIZE}")
+                    })
             })
             .transpose()
     }
@@ -396,6 +403,9 @@ fn uniform_decoder(
 /// Frequencies from `rope_theta` and `rope_scaling` (older configs) or `rope_parameters` (newer
 /// ones), as in `transformers/modeling_rope_utils.py`, in f32 as there.
 fn rope_frequencies(head_dim: usize, fields: &mut Fields<'_>) -> Result<Vec<f32>, String> {
+    if head_dim > MAX_HEAD_DIM {
+        return Err(format!("head_dim {head_dim} is more than {MAX_HEAD_DIM}"));
+    }
     let outer_theta = fields.float("rope_theta", 10_000.0)?;
     fields.only("partial_rotary_factor", &Value::from(1.0))?;
     let empty = Map::new();

@@ -200,8 +200,7 @@ fn complete(dir: &Path, plan: Plan, progress: &dyn Progress) -> Result<Manifest>
     let manifest = Manifest::from_shards(dir, plan)?;
     // Every part is published, so nobody writes here any more.
     fs::remove_stale_temps(dir)?;
-    manifest.save(dir)?;
-    Ok(manifest)
+    Ok(manifest.save(dir)?)
 }
 
 /// What is known of the models before their weights are read.

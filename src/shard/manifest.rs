@@ -312,21 +312,21 @@ impl Manifest {
         })
     }
 
-    /// Writes manifest.json, atomically, with its own digest in it.
-    pub fn save(&self, dir: &Path) -> Result<(), Error> {
+    /// Writes manifest.json, atomically, with its own digest in it; returns it as it was written.
+    pub fn save(mut self, dir: &Path) -> Result<Self, Error> {
         let path = dir.join(MANIFEST_FILE);
         self.validate().map_err(|reason| Error::Manifest {
             path: path.clone(),
             reason,
         })?;
-        let mut sealed = self.clone();
-        let draft = pretty(&sealed, &path)?;
-        sealed.content_blake3 =
-            content_digest(&draft, sealed.content_blake3).ok_or_else(|| Error::Manifest {
+        let draft = pretty(&self, &path)?;
+        self.content_blake3 =
+            content_digest(&draft, self.content_blake3).ok_or_else(|| Error::Manifest {
                 path: path.clone(),
                 reason: "it does not hold its own digest once".to_owned(),
             })?;
-        Ok(fs::write_atomic(&path, &pretty(&sealed, &path)?)?)
+        fs::write_atomic(&path, &pretty(&self, &path)?)?;
+        Ok(self)
     }
 
     fn validate(&self) -> Result<(), String> {

@@ -3,5 +3,16 @@
     clippy::disallowed_methods,
     reason = "tests prepare and damage files by hand"
 )]
+#![expect(
+    clippy::print_stderr,
+    reason = "a tolerance is worth little without the difference that was found"
+)]
 
+mod architecture;
+mod bad_input;
+mod determinism;
+mod equivalence;
 mod goldens;
+mod harness;
+mod interface;
+mod resume;

@@ -1,0 +1,202 @@
+//! Options that make no sense, alone or with the inputs.
+
+use super::{Case, IO, USAGE, check, nothing, scored, unscored};
+
+const ALONE: &[Case] = &[
+    Case {
+        input: "an unknown flag",
+        prepare: nothing,
+        command: "remit-score corpus -o out --no-such-flag",
+        exit: USAGE,
+        stderr: &["error: unexpected argument '--no-such-flag' found"],
+    },
+    Case {
+        input: "no input",
+        prepare: nothing,
+        command: "remit-score -o out",
+        exit: USAGE,
+        stderr: &["error: the following required arguments were not provided:\n  <INPUT>..."],
+    },
+    Case {
+        input: "a base without an RL model",
+        prepare: nothing,
+        command: "remit-score corpus -o out --base-model base",
+        exit: USAGE,
+        stderr: &["--rl-model <DIR>"],
+    },
+    Case {
+        input: "rows of one token",
+        prepare: nothing,
+        command: "remit-score corpus -o out --rl-model rl --seq-len 1",
+        exit: USAGE,
+        stderr: &["error: --seq-len: a row length of 1 tokens is too short; the least is 2\n"],
+    },
+    Case {
+        input: "rows that are longer than the model's positions",
+        prepare: nothing,
+        command: "remit-score corpus -o out --rl-model rl --seq-len 2049",
+        exit: USAGE,
+        stderr: &[
+            "error: --seq-len 2049 exceeds the 2048 positions that the models were made for\n",
+        ],
+    },
+    Case {
+        input: "rows that are longer than the base's positions",
+        prepare: |w| {
+            w.edit_json("base/config.json", |config| {
+                config["max_position_embeddings"] = 100.into();
+            });
+        },
+        command: "remit-score corpus -o out --rl-model rl --base-model base --seq-len 101",
+        exit: USAGE,
+        stderr: &["error: --seq-len 101 exceeds the 100 positions that the models were made for\n"],
+    },
+    Case {
+        input: "an epsilon above 1",
+        prepare: nothing,
+        command: "remit-score corpus -o out --rl-model rl --epsilon 1.5",
+        exit: USAGE,
+        stderr: &["error: epsilon is 1.5; it must be at least 0 and less than 1\n"],
+    },
+    Case {
+        input: "an epsilon that is not a number",
+        prepare: nothing,
+        command: "remit-score corpus -o out --rl-model rl --epsilon nan",
+        exit: USAGE,
+        stderr: &["error: epsilon is NaN; it must be at least 0 and less than 1\n"],
+    },
+    Case {
+        input: "a temperature of 0",
+        prepare: nothing,
+        command: "remit-score corpus -o out --rl-model rl --temperature 0",
+        exit: USAGE,
+        stderr: &["error: temperature is 0; it must be a positive number\n"],
+    },
+    Case {
+        input: "a worker that there is not",
+        prepare: nothing,
+        command: "remit-score corpus -o out --rl-model rl --num-workers 3 --worker-index 3",
+        exit: USAGE,
+        stderr: &["error: --worker-index 3 is not below --num-workers 3\n"],
+    },
+    Case {
+        input: "no workers",
+        prepare: nothing,
+        command: "remit-score corpus -o out --rl-model rl --num-workers 0",
+        exit: USAGE,
+        stderr: &["error: invalid value '0' for '--num-workers <N>': 0 is not in 1.."],
+    },
+    Case {
+        input: "batches of no tokens",
+        prepare: nothing,
+        command: "remit-score corpus -o out --rl-model rl --batch-tokens 0",
+        exit: USAGE,
+        stderr: &["error: invalid value '0' for '--batch-tokens <TOKENS>': it must be at least 1"],
+    },
+    Case {
+        input: "parts of no bytes",
+        prepare: nothing,
+        command: "remit-score corpus -o out --rl-model rl --part-bytes 0",
+        exit: USAGE,
+        stderr: &["error: invalid value '0' for '--part-bytes <BYTES>': 0 is not in 1.."],
+    },
+    Case {
+        input: "an output that is a file",
+        prepare: |w| w.write("out", "a file"),
+        command: "remit-score corpus -o out --rl-model rl",
+        exit: IO,
+        stderr: &["error: cannot create the folder out: "],
+    },
+    Case {
+        input: "an unknown packing",
+        prepare: nothing,
+        command: "remit-score corpus -o out --rl-model rl --packing stack",
+        exit: USAGE,
+        stderr: &[
+            "error: invalid value 'stack' for '--packing <PACKING>'",
+            "[possible values: document, window]",
+        ],
+    },
+];
+
+/// A set is what its plan says, or an error.
+const CHANGED: &[Case] = &[
+    Case {
+        input: "another row length for the set that is there",
+        prepare: nothing,
+        command: "remit-score corpus -o set --rl-model rl --base-model base --part-bytes 1000 --seq-len 64",
+        exit: USAGE,
+        stderr: &[
+            "error: set was begun with other inputs or options:\n  seq_len was 2048, is now 64\n",
+            "hint: give another -o, or the options and inputs it was begun with\n",
+        ],
+    },
+    Case {
+        input: "several other options for the set that is there",
+        prepare: |w| w.remove("set/manifest.json"),
+        command: "remit-score corpus -o set --rl-model rl --base-model base --part-bytes 1000 --epsilon 0.5 --exact --packing window",
+        exit: USAGE,
+        stderr: &[
+            "\n  packing was \"document\", is now \"window\"\n",
+            "\n  exact was false, is now true\n",
+            "\n  formula.epsilon was 0.2",
+            ", is now 0.5\n",
+        ],
+    },
+    Case {
+        input: "no base for the set that has one",
+        prepare: nothing,
+        command: "remit-score corpus -o set --rl-model rl --part-bytes 1000",
+        exit: USAGE,
+        stderr: &["\n  base was {", "}, is now null\n"],
+    },
+    Case {
+        input: "a corpus that has changed since",
+        prepare: |w| w.damage("corpus/good.jsonl", |text| text[40] ^= 1),
+        command: "remit-score corpus -o set --rl-model rl --base-model base --part-bytes 1000",
+        exit: USAGE,
+        stderr: &["\n  the corpus file good.jsonl has changed\n"],
+    },
+    Case {
+        input: "a corpus that has grown and shrunk since",
+        prepare: |w| {
+            w.remove("corpus/good.jsonl");
+            w.write_corpus("corpus/other.jsonl", 8);
+        },
+        command: "remit-score corpus -o set --rl-model rl --base-model base --part-bytes 1000",
+        exit: USAGE,
+        stderr: &[
+            "\n  the corpus file good.jsonl is gone\n",
+            "\n  the corpus file other.jsonl is new\n",
+        ],
+    },
+    Case {
+        input: "a model that has changed since",
+        prepare: |w| {
+            w.damage("rl/model.safetensors", |bytes| {
+                let last = bytes.len() - 4;
+                bytes[last] ^= 1;
+            });
+        },
+        command: "remit-score corpus -o set --rl-model rl --base-model base --part-bytes 1000",
+        exit: USAGE,
+        stderr: &["\n  reference.fingerprint was \""],
+    },
+    Case {
+        input: "a plan that can't be parsed",
+        prepare: |w| w.damage("set/plan.json", |text| text.truncate(100)),
+        command: "remit-score corpus -o set --rl-model rl --base-model base --part-bytes 1000",
+        exit: super::BAD_DATA,
+        stderr: &["error: set/plan.json is not what remit writes: EOF while parsing"],
+    },
+];
+
+#[test]
+fn an_option_that_makes_no_sense_is_named_with_its_value() {
+    check(&unscored(), ALONE);
+}
+
+#[test]
+fn a_set_is_never_mixed_with_another_and_the_difference_is_spelled_out() {
+    check(&scored(), CHANGED);
+}

@@ -1,0 +1,340 @@
+//! Sets, learners and options that remit-anneal and remit-inspect refuse.
+
+use super::{BAD_DATA, Case, MISSING, USAGE, check, nothing, scored};
+use crate::harness::{SCORE, Workspace};
+
+const ANNEAL_SET: &str = "remit-anneal --weights set -o out";
+const SHARD: &str = "set/part-000001.parquet";
+
+fn flip_a_bit(workspace: &Workspace) {
+    workspace.damage(SHARD, |bytes| {
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0x10;
+    });
+}
+
+const SETS: &[Case] = &[
+    Case {
+        input: "a set that does not exist",
+        prepare: nothing,
+        command: "remit-anneal --weights nowhere -o out",
+        exit: MISSING,
+        stderr: &["error: no such folder: nowhere\nhint: remit-score INPUT -o nowhere makes it\n"],
+    },
+    Case {
+        input: "a folder that is no set",
+        prepare: nothing,
+        command: "remit-anneal --weights corpus -o out",
+        exit: MISSING,
+        stderr: &["error: corpus has no manifest.json, so it is not a set of shards\nhint: "],
+    },
+    Case {
+        input: "a set that is not finished",
+        prepare: |w| w.remove("set/manifest.json"),
+        command: ANNEAL_SET,
+        exit: MISSING,
+        stderr: &[
+            "error: the set in set is not finished: it has a plan.json, but no manifest.json yet\n\
+             hint: run the same remit-score command again to finish it\n",
+        ],
+    },
+    Case {
+        input: "a shard with one flipped bit",
+        prepare: flip_a_bit,
+        command: ANNEAL_SET,
+        exit: BAD_DATA,
+        stderr: &[
+            "error: the shard set/part-000001.parquet is damaged: its BLAKE3 is ",
+            "\nhint: remove this shard and manifest.json, and run the same remit-score command again;",
+        ],
+    },
+    Case {
+        input: "a shard that was cut short",
+        prepare: |w| w.damage(SHARD, |bytes| bytes.truncate(1000)),
+        command: ANNEAL_SET,
+        exit: BAD_DATA,
+        stderr: &["error: the shard set/part-000001.parquet has 1000 bytes; the manifest says "],
+    },
+    Case {
+        input: "a shard that is another one of the set",
+        prepare: |w| {
+            let other = w.read("set/part-000000.parquet");
+            w.write(SHARD, other);
+        },
+        command: ANNEAL_SET,
+        exit: BAD_DATA,
+        stderr: &["error: the shard set/part-000001.parquet "],
+    },
+    Case {
+        input: "a missing shard",
+        prepare: |w| w.remove(SHARD),
+        command: ANNEAL_SET,
+        exit: MISSING,
+        stderr: &["error: the shard set/part-000001.parquet is missing\nhint: "],
+    },
+    Case {
+        input: "a manifest that was cut short",
+        prepare: |w| w.damage("set/manifest.json", |text| text.truncate(text.len() / 2)),
+        command: ANNEAL_SET,
+        exit: BAD_DATA,
+        stderr: &["error: set/manifest.json is not what remit writes: EOF while parsing"],
+    },
+    Case {
+        input: "a manifest that was edited",
+        prepare: |w| {
+            w.damage("set/manifest.json", |text| {
+                let old = String::from_utf8(text.clone()).unwrap();
+                let new = old.replace("\"seq_len\": 2048", "\"seq_len\": 1024");
+                assert_ne!(old, new);
+                *text = new.into_bytes();
+            });
+        },
+        command: ANNEAL_SET,
+        exit: BAD_DATA,
+        stderr: &[
+            "error: set/manifest.json is damaged: its content has the digest ",
+            "; it was changed after it was written\n",
+        ],
+    },
+    Case {
+        input: "a manifest of a later version",
+        prepare: |w| {
+            w.edit_json("set/manifest.json", |m| {
+                m["plan"]["format_version"] = 99.into()
+            })
+        },
+        command: ANNEAL_SET,
+        exit: BAD_DATA,
+        stderr: &["error: set/manifest.json has format version 99; this remit reads version "],
+    },
+    Case {
+        input: "a set without rows",
+        prepare: |w| {
+            w.write("short/a.txt", "a");
+            w.command(SCORE)
+                .args("short -o empty --rl-model rl --base-model base --eos never")
+                .ok();
+        },
+        command: "remit-anneal --weights empty -o out",
+        exit: BAD_DATA,
+        stderr: &["error: the set in empty has no rows\n"],
+    },
+];
+
+const LEARNERS: &[Case] = &[
+    Case {
+        input: "a learner that does not exist",
+        prepare: nothing,
+        command: "remit-anneal --weights set -o out --model nowhere",
+        exit: MISSING,
+        stderr: &["error: nowhere is not a model folder; give"],
+    },
+    Case {
+        input: "a learner with another tokenizer",
+        prepare: |w| {
+            w.edit_json("base/tokenizer.json", |t| {
+                t["added_tokens"][0]["content"] = "<|end|>".into();
+            });
+        },
+        command: "remit-anneal --weights set -o out --model base",
+        exit: BAD_DATA,
+        stderr: &[
+            "error: the set in set was tokenized with the tokenizer of rl (fingerprint ",
+            "), but that of base is another (fingerprint ",
+            "\nhint: score the corpus again with an RL model that shares the tokenizer of base\n",
+        ],
+    },
+    Case {
+        input: "a learner with fewer positions than a row has tokens",
+        prepare: |w| {
+            w.edit_json("rl/config.json", |config| {
+                config["max_position_embeddings"] = 16.into();
+            });
+        },
+        command: "remit-anneal --weights set -o out --model rl",
+        exit: BAD_DATA,
+        stderr: &[
+            "error: the set has rows of ",
+            " tokens, but rl was made for 16 positions\n",
+        ],
+    },
+    Case {
+        input: "a base that has moved",
+        prepare: |w| w.remove("base"),
+        command: ANNEAL_SET,
+        exit: MISSING,
+        stderr: &[
+            "error: cannot open the base model base of manifest.json; give --model DIR if it has moved: ",
+        ],
+    },
+    Case {
+        input: "a base that has changed since",
+        prepare: |w| w.copy_model("tiny-llama", "base"),
+        command: ANNEAL_SET,
+        exit: BAD_DATA,
+        stderr: &[
+            "error: the base model base has changed since the set was scored: its fingerprint is ",
+            "\nhint: give --model DIR to train another model on purpose\n",
+        ],
+    },
+    Case {
+        input: "a set without base, and no learner",
+        prepare: nothing,
+        command: "remit-anneal --weights without-base -o out",
+        exit: USAGE,
+        stderr: &[
+            "error: the set in without-base was scored without a base model, so there is none to \
+             begin with\nhint: give --model DIR\n",
+        ],
+    },
+    Case {
+        input: "static weights of a set that has none",
+        prepare: nothing,
+        command: "remit-anneal --weights without-base -o out --model base --weighting static",
+        exit: USAGE,
+        stderr: &[
+            "error: --weighting static needs stored weights, but the set in without-base was scored \
+             without --base-model\nhint: --weighting dynamic needs none\n",
+        ],
+    },
+    Case {
+        input: "static weights with another epsilon",
+        prepare: nothing,
+        command: "remit-anneal --weights set -o out --weighting static --epsilon 0.1",
+        exit: USAGE,
+        stderr: &["error: static weights were made with epsilon 0.2 and temperature 1, and can't"],
+    },
+    Case {
+        input: "an output that holds a model",
+        prepare: |w| w.copy_model("tiny-llama", "out"),
+        command: ANNEAL_SET,
+        exit: USAGE,
+        stderr: &[
+            "error: out holds a model already, and remit never writes over one\nhint: give another -o, or remove it\n",
+        ],
+    },
+];
+
+const OPTIONS: &[Case] = &[
+    Case {
+        input: "no steps",
+        prepare: nothing,
+        command: "remit-anneal --weights set -o out --steps 0",
+        exit: USAGE,
+        stderr: &["error: invalid value '0' for '--steps <N>': 0 is not in 1.."],
+    },
+    Case {
+        input: "no epochs",
+        prepare: nothing,
+        command: "remit-anneal --weights set -o out --epochs 0",
+        exit: USAGE,
+        stderr: &["error: invalid value '0' for '--epochs <N>': 0 is not in 1.."],
+    },
+    Case {
+        input: "steps and epochs",
+        prepare: nothing,
+        command: "remit-anneal --weights set -o out --steps 3 --epochs 1",
+        exit: USAGE,
+        stderr: &["error: the argument '--steps <N>' cannot be used with '--epochs <N>'"],
+    },
+    Case {
+        input: "a learning rate of 0",
+        prepare: nothing,
+        command: "remit-anneal --weights set -o out --lr 0",
+        exit: USAGE,
+        stderr: &["error: invalid value '0' for '--lr <LR>': it must be greater than 0"],
+    },
+    Case {
+        input: "a learning rate that is not a number",
+        prepare: nothing,
+        command: "remit-anneal --weights set -o out --lr nan",
+        exit: USAGE,
+        stderr: &["error: invalid value 'nan' for '--lr <LR>': NaN is not a finite number"],
+    },
+    Case {
+        input: "a negative clipping norm",
+        prepare: nothing,
+        command: "remit-anneal --weights set -o out --clip=-1",
+        exit: USAGE,
+        stderr: &["error: invalid value '-1' for '--clip <NORM>': -1 is not a finite number"],
+    },
+    Case {
+        input: "a decay that wipes out the weights",
+        prepare: nothing,
+        command: "remit-anneal --weights set -o out --lr 2 --weight-decay 0.5",
+        exit: USAGE,
+        stderr: &["error: --lr 2 times --weight-decay 0.5 is 1; from 1 on a step wipes out"],
+    },
+    Case {
+        input: "a warm-up that is longer than the run",
+        prepare: nothing,
+        command: "remit-anneal --weights set -o out --steps 2 --warmup-steps 2",
+        exit: USAGE,
+        stderr: &["error: --warmup-steps 2 leaves nothing of the 2 steps\n"],
+    },
+    Case {
+        input: "an epsilon of 1",
+        prepare: nothing,
+        command: "remit-anneal --weights set -o out --epsilon 1",
+        exit: USAGE,
+        stderr: &["error: epsilon is 1; it must be at least 0 and less than 1\n"],
+    },
+];
+
+const INSPECTED: &[Case] = &[
+    Case {
+        input: "no folder",
+        prepare: nothing,
+        command: "remit-inspect",
+        exit: USAGE,
+        stderr: &["error: the following required arguments were not provided:\n  <DIR>"],
+    },
+    Case {
+        input: "a folder that does not exist",
+        prepare: nothing,
+        command: "remit-inspect nowhere",
+        exit: MISSING,
+        stderr: &["error: no such folder: nowhere\n"],
+    },
+    Case {
+        input: "a folder that is no set",
+        prepare: nothing,
+        command: "remit-inspect corpus",
+        exit: MISSING,
+        stderr: &["error: corpus has no manifest.json, so it is not a set of shards\n"],
+    },
+    Case {
+        input: "a folder to verify that is no set",
+        prepare: nothing,
+        command: "remit-inspect verify corpus",
+        exit: MISSING,
+        stderr: &["error: corpus has no manifest.json, so it is not a set of shards\n"],
+    },
+    Case {
+        input: "a shard with one flipped bit",
+        prepare: flip_a_bit,
+        command: "remit-inspect verify set",
+        exit: BAD_DATA,
+        stderr: &["error: the shard set/part-000001.parquet is damaged: its BLAKE3 is "],
+    },
+];
+
+#[test]
+fn a_set_that_is_not_whole_is_refused_before_it_is_used() {
+    check(&scored(), SETS);
+}
+
+#[test]
+fn a_learner_that_does_not_fit_the_set_is_refused() {
+    check(&scored(), LEARNERS);
+}
+
+#[test]
+fn an_annealing_option_that_makes_no_sense_is_named_with_its_value() {
+    check(&scored(), OPTIONS);
+}
+
+#[test]
+fn inspecting_tells_a_missing_set_from_a_damaged_one() {
+    check(&scored(), INSPECTED);
+}

@@ -1,0 +1,182 @@
+//! What scripts rely on: options, help texts, streams.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::harness::{ANNEAL, INSPECT, SCORE, Workspace};
+
+/// Set this variable to write the help texts anew.
+const BLESS: &str = "REMIT_BLESS";
+
+#[test]
+fn help_texts_are_as_frozen() {
+    let workspace = Workspace::new();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/help");
+    let mut changed = Vec::new();
+    for (program, args, file) in [
+        (SCORE, "--help", "remit-score.txt"),
+        (ANNEAL, "--help", "remit-anneal.txt"),
+        (INSPECT, "--help", "remit-inspect.txt"),
+        (INSPECT, "verify --help", "remit-inspect-verify.txt"),
+    ] {
+        let ended = workspace.command(program).args(args).ok();
+        ended.check(ended.stderr.is_empty(), "help goes to stdout alone");
+        let path = folder.join(file);
+        if std::env::var_os(BLESS).is_some() {
+            std::fs::write(&path, &ended.stdout).unwrap();
+        } else if std::fs::read_to_string(&path).ok().as_ref() != Some(&ended.stdout) {
+            changed.push(format!("{}\n{}", path.display(), ended.stdout));
+        }
+    }
+    assert!(
+        changed.is_empty(),
+        "help differs from these files; if that is meant, set {BLESS}=1, run this test again and \
+         commit them:\n{}",
+        changed.join("\n")
+    );
+}
+
+#[test]
+fn versions_are_those_of_the_package() {
+    let workspace = Workspace::new();
+    for (program, name) in [
+        (SCORE, "remit-score"),
+        (ANNEAL, "remit-anneal"),
+        (INSPECT, "remit-inspect"),
+    ] {
+        for flag in ["--version", "-V"] {
+            let ended = workspace.command(program).arg(flag).ok();
+            assert_eq!(
+                ended.stdout,
+                format!("{name} {}\n", env!("CARGO_PKG_VERSION"))
+            );
+            assert_eq!(ended.stderr, "");
+        }
+    }
+}
+
+/// The one JSON object that stdout is.
+fn only_object(stdout: &str) -> Value {
+    assert_eq!(stdout.matches('\n').count(), 1, "{stdout}");
+    let value: Value = serde_json::from_str(stdout).unwrap();
+    assert!(value.is_object(), "{stdout}");
+    value
+}
+
+#[test]
+fn json_on_stdout_is_one_object_and_everything_else_is_on_stderr() {
+    let workspace = Workspace::new();
+    workspace.write_corpus("corpus/a.jsonl", 10);
+    let scored = workspace.command(SCORE).args("corpus -o set --json").ok();
+    scored.check(
+        scored
+            .stderr
+            .starts_with(" WARN DEMO: no --rl-model was given"),
+        "the demo pair is announced on stderr",
+    );
+    let score = only_object(&scored.stdout);
+    assert_eq!(score["scored_parts"], score["num_parts"]);
+    assert_eq!(score["missing_parts"], serde_json::json!([]));
+    assert_eq!(
+        score["scored_tokens"],
+        score["manifest"]["totals"]["tokens"]
+    );
+
+    let on_disk: Value = serde_json::from_slice(&workspace.read("set/manifest.json")).unwrap();
+    assert_eq!(
+        score["manifest"], on_disk,
+        "the run that makes a set prints its manifest"
+    );
+    let again = workspace.command(SCORE).args("corpus -o set --json").ok();
+    assert_eq!(only_object(&again.stdout)["manifest"], on_disk);
+
+    let inspected = workspace.command(INSPECT).args("set --json").ok();
+    assert_eq!(inspected.stderr, "");
+    assert_eq!(only_object(&inspected.stdout), on_disk);
+
+    let annealed = workspace
+        .command(ANNEAL)
+        .args("--weights set --steps 2 --json")
+        .ok();
+    annealed.check(!annealed.stderr.is_empty(), "the log goes to stderr");
+    let anneal = only_object(&annealed.stdout);
+    assert_eq!(anneal["output"], "annealed");
+    assert_eq!(anneal["first_step"]["step"], 1);
+    assert_eq!(anneal["last_step"]["step"], 2);
+    let metrics = String::from_utf8(workspace.read("annealed/metrics.jsonl")).unwrap();
+    let steps: Vec<Value> = metrics
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(
+        [&anneal["first_step"], &anneal["last_step"]],
+        [&steps[0], &steps[1]]
+    );
+}
+
+#[test]
+fn results_for_people_go_to_stdout() {
+    let workspace = Workspace::new();
+    workspace.write_corpus("corpus/a.jsonl", 10);
+    let scored = workspace.command(SCORE).args("corpus -o set").ok();
+    scored.check(
+        scored
+            .stdout
+            .contains("\nset is complete\n\nreference   builtin:demo-rl (qwen3)\n"),
+        "the summary is a result",
+    );
+    let inspected = workspace.command(INSPECT).arg("set").ok();
+    inspected.check(
+        scored.stdout.ends_with(&inspected.stdout),
+        "both programs print the same summary",
+    );
+    let verified = workspace.command(INSPECT).args("verify set").ok();
+    verified.check(
+        verified.stdout.starts_with("set: 1 shards, 10 rows, "),
+        "the result of the check is a result",
+    );
+    let annealed = workspace
+        .command(ANNEAL)
+        .args("--weights set --steps 1")
+        .ok();
+    annealed.check(
+        annealed
+            .stdout
+            .starts_with("annealed builtin:demo-base with dynamic weights: ")
+            && annealed
+                .stdout
+                .ends_with("annealed/metrics.jsonl has every step\n"),
+        "the outcome is a result",
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn a_reader_that_has_gone_is_no_reason_to_panic_or_to_lose_the_set() {
+    /// 128 + SIGPIPE, as a shell reports a program that such a signal ends.
+    const BROKEN_PIPE: i32 = 141;
+    let closed = || {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        writer
+    };
+    let workspace = Workspace::new();
+    workspace.write_corpus("corpus/a.jsonl", 10);
+    for (program, args, exit) in [
+        (SCORE, "corpus -o set", BROKEN_PIPE),
+        (SCORE, "corpus -o set --json", BROKEN_PIPE),
+        (INSPECT, "set", BROKEN_PIPE),
+        (INSPECT, "set --json", BROKEN_PIPE),
+        (ANNEAL, "--weights set --steps 1", BROKEN_PIPE),
+        (SCORE, "--help", 0),
+        (SCORE, "--version", 0),
+    ] {
+        let ended = workspace.command(program).args(args).stdout(closed()).run();
+        ended.check(ended.status.code() == Some(exit), args);
+        ended.check(!ended.stderr.contains("panicked"), args);
+        ended.check(!ended.stderr.contains("error:"), args);
+    }
+    workspace.command(INSPECT).args("verify set").ok();
+    assert!(workspace.path("annealed/config.json").exists());
+}
