@@ -205,7 +205,7 @@ pub fn run(
     let mut tokens = 0;
     let steps = (0..num_epochs).flat_map(|epoch| order.steps(epoch, options.batch_tokens));
     for step in steps.take(usize::try_from(num_steps).unwrap_or(usize::MAX)) {
-        stop.check()?;
+        stop.check("it starts over and comes to the same model")?;
         let step = step?;
         let metrics = trainer.step(step.epoch, &step.rows)?;
         let line = serde_json::to_string(&metrics)?;

@@ -37,10 +37,10 @@ impl StopFlag {
         Ok(flag)
     }
 
-    /// An error once the flag is set.
-    pub(crate) fn check(&self) -> Result<(), Interrupted> {
+    /// An error once the flag is set; it says what the same command will do next time.
+    pub(crate) fn check(&self, next_time: &'static str) -> Result<(), Interrupted> {
         if self.0.load(Ordering::Relaxed) {
-            Err(Interrupted)
+            Err(Interrupted(next_time))
         } else {
             Ok(())
         }
@@ -49,8 +49,8 @@ impl StopFlag {
 
 /// A signal asked the run to stop.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
-#[error("interrupted; what was finished is kept\nhint: run the same command again to go on")]
-pub struct Interrupted;
+#[error("interrupted\nhint: run the same command again; {0}")]
+pub struct Interrupted(pub(crate) &'static str);
 
 /// Arguments that contradict each other or the inputs.
 #[derive(Debug, thiserror::Error)]

@@ -247,6 +247,19 @@ impl Models {
         Packer::new(options.packing, seq_len)
             .map_err(|error| Usage(format!("--seq-len: {error}")))?;
         let special = special_tokens(options, &tokenizer)?;
+        for (name, id) in [("BOS", special.bos), ("EOS", special.eos)] {
+            if let Some(id) = id
+                && usize::try_from(id).map_or(true, |id| id >= vocab_size)
+            {
+                return Err(BadInput(format!(
+                    "the {name} token of {} has the id {id}, but the model has {vocab_size} embeddings\nhint: \
+                     correct tokenizer_config.json or config.json, or turn it off with --{} never",
+                    options.base.as_ref().unwrap_or(&options.rl),
+                    name.to_lowercase()
+                ))
+                .into());
+            }
+        }
         Ok(Self {
             tokenizer: tokenizer.with_special_tokens(special),
             seq_len,
@@ -487,7 +500,7 @@ impl Scorer<'_> {
             let mut batch_tokens = 0;
             let mut part_bytes = 0;
             let mut score = |batch: &mut Vec<Row>| -> Result<()> {
-                stop.check()?;
+                stop.check("finished parts are kept, and it does the rest")?;
                 for row in self.score(std::mem::take(batch))? {
                     writer
                         .push(&row)
@@ -525,7 +538,11 @@ impl Scorer<'_> {
             let (file, _) = writer
                 .finish(&stats)
                 .with_context(|| format!("cannot write {}", path.display()))?;
-            file.publish()?;
+            // Another run of this worker may have published the part meanwhile, with the same bytes; if
+            // that completed the set, our temporary file has been swept away with the stale ones.
+            if !fs::exists(&path)? {
+                file.publish()?;
+            }
             done_bytes += part.size_bytes;
             progress.advance(done_bytes, batch_tokens as u64, "");
         }

@@ -196,8 +196,8 @@ fn a_terminated_run_exits_75_with_a_hint_and_resumes_to_the_same_bytes() {
         assert_eq!(status.code(), Some(75), "{signal}: {stderr}");
         assert!(
             stderr.ends_with(
-                "error: interrupted; what was finished is kept\n\
-                 hint: run the same command again to go on\n"
+                "error: interrupted\n\
+                 hint: run the same command again; finished parts are kept, and it does the rest\n"
             ),
             "{signal}: {stderr}"
         );
