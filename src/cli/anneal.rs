@@ -98,7 +98,7 @@ pub struct AnnealArgs {
 const EXAMPLES: &str = "\
 Examples:
   remit-anneal --weights weights/
-  remit-anneal --weights weights/ --model OLMo-2/ -o annealed-uniform/ --weighting uniform --seed 1";
+  remit-anneal --weights weights/ --model Qwen3-0.6B-Base/ -o annealed-uniform/ --weighting uniform --seed 1";
 
 /// A clipping norm, or "none".
 #[derive(Debug, Clone, Copy)]

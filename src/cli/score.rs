@@ -99,7 +99,7 @@ pub struct ScoreArgs {
 const EXAMPLES: &str = "\
 Examples:
   remit-score corpus/ -o weights/
-  remit-score data/*.jsonl.zst -o weights/ --rl-model OLMo-2-RLVR/ --base-model OLMo-2/ --seq-len 4096";
+  remit-score data/*.jsonl.zst -o weights/ --rl-model Qwen3-0.6B/ --base-model Qwen3-0.6B-Base/ --seq-len 4096";
 
 /// What the arguments come to, once the environment was looked at.
 struct Resolved {

@@ -90,7 +90,7 @@ def test_list_fields_are_named_element(demo_weights):
 
 def test_manifest_totals_equal_what_duckdb_counts(demo_weights):
     totals = json.loads((demo_weights / "manifest.json").read_text())["totals"]
-    rows, tokens, targets = duckdb.sql(
+    rows, tokens, targets = duckdb.connect().execute(
         f"SELECT count(*), sum(len(input_ids)), sum(len(list_filter(rl_logprob, lambda x: x IS NOT NULL)))"
         f" FROM '{demo_weights}/*.parquet'"
     ).fetchone()
