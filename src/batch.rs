@@ -321,7 +321,7 @@ impl Stream {
 
 #[cfg(test)]
 mod tests {
-    use super::{Rng, *};
+    use super::*;
     use crate::shard::tests::finished_set;
     use proptest::prelude::*;
 

@@ -61,6 +61,7 @@ fn log_probs_are_within_1e_4_nats_of_transformers() {
                 worst = worst.max((want - f64::from(*got)).abs());
             }
         }
+        eprintln!("{name}: largest difference {worst:.2e} nats");
         assert!(worst < LOG_PROB_TOLERANCE_NATS, "{name}: {worst} nats");
     }
 }
