@@ -341,6 +341,32 @@ impl AtomicFile {
 
     /// Makes what was written durable and visible under the target name, replacing a file there.
     pub fn publish(self) -> Result<()> {
+        let target = self.target.clone();
+        self.make_durable()?
+            .persist(&target)
+            .map_err(|error| error.error)
+            .during("publish", &target)?;
+        sync_dir(parent(&target))
+    }
+
+    /// As [`AtomicFile::publish`], but leaves a file that is there already as it is; whether the new
+    /// one was published.
+    pub fn publish_new(self) -> Result<bool> {
+        let target = self.target.clone();
+        let published = self.make_durable().and_then(|temp| {
+            temp.persist_noclobber(&target)
+                .map_err(|error| error.error)
+                .during("publish", &target)
+        });
+        match published {
+            Ok(_) => sync_dir(parent(&target)).map(|()| true),
+            // Somebody was faster, and may even have swept our temporary file away.
+            Err(_) if exists(&target)? => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn make_durable(self) -> Result<tempfile::NamedTempFile> {
         let Self { target, temp } = self;
         // By path, since a writer that was handed the path may have put another file there.
         let path = temp.path();
@@ -355,10 +381,7 @@ impl AtomicFile {
         File::open(path)
             .and_then(|file| file.sync_all())
             .during("sync", &target)?;
-        temp.persist(&target)
-            .map_err(|error| error.error)
-            .during("publish", &target)?;
-        sync_dir(parent(&target))
+        Ok(temp)
     }
 }
 
@@ -379,6 +402,13 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     file.publish()
 }
 
+/// Writes bytes to a file atomically, unless a file is there already; whether it was written.
+pub fn write_new(path: &Path, bytes: &[u8]) -> Result<bool> {
+    let mut file = AtomicFile::create(path)?;
+    file.write_all(bytes).during("write", path)?;
+    file.publish_new()
+}
+
 /// Names the path in an error of a writer that wraps a file of this module.
 pub fn write_error(path: &Path, source: io::Error) -> Error {
     Error {
@@ -395,19 +425,40 @@ pub fn create_log(path: &Path) -> Result<BufWriter<File>> {
         .during("create", path)
 }
 
-/// Removes temporary files that an interrupted run left in a folder, and says how many.
+/// Removes temporary files of targets whose names begin with `prefix`, left by interrupted runs, and
+/// says how many.
 ///
-/// Only to be called when nobody else can be writing there.
-pub fn remove_stale_temps(dir: &Path) -> Result<usize> {
+/// Only to be called when all those targets are published: whoever still writes one of them finds it
+/// there (see [`AtomicFile::publish_new`]).
+pub fn remove_stale_temps(dir: &Path, prefix: &str) -> Result<usize> {
     let mut removed = 0;
+    let beginning = format!(".{prefix}");
     for name in list(dir)? {
         let bytes = name.as_encoded_bytes();
-        if bytes.starts_with(b".") && bytes.ends_with(TEMP_SUFFIX.as_bytes()) {
-            remove_file(&dir.join(&name))?;
-            removed += 1;
+        if bytes.starts_with(beginning.as_bytes()) && bytes.ends_with(TEMP_SUFFIX.as_bytes()) {
+            match remove_file(&dir.join(&name)) {
+                Err(error) if error.is_missing() => {}
+                outcome => {
+                    outcome?;
+                    removed += 1;
+                }
+            }
         }
     }
     Ok(removed)
+}
+
+/// The absolute path without links, of something that need not exist: its folders that do exist are
+/// resolved.
+pub fn canonicalize_missing(path: &Path) -> Result<PathBuf> {
+    let absolute = std::path::absolute(path).during("resolve", path)?;
+    for ancestor in absolute.ancestors() {
+        if exists(ancestor)? {
+            let rest = absolute.strip_prefix(ancestor).unwrap_or(Path::new(""));
+            return Ok(canonicalize(ancestor)?.join(rest));
+        }
+    }
+    Ok(absolute)
 }
 
 /// The folder that holds a path; the current folder for a bare name.

@@ -97,7 +97,8 @@ impl AdamW {
     ///
     /// # Errors
     ///
-    /// When a parameter has no gradient: it would silently stay as it is.
+    /// [`Error::NoGradient`] when a parameter has no gradient: it would silently stay as it is.
+    /// [`Error::Diverged`] when the norm of the gradient is not finite; no parameter is changed then.
     pub fn step(
         &mut self,
         model: &Decoder,
@@ -106,6 +107,9 @@ impl AdamW {
         learning_rate: f64,
     ) -> Result<f64, Error> {
         let norm = gradients.norm(model)? / normalizer;
+        if !norm.is_finite() {
+            return Err(Error::Diverged { norm });
+        }
         let clip = match self.options.clip {
             Some(limit) => (limit / (norm + CLIP_EPS)).min(1.0),
             None => 1.0,

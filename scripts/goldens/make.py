@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "fixtures" / "models"
 GOLDEN = ROOT / "fixtures" / "golden"
+OTHER_FAMILIES = ("tiny-mistral", "tiny-qwen2", "tiny-olmo2", "tiny-smollm3")
 LENGTHS = [2, 3, 17, 64, 65, 128, 300, 600]
 EPSILON, TAU = 0.2, 1.0
 LOGPROB_TOLERANCE_NATS = 2e-5
@@ -89,7 +90,7 @@ def make_log_probs(name, out):
     (out / f"{name}.logprobs.json").write_text(json.dumps(record) + "\n")
 
 
-def make_gradients(name, out):
+def make_gradients(name, out, weightings):
     """Learner: `name`. Reference and frozen base: the learner with seeded noise, more and less of it. An unrelated model
     as the reference would drive nearly all weights to their bounds, where an error in the difference cannot show; this
     way about half lie between the bounds, and static weights differ from dynamic ones."""
@@ -105,7 +106,7 @@ def make_gradients(name, out):
     num_targets = sum(len(row["input_ids"]) - 1 for row in rows)
 
     gradients, losses = {}, {}
-    for weighting in ("uniform", "static", "dynamic"):
+    for weighting in weightings:
         learner.zero_grad()
         total, plain = 0.0, 0.0
         for row in rows:
@@ -151,10 +152,12 @@ def make_gradients(name, out):
 def make(out):
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(2)
-    for name in ("demo-base", "demo-rl", "tiny-llama", "tiny-qwen3"):
+    for name in ("demo-base", "demo-rl", "tiny-llama", "tiny-qwen3", *OTHER_FAMILIES):
         make_log_probs(name, out)
     for name in ("tiny-llama", "tiny-qwen3"):
-        make_gradients(name, out)
+        make_gradients(name, out, ("uniform", "static", "dynamic"))
+    for name in OTHER_FAMILIES:
+        make_gradients(name, out, ("dynamic",))
 
 
 def differences(old, new, path=""):

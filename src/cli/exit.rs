@@ -65,7 +65,10 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<model::Error>() {
         return Some(match error {
             model::Error::Fs(error) => of_fs(error),
-            model::Error::Compute(_) | model::Error::Internal(_) => OTHER,
+            model::Error::Compute(_)
+            | model::Error::Internal(_)
+            | model::Error::Diverged { .. }
+            | model::Error::NoGradient { .. } => OTHER,
             other if other.is_missing() => MISSING,
             _ => BAD_DATA,
         });

@@ -56,9 +56,10 @@ pub fn summary(manifest: &Manifest) -> String {
     line(
         "documents",
         format!(
-            "{} in {} files; {} split, {} rows of fewer than 2 tokens left out",
+            "{} in {} files; {} empty, {} split, {} rows of fewer than 2 tokens left out",
             grouped(documents.documents),
             plan.corpus.len(),
+            grouped(documents.empty_documents),
             grouped(documents.split_documents),
             grouped(documents.dropped_rows)
         ),
@@ -109,11 +110,16 @@ fn table(text: &mut String, manifest: &Manifest) {
 
 fn row(text: &mut String, name: &str, width: usize, statistics: &Statistics) {
     let chars = name.chars().count();
+    // A file name may hold anything, but not move the cursor.
+    let name: String = name
+        .chars()
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect();
     let shown: String = if chars > width {
         let tail: String = name.chars().skip(chars - (width - 1)).collect();
         format!("…{tail}")
     } else {
-        name.to_owned()
+        name
     };
     let _ = write!(
         text,

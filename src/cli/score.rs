@@ -204,6 +204,11 @@ fn as_text(options: &ScoreOptions, report: &ScoreReport) -> String {
             report.seconds,
             report.scored_tokens as f64 / report.seconds.max(1e-9)
         ));
+    } else if options.worker_index as usize >= report.num_parts {
+        text.push_str(&format!(
+            "nothing to score: the corpus has {} parts, so worker {} has none\n",
+            report.num_parts, options.worker_index
+        ));
     } else {
         text.push_str("nothing to score: all parts of this worker are there already\n");
     }

@@ -9,15 +9,12 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use super::Error;
+use super::{Error, families};
 
 /// Largest number that a size may be, so that products of two can't overflow.
 const MAX_SIZE: usize = i32::MAX as usize;
 /// Largest number of features of a head; half as many frequencies are computed for it.
-const MAX_HEAD_DIM: usize = 1 << 16;
-
-/// The families that can be scored and trained, by `model_type`.
-pub const SUPPORTED_MODEL_TYPES: [&str; 2] = ["llama", "qwen3"];
+pub(super) const MAX_HEAD_DIM: usize = 1 << 16;
 
 /// Everything about a decoder but its weights.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,7 +38,27 @@ pub struct Architecture {
     pub blocks: Vec<Block>,
 }
 
-/// One decoder block: `x += attention(norm(x)); x += mlp(norm(x))`.
+/// Where the norms of a block stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NormPlacement {
+    /// `x += attention(norm(x)); x += mlp(norm(x))`
+    Before,
+    /// `x += norm(attention(x)); x += norm(mlp(x))`
+    After,
+}
+
+/// What the norm of queries and keys, before rotation, spans.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum QkNorm {
+    /// Each head by itself; one weight for all heads.
+    Head,
+    /// All heads together.
+    Projection,
+}
+
+/// One decoder block: attention, then a gated feed-forward layer, each added to the residual stream.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Block {
@@ -55,12 +72,31 @@ pub struct Block {
     pub qkv_bias: bool,
     /// Whether the attention's output projection has a bias.
     pub output_bias: bool,
-    /// Whether queries and keys are normalized per head, before rotation.
-    pub qk_norm: bool,
+    /// Whether and how queries and keys are normalized, before rotation.
+    pub qk_norm: Option<QkNorm>,
+    /// Whether queries and keys are rotated by their position.
+    pub rope: bool,
+    /// Number of positions that a token sees, itself included; `None` for all before it.
+    pub window: Option<usize>,
+    /// Where the norms stand.
+    pub norms: NormPlacement,
     /// Width of the feed-forward layer.
     pub intermediate_size: usize,
     /// Whether its three projections have biases.
     pub mlp_bias: bool,
+}
+
+impl NormPlacement {
+    /// Names of the attention's and of the feed-forward layer's norm.
+    pub(crate) fn tensor_names(self) -> [&'static str; 2] {
+        match self {
+            Self::Before => ["input_layernorm.weight", "post_attention_layernorm.weight"],
+            Self::After => [
+                "post_attention_layernorm.weight",
+                "post_feedforward_layernorm.weight",
+            ],
+        }
+    }
 }
 
 impl Architecture {
@@ -81,16 +117,7 @@ impl Architecture {
         let map = value.as_object().ok_or("the top level is not an object")?;
         let mut fields = Fields::new(map);
         let model_type = fields.string("model_type")?.ok_or("it has no model_type")?;
-        let architecture = match model_type.as_str() {
-            "llama" => llama(&mut fields)?,
-            "qwen3" => qwen3(&mut fields)?,
-            other => {
-                return Err(format!(
-                    "model_type {other:?} is not supported; supported are {}",
-                    SUPPORTED_MODEL_TYPES.join(", ")
-                ));
-            }
-        };
+        let architecture = families::architecture(&model_type, &mut fields)?;
         fields.finish()?;
         architecture.validate()?;
         Ok(architecture)
@@ -146,22 +173,27 @@ impl Architecture {
                 block.num_heads * block.head_dim,
                 block.num_kv_heads * block.head_dim,
             );
-            add("input_layernorm.weight", &[hidden]);
+            let [attention_norm, mlp_norm] = block.norms.tensor_names();
+            add(attention_norm, &[hidden]);
             for (name, out) in [("q_proj", q), ("k_proj", kv), ("v_proj", kv)] {
                 add(&format!("self_attn.{name}.weight"), &[out, hidden]);
                 if block.qkv_bias {
                     add(&format!("self_attn.{name}.bias"), &[out]);
                 }
             }
-            if block.qk_norm {
-                add("self_attn.q_norm.weight", &[block.head_dim]);
-                add("self_attn.k_norm.weight", &[block.head_dim]);
+            if let Some(kind) = block.qk_norm {
+                let (q_width, k_width) = match kind {
+                    QkNorm::Head => (block.head_dim, block.head_dim),
+                    QkNorm::Projection => (q, kv),
+                };
+                add("self_attn.q_norm.weight", &[q_width]);
+                add("self_attn.k_norm.weight", &[k_width]);
             }
             add("self_attn.o_proj.weight", &[hidden, q]);
             if block.output_bias {
                 add("self_attn.o_proj.bias", &[hidden]);
             }
-            add("post_attention_layernorm.weight", &[hidden]);
+            add(mlp_norm, &[hidden]);
             let wide = block.intermediate_size;
             for (name, out, inner) in [
                 ("gate_proj", wide, hidden),
@@ -224,25 +256,30 @@ const WITHOUT_INFLUENCE: [&str; 17] = [
 ];
 
 /// The object of config.json, with a record of what was read.
-struct Fields<'a> {
+pub(super) struct Fields<'a> {
     map: &'a Map<String, Value>,
     read: BTreeSet<&'static str>,
 }
 
 impl<'a> Fields<'a> {
-    fn new(map: &'a Map<String, Value>) -> Self {
+    pub(super) fn new(map: &'a Map<String, Value>) -> Self {
         Self {
             map,
             read: BTreeSet::new(),
         }
     }
 
-    fn get(&mut self, name: &'static str) -> Option<&'a Value> {
+    pub(super) fn get(&mut self, name: &'static str) -> Option<&'a Value> {
         self.read.insert(name);
         self.map.get(name).filter(|value| !value.is_null())
     }
 
-    fn size(&mut self, name: &'static str) -> Result<Option<usize>, String> {
+    /// Whether the field is there, be it null or not.
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.map.contains_key(name)
+    }
+
+    pub(super) fn size(&mut self, name: &'static str) -> Result<Option<usize>, String> {
         self.get(name)
             .map(|value| {
                 value
@@ -256,11 +293,11 @@ impl<'a> Fields<'a> {
             .transpose()
     }
 
-    fn required_size(&mut self, name: &'static str) -> Result<usize, String> {
+    pub(super) fn required_size(&mut self, name: &'static str) -> Result<usize, String> {
         self.size(name)?.ok_or_else(|| format!("it has no {name}"))
     }
 
-    fn float(&mut self, name: &'static str, default: f64) -> Result<f64, String> {
+    pub(super) fn float(&mut self, name: &'static str, default: f64) -> Result<f64, String> {
         self.get(name).map_or(Ok(default), |value| {
             value
                 .as_f64()
@@ -268,7 +305,7 @@ impl<'a> Fields<'a> {
         })
     }
 
-    fn boolean(&mut self, name: &'static str, default: bool) -> Result<bool, String> {
+    pub(super) fn boolean(&mut self, name: &'static str, default: bool) -> Result<bool, String> {
         self.get(name).map_or(Ok(default), |value| {
             value
                 .as_bool()
@@ -276,7 +313,7 @@ impl<'a> Fields<'a> {
         })
     }
 
-    fn string(&mut self, name: &'static str) -> Result<Option<String>, String> {
+    pub(super) fn string(&mut self, name: &'static str) -> Result<Option<String>, String> {
         self.get(name)
             .map(|value| match value {
                 Value::String(text) => Ok(text.clone()),
@@ -286,7 +323,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Accepts a field only with the one value that is implemented; absent is fine.
-    fn only(&mut self, name: &'static str, implemented: &Value) -> Result<(), String> {
+    pub(super) fn only(&mut self, name: &'static str, implemented: &Value) -> Result<(), String> {
         let same = |value: &Value| match (value.as_f64(), implemented.as_f64()) {
             // 0 and 0.0 are two values to the parser.
             (Some(value), Some(implemented)) => value == implemented,
@@ -300,7 +337,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn finish(self) -> Result<(), String> {
+    pub(super) fn finish(self) -> Result<(), String> {
         let unknown: Vec<&str> = self
             .map
             .iter()
@@ -320,155 +357,6 @@ impl<'a> Fields<'a> {
             unknown.join(", ")
         ))
     }
-}
-
-/// `transformers/models/llama/configuration_llama.py`
-fn llama(fields: &mut Fields<'_>) -> Result<Architecture, String> {
-    let heads = fields.required_size("num_attention_heads")?;
-    let hidden = fields.required_size("hidden_size")?;
-    if heads == 0 {
-        return Err("num_attention_heads is 0".to_owned());
-    }
-    let bias = fields.boolean("attention_bias", false)?;
-    let block = Block {
-        num_heads: heads,
-        num_kv_heads: fields.size("num_key_value_heads")?.unwrap_or(heads),
-        head_dim: fields.size("head_dim")?.unwrap_or(hidden / heads),
-        qkv_bias: bias,
-        output_bias: bias,
-        qk_norm: false,
-        intermediate_size: fields.required_size("intermediate_size")?,
-        mlp_bias: fields.boolean("mlp_bias", false)?,
-    };
-    // Tensor parallelism of the pre-training run; 1 in every checkpoint that transformers runs as is.
-    fields.only("pretraining_tp", &Value::from(1))?;
-    uniform_decoder("llama", block, fields)
-}
-
-/// `transformers/models/qwen3/configuration_qwen3.py`
-fn qwen3(fields: &mut Fields<'_>) -> Result<Architecture, String> {
-    let bias = fields.boolean("attention_bias", false)?;
-    let block = Block {
-        num_heads: fields.required_size("num_attention_heads")?,
-        num_kv_heads: fields.required_size("num_key_value_heads")?,
-        head_dim: fields.size("head_dim")?.unwrap_or(128),
-        qkv_bias: bias,
-        output_bias: bias,
-        qk_norm: true,
-        intermediate_size: fields.required_size("intermediate_size")?,
-        mlp_bias: false,
-    };
-    if fields.boolean("use_sliding_window", false)? {
-        return Err("use_sliding_window is true; sliding windows are not implemented".to_owned());
-    }
-    // Both have a meaning only with use_sliding_window.
-    fields.get("sliding_window");
-    fields.get("max_window_layers");
-    uniform_decoder("qwen3", block, fields)
-}
-
-/// The fields that all families share, for a decoder whose blocks are all alike.
-fn uniform_decoder(
-    model_type: &str,
-    block: Block,
-    fields: &mut Fields<'_>,
-) -> Result<Architecture, String> {
-    fields.only("hidden_act", &Value::from("silu"))?;
-    fields.only("attention_dropout", &Value::from(0.0))?;
-    let num_layers = fields.required_size("num_hidden_layers")?;
-    if let Some(kinds) = fields.get("layer_types") {
-        let kinds = kinds.as_array().ok_or("layer_types is not a list")?;
-        if let Some(other) = kinds.iter().find(|kind| **kind != "full_attention") {
-            return Err(format!(
-                "layer_types holds {other}; only \"full_attention\" is implemented"
-            ));
-        }
-    }
-    if num_layers > 10_000 {
-        return Err(format!("num_hidden_layers is {num_layers}"));
-    }
-    let max_position_embeddings = fields.required_size("max_position_embeddings")?;
-    Ok(Architecture {
-        model_type: model_type.to_owned(),
-        vocab_size: fields.required_size("vocab_size")?,
-        hidden_size: fields.required_size("hidden_size")?,
-        max_position_embeddings,
-        tied_head: fields.boolean("tie_word_embeddings", false)?,
-        norm_eps: fields.float("rms_norm_eps", 1e-6)? as f32,
-        rope_frequencies: rope_frequencies(block.head_dim, fields)?,
-        blocks: vec![block; num_layers],
-    })
-}
-
-/// Frequencies from `rope_theta` and `rope_scaling` (older configs) or `rope_parameters` (newer
-/// ones), as in `transformers/modeling_rope_utils.py`, in f32 as there.
-fn rope_frequencies(head_dim: usize, fields: &mut Fields<'_>) -> Result<Vec<f32>, String> {
-    if head_dim > MAX_HEAD_DIM {
-        return Err(format!("head_dim {head_dim} is more than {MAX_HEAD_DIM}"));
-    }
-    let outer_theta = fields.float("rope_theta", 10_000.0)?;
-    fields.only("partial_rotary_factor", &Value::from(1.0))?;
-    let empty = Map::new();
-    let parameters = match (fields.get("rope_parameters"), fields.get("rope_scaling")) {
-        (Some(value), _) | (None, Some(value)) => value
-            .as_object()
-            .ok_or("the RoPE parameters are not an object")?,
-        (None, None) => &empty,
-    };
-    let mut rope = Fields::new(parameters);
-    let theta = rope.float("rope_theta", outer_theta)?;
-    rope.only("partial_rotary_factor", &Value::from(1.0))?;
-    let named = rope.string("rope_type")?;
-    let kind = match rope.string("type")? {
-        older @ Some(_) if named.is_none() => older,
-        _ => named,
-    };
-    // Number of frequencies: one for each pair of features.
-    let mut frequencies: Vec<f32> = (0..head_dim / 2)
-        .map(|i| {
-            let exponent = (2 * i) as f32 / head_dim as f32;
-            1.0 / theta.powf(f64::from(exponent)) as f32
-        })
-        .collect();
-    match kind.as_deref().unwrap_or("default") {
-        "default" => {}
-        "llama3" => {
-            let mut required = |name: &'static str| -> Result<f32, String> {
-                let value = rope.float(name, f64::NAN)?;
-                if value.is_finite() && value > 0.0 {
-                    Ok(value as f32)
-                } else {
-                    Err(format!("rope_type llama3 needs a positive {name}"))
-                }
-            };
-            let factor = required("factor")?;
-            let low = required("low_freq_factor")?;
-            let high = required("high_freq_factor")?;
-            let context = required("original_max_position_embeddings")?;
-            if high <= low {
-                return Err(format!(
-                    "high_freq_factor {high} is not above low_freq_factor {low}"
-                ));
-            }
-            for frequency in &mut frequencies {
-                let wavelength = 2.0 * std::f32::consts::PI / *frequency;
-                if wavelength > context / low {
-                    *frequency /= factor;
-                } else if wavelength >= context / high {
-                    let smooth = (context / wavelength - low) / (high - low);
-                    *frequency = (1.0 - smooth) * *frequency / factor + smooth * *frequency;
-                }
-            }
-        }
-        other => {
-            return Err(format!(
-                "rope_type {other:?} is not implemented; default and llama3 are"
-            ));
-        }
-    }
-    rope.finish()
-        .map_err(|problem| format!("in the RoPE parameters: {problem}"))?;
-    Ok(frequencies)
 }
 
 #[cfg(test)]
@@ -527,7 +415,7 @@ mod tests {
         });
         assert_eq!(
             message,
-            "model_type \"gpt2\" is not supported; supported are llama, qwen3"
+            "model_type \"gpt2\" is not supported; supported are llama, mistral, olmo2, qwen2, qwen3, smollm3"
         );
     }
 

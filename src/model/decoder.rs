@@ -7,115 +7,17 @@ use candle_core::Tensor;
 use safetensors::Dtype;
 
 use super::Error;
-use super::config::{Architecture, Block, EMBEDDING, FINAL_NORM, HEAD, block_tensor};
+use super::config::{
+    Architecture, Block, EMBEDDING, FINAL_NORM, HEAD, NormPlacement, block_tensor,
+};
 use super::ops::attention::{self, Shape};
 use super::ops::rope::Rotation;
-use super::ops::{RowLayout, add_assign, linear, mlp, norm, sum_of_squares, tensor, update, view};
+use super::ops::{RowLayout, add_assign, linear, mlp, norm, tensor, update, view};
+use super::parameters::{Gradients, ParamId, Parameter};
 use super::weights::{Checkpoint, ModelSource};
 
 /// Tokens that go through the feed-forward part of a block at a time when no gradient is needed.
 const MLP_TILE_TOKENS: usize = 1024;
-
-/// Index of a parameter in the order of [`Architecture::tensors`].
-pub(crate) type ParamId = usize;
-
-/// A parameter of a model.
-#[derive(Debug, Clone)]
-pub struct Parameter {
-    /// Its name in the checkpoint.
-    pub name: String,
-    /// Its dtype in the checkpoint; exports return to it.
-    pub stored_dtype: Dtype,
-    pub(crate) tensor: Tensor,
-}
-
-impl Parameter {
-    /// Whether this is the embedding, be it the output head as well or not.
-    pub fn is_embedding(&self) -> bool {
-        self.name == EMBEDDING
-    }
-
-    /// Shape, as stored.
-    pub fn shape(&self) -> &[usize] {
-        self.tensor.dims()
-    }
-
-    /// A copy of the elements, row-major.
-    pub fn to_vec(&self) -> Result<Vec<f32>, Error> {
-        Ok(view(&self.tensor)?.to_vec())
-    }
-}
-
-/// Sums of gradients, one a parameter; `None` until something was added.
-#[derive(Debug, Default)]
-pub struct Gradients {
-    sums: Vec<Option<Tensor>>,
-}
-
-impl Gradients {
-    /// No gradient for any of `num_parameters` parameters.
-    pub fn new(num_parameters: usize) -> Self {
-        Self {
-            sums: vec![None; num_parameters],
-        }
-    }
-
-    /// The sum for the parameter at `index` of [`Decoder::parameters`], row-major.
-    pub fn get(&self, index: usize) -> Result<Option<Vec<f32>>, Error> {
-        match self.sums.get(index) {
-            Some(Some(sum)) => Ok(Some(view(sum)?.to_vec())),
-            _ => Ok(None),
-        }
-    }
-
-    fn sum_of(&self, index: ParamId, model: &Decoder) -> Result<&Tensor, Error> {
-        self.sums
-            .get(index)
-            .and_then(Option::as_ref)
-            .ok_or_else(|| Error::NoGradient {
-                parameter: model
-                    .parameters
-                    .get(index)
-                    .map_or_else(|| index.to_string(), |parameter| parameter.name.clone()),
-            })
-    }
-
-    /// Norm of all sums together, as one vector.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoGradient`] when a parameter of the model has none.
-    pub fn norm(&self, model: &Decoder) -> Result<f64, Error> {
-        let mut squares = 0.0;
-        for index in 0..model.parameters.len() {
-            squares += sum_of_squares(&view(self.sum_of(index, model)?)?);
-        }
-        Ok(squares.sqrt())
-    }
-
-    /// The sum to add to, zero at first.
-    pub(crate) fn sum(&mut self, index: ParamId, like: &Tensor) -> Result<Tensor, Error> {
-        let slot = self.sums.get_mut(index).ok_or(Error::Internal(
-            "a gradient for a parameter that does not exist",
-        ))?;
-        match slot {
-            Some(sum) => Ok(sum.clone()),
-            None => {
-                let sum = tensor(vec![0.0; like.elem_count()], like.dims())?;
-                *slot = Some(sum.clone());
-                Ok(sum)
-            }
-        }
-    }
-
-    /// Sets every sum back to zero and keeps the memory.
-    pub fn clear(&mut self) -> Result<(), Error> {
-        for sum in self.sums.iter().flatten() {
-            update(sum, |sum| sum.fill(0.0))?;
-        }
-        Ok(())
-    }
-}
 
 #[derive(Debug, Clone, Copy)]
 struct Projection {
@@ -126,7 +28,8 @@ struct Projection {
 /// Where the parameters of one block are.
 #[derive(Debug, Clone, Copy)]
 struct BlockParams {
-    input_norm: ParamId,
+    norms: NormPlacement,
+    attn_norm: ParamId,
     q: Projection,
     k: Projection,
     v: Projection,
@@ -136,6 +39,7 @@ struct BlockParams {
     gate: Projection,
     up: Projection,
     down: Projection,
+    rope: bool,
     shape: Shape,
 }
 
@@ -149,11 +53,15 @@ struct BlockTape {
     k: Tensor,
     v: Tensor,
     attn_out: Tensor,
+    /// What the norm after the attention was given, when there is one.
+    raw_attn: Option<Tensor>,
     middle: Tensor,
     mlp_in: Tensor,
     gate: Tensor,
     up: Tensor,
     activated: Tensor,
+    /// What the norm after the feed-forward layer was given, when there is one.
+    raw_mlp: Option<Tensor>,
 }
 
 /// What [`Decoder::backward`] needs of [`Decoder::forward`].
@@ -413,6 +321,62 @@ impl Decoder {
         linear::backward_input(dy, w, onto)
     }
 
+    /// What a sublayer is given: `x`, normalized if the norm stands before it.
+    fn enter(&self, x: &Tensor, norm: ParamId, norms: NormPlacement) -> Result<Tensor, Error> {
+        match norms {
+            NormPlacement::Before => self.norm(x, norm),
+            NormPlacement::After => Ok(x.clone()),
+        }
+    }
+
+    /// What a sublayer adds to the residual stream, given what it computed; and that itself, if a
+    /// norm stands in between.
+    fn leave(
+        &self,
+        y: Tensor,
+        norm: ParamId,
+        norms: NormPlacement,
+    ) -> Result<(Tensor, Option<Tensor>), Error> {
+        match norms {
+            NormPlacement::Before => Ok((y, None)),
+            NormPlacement::After => Ok((self.norm(&y, norm)?, Some(y))),
+        }
+    }
+
+    /// The gradient of what [`Decoder::leave`] was given.
+    fn leave_backward(
+        &self,
+        dy: &Tensor,
+        raw: Option<&Tensor>,
+        norm: ParamId,
+        grads: &mut Gradients,
+    ) -> Result<Tensor, Error> {
+        match raw {
+            None => Ok(dy.clone()),
+            Some(raw) => self.norm_backward(dy, raw, norm, grads, None),
+        }
+    }
+
+    /// The gradient of `x` in `x + sublayer(enter(x))`: `dy` of the sum, with what came through
+    /// the sublayer, `d_in`, added.
+    fn enter_backward(
+        &self,
+        d_in: &Tensor,
+        x: &Tensor,
+        norm: ParamId,
+        norms: NormPlacement,
+        grads: &mut Gradients,
+        dy: Tensor,
+    ) -> Result<Tensor, Error> {
+        match norms {
+            NormPlacement::Before => self.norm_backward(d_in, x, norm, grads, Some(dy)),
+            NormPlacement::After => {
+                add_assign(&dy, d_in)?;
+                Ok(dy)
+            }
+        }
+    }
+
     fn block_forward(
         &self,
         p: &BlockParams,
@@ -420,7 +384,7 @@ impl Decoder {
         batch: &Batch,
         tapes: Option<&mut Vec<BlockTape>>,
     ) -> Result<Tensor, Error> {
-        let attn_in = self.norm(&x, p.input_norm)?;
+        let attn_in = self.enter(&x, p.attn_norm, p.norms)?;
         let mut q = self.project(&attn_in, p.q)?;
         let mut k = self.project(&attn_in, p.k)?;
         let v = self.project(&attn_in, p.v)?;
@@ -430,34 +394,39 @@ impl Decoder {
             raw_qk = tapes.is_some().then_some((q, k));
             (q, k) = normed;
         }
-        q = batch.rotation.forward(&q, p.shape.head_dim)?;
-        k = batch.rotation.forward(&k, p.shape.head_dim)?;
+        if p.rope {
+            q = batch.rotation.forward(&q, p.shape.head_dim)?;
+            k = batch.rotation.forward(&k, p.shape.head_dim)?;
+        }
         let attn_out = attention::forward(&q, &k, &v, &batch.layout, p.shape)?;
 
         let Some(tapes) = tapes else {
             drop((attn_in, q, k, v));
-            add_assign(&x, &self.project(&attn_out, p.o)?)?;
+            let (y, _) = self.leave(self.project(&attn_out, p.o)?, p.attn_norm, p.norms)?;
             drop(attn_out);
+            add_assign(&x, &y)?;
+            drop(y);
             // A token's result does not depend on the tile it is in, so tiles only bound memory.
             let tokens = batch.layout.num_tokens();
             for start in (0..tokens).step_by(MLP_TILE_TOKENS) {
                 let part = x.narrow(0, start, MLP_TILE_TOKENS.min(tokens - start))?;
-                let mlp_in = self.norm(&part, p.mlp_norm)?;
+                let mlp_in = self.enter(&part, p.mlp_norm, p.norms)?;
                 let gate = self.project(&mlp_in, p.gate)?;
                 let up = self.project(&mlp_in, p.up)?;
                 let activated = mlp::forward(&gate, &up)?;
-                add_assign(&part, &self.project(&activated, p.down)?)?;
+                let (y, _) = self.leave(self.project(&activated, p.down)?, p.mlp_norm, p.norms)?;
+                add_assign(&part, &y)?;
             }
             return Ok(x);
         };
 
-        let middle = self.project(&attn_out, p.o)?;
+        let (middle, raw_attn) = self.leave(self.project(&attn_out, p.o)?, p.attn_norm, p.norms)?;
         add_assign(&middle, &x)?;
-        let mlp_in = self.norm(&middle, p.mlp_norm)?;
+        let mlp_in = self.enter(&middle, p.mlp_norm, p.norms)?;
         let gate = self.project(&mlp_in, p.gate)?;
         let up = self.project(&mlp_in, p.up)?;
         let activated = mlp::forward(&gate, &up)?;
-        let y = self.project(&activated, p.down)?;
+        let (y, raw_mlp) = self.leave(self.project(&activated, p.down)?, p.mlp_norm, p.norms)?;
         add_assign(&y, &middle)?;
         tapes.push(BlockTape {
             x,
@@ -467,11 +436,13 @@ impl Decoder {
             k,
             v,
             attn_out,
+            raw_attn,
             middle,
             mlp_in,
             gate,
             up,
             activated,
+            raw_mlp,
         });
         Ok(y)
     }
@@ -484,18 +455,22 @@ impl Decoder {
         batch: &Batch,
         grads: &mut Gradients,
     ) -> Result<Tensor, Error> {
-        // y = middle + down(silu(gate) * up)
-        let d_activated = self.project_backward(&dy, &tape.activated, p.down, grads, None)?;
+        // y = middle + leave(down(silu(gate) * up))
+        let d_mlp = self.leave_backward(&dy, tape.raw_mlp.as_ref(), p.mlp_norm, grads)?;
+        let d_activated = self.project_backward(&d_mlp, &tape.activated, p.down, grads, None)?;
+        drop(d_mlp);
         let (d_gate, d_up) = mlp::backward(&d_activated, &tape.gate, &tape.up)?;
         drop(d_activated);
-        let d_mlp_in = self.project_backward(&d_gate, &tape.mlp_in, p.gate, grads, None)?;
-        let d_mlp_in = self.project_backward(&d_up, &tape.mlp_in, p.up, grads, Some(d_mlp_in))?;
+        let d_in = self.project_backward(&d_gate, &tape.mlp_in, p.gate, grads, None)?;
+        let d_in = self.project_backward(&d_up, &tape.mlp_in, p.up, grads, Some(d_in))?;
         drop((d_gate, d_up));
-        let d_middle = self.norm_backward(&d_mlp_in, &tape.middle, p.mlp_norm, grads, Some(dy))?;
+        let d_middle = self.enter_backward(&d_in, &tape.middle, p.mlp_norm, p.norms, grads, dy)?;
 
-        // middle = x + o(attention(q, k, v))
-        let d_attn = self.project_backward(&d_middle, &tape.attn_out, p.o, grads, None)?;
-        let (dq, dk, dv) = attention::backward(
+        // middle = x + leave(o(attention(q, k, v)))
+        let d_o = self.leave_backward(&d_middle, tape.raw_attn.as_ref(), p.attn_norm, grads)?;
+        let d_attn = self.project_backward(&d_o, &tape.attn_out, p.o, grads, None)?;
+        drop(d_o);
+        let (mut dq, mut dk, dv) = attention::backward(
             &d_attn,
             &tape.q,
             &tape.k,
@@ -505,8 +480,10 @@ impl Decoder {
             p.shape,
         )?;
         drop(d_attn);
-        let mut dq = batch.rotation.backward(&dq, p.shape.head_dim)?;
-        let mut dk = batch.rotation.backward(&dk, p.shape.head_dim)?;
+        if p.rope {
+            dq = batch.rotation.backward(&dq, p.shape.head_dim)?;
+            dk = batch.rotation.backward(&dk, p.shape.head_dim)?;
+        }
         if let (Some((q_norm, k_norm)), Some((raw_q, raw_k))) = (p.qk_norm, &tape.raw_qk) {
             dq = self.norm_backward(&dq, raw_q, q_norm, grads, None)?;
             dk = self.norm_backward(&dk, raw_k, k_norm, grads, None)?;
@@ -514,7 +491,7 @@ impl Decoder {
         let d_in = self.project_backward(&dq, &tape.attn_in, p.q, grads, None)?;
         let d_in = self.project_backward(&dk, &tape.attn_in, p.k, grads, Some(d_in))?;
         let d_in = self.project_backward(&dv, &tape.attn_in, p.v, grads, Some(d_in))?;
-        self.norm_backward(&d_in, &tape.x, p.input_norm, grads, Some(d_middle))
+        self.enter_backward(&d_in, &tape.x, p.attn_norm, p.norms, grads, d_middle)
     }
 }
 
@@ -531,12 +508,14 @@ impl BlockParams {
                 bias: has_bias.then(|| id(&format!("{name}.bias"))).transpose()?,
             })
         };
+        let [attn_norm, mlp_norm] = block.norms.tensor_names();
         Ok(Self {
-            input_norm: id("input_layernorm.weight")?,
+            norms: block.norms,
+            attn_norm: id(attn_norm)?,
             q: projection("self_attn.q_proj", block.qkv_bias)?,
             k: projection("self_attn.k_proj", block.qkv_bias)?,
             v: projection("self_attn.v_proj", block.qkv_bias)?,
-            qk_norm: if block.qk_norm {
+            qk_norm: if block.qk_norm.is_some() {
                 Some((
                     id("self_attn.q_norm.weight")?,
                     id("self_attn.k_norm.weight")?,
@@ -545,15 +524,17 @@ impl BlockParams {
                 None
             },
             o: projection("self_attn.o_proj", block.output_bias)?,
-            mlp_norm: id("post_attention_layernorm.weight")?,
+            mlp_norm: id(mlp_norm)?,
             gate: projection("mlp.gate_proj", block.mlp_bias)?,
             up: projection("mlp.up_proj", block.mlp_bias)?,
             down: projection("mlp.down_proj", block.mlp_bias)?,
+            rope: block.rope,
             shape: Shape {
                 heads: block.num_heads,
                 kv_heads: block.num_kv_heads,
                 head_dim: block.head_dim,
                 scale: (block.head_dim as f32).sqrt().recip(),
+                window: block.window,
             },
         })
     }

@@ -105,6 +105,14 @@ pub enum Error {
         /// The parameter's name.
         parameter: String,
     },
+    /// Training has left the range of numbers.
+    #[error(
+        "training diverged: the gradient's norm is {norm}, and nothing was changed with it\nhint: a lower --lr, a longer --warmup-steps or a smaller --clip"
+    )]
+    Diverged {
+        /// Norm of the gradient, infinite or NaN.
+        norm: f64,
+    },
     /// A product would have more elements than memory can address.
     #[error("a matrix of {rows} x {cols} is too large for this machine; lower --batch-tokens")]
     TooLarge {

@@ -9,20 +9,24 @@
 pub mod config;
 mod decoder;
 mod error;
+mod families;
 mod gemm;
 mod head;
 mod ops;
+mod parameters;
 mod simd;
 pub mod weights;
 
 use safetensors::Dtype;
 use std::borrow::Cow;
 
-pub use config::{Architecture, Block, SUPPORTED_MODEL_TYPES};
-pub use decoder::{Decoder, Gradients, Parameter};
+pub use config::{Architecture, Block, NormPlacement, QkNorm};
+pub use decoder::Decoder;
 pub use error::Error;
+pub use families::SUPPORTED_MODEL_TYPES;
 pub use head::Weigh;
 pub use ops::RowLayout;
+pub use parameters::{Gradients, Parameter};
 pub use weights::{Builtin, Checkpoint, ModelSource};
 
 use crate::types::TokenId;
@@ -106,6 +110,28 @@ impl Decoder {
                 value: log_probs[i],
             }),
         }
+    }
+
+    /// Checks that every weight is a number in the dtype that it is written in.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFinite`] for the first that is not.
+    pub fn check_exportable(&self) -> Result<(), Error> {
+        for parameter in self.parameters() {
+            let values: &[f32] = &ops::view(&parameter.tensor)?;
+            let limit = weights::largest(parameter.stored_dtype);
+            let bad = |value: &f32| !(value.is_finite() && value.abs() <= limit);
+            if let Some(element) = values.iter().position(bad) {
+                return Err(Error::NotFinite {
+                    model: self.name().to_owned(),
+                    tensor: parameter.name.clone(),
+                    element,
+                    value: values[element],
+                });
+            }
+        }
+        Ok(())
     }
 
     /// The model as a safetensors file: names, shapes and dtypes as in the checkpoint that it was

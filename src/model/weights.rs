@@ -385,6 +385,15 @@ pub(crate) fn width(dtype: Dtype) -> Option<usize> {
     }
 }
 
+/// Largest value of a dtype that weights may have.
+pub(crate) fn largest(dtype: Dtype) -> f32 {
+    match dtype {
+        Dtype::F16 => f16::MAX.to_f32(),
+        Dtype::BF16 => bf16::MAX.to_f32(),
+        _ => f32::MAX,
+    }
+}
+
 fn widen(values: &mut [f32], bytes: &[u8], dtype: Dtype) {
     const CHUNK: usize = 1 << 16;
     let bytes_each = width(dtype).unwrap_or(1);

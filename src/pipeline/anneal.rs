@@ -12,7 +12,7 @@ use crate::batch::{Order, micro_batches};
 use crate::demo;
 use crate::fs::{self, AtomicFile};
 use crate::loss::{LossSums, Weighting};
-use crate::model::{Checkpoint, Decoder, Gradients, ModelSource};
+use crate::model::{self, Checkpoint, Decoder, Gradients, ModelSource};
 use crate::optim::{AdamW, AdamWOptions, LinearSchedule};
 use crate::shard::manifest::{MANIFEST_FILE, Manifest};
 use crate::shard::read::ShardSet;
@@ -27,6 +27,9 @@ pub const DEFAULT_MICRO_BATCH_TOKENS: usize = 4096;
 pub const METRICS_FILE: &str = "metrics.jsonl";
 /// Name of the file in the output folder that says where the model comes from.
 pub const PROVENANCE_FILE: &str = "remit.json";
+
+/// What the same command does after an interruption.
+const START_OVER: &str = "it starts over and comes to the same model";
 
 const WEIGHTS_FILE: &str = "model.safetensors";
 
@@ -167,7 +170,7 @@ pub fn run(
         ))
         .into());
     }
-    let (num_steps, num_epochs) = length(options, &order);
+    let (num_steps, num_epochs) = length(options, &order, stop)?;
     let schedule = LinearSchedule {
         peak: options.learning_rate,
         warmup_steps: options.warmup_steps,
@@ -205,7 +208,7 @@ pub fn run(
     let mut tokens = 0;
     let steps = (0..num_epochs).flat_map(|epoch| order.steps(epoch, options.batch_tokens));
     for step in steps.take(usize::try_from(num_steps).unwrap_or(usize::MAX)) {
-        stop.check("it starts over and comes to the same model")?;
+        stop.check(START_OVER)?;
         let step = step?;
         let metrics = trainer.step(step.epoch, &step.rows)?;
         let line = serde_json::to_string(&metrics)?;
@@ -354,19 +357,19 @@ fn formula(options: &AnnealOptions, manifest: &Manifest) -> Result<WeightFormula
     .map_err(|error| Usage(error.to_string()).into())
 }
 
-/// Number of steps, and of epochs that hold them.
-fn length(options: &AnnealOptions, order: &Order<'_>) -> (u64, u64) {
-    let mut steps = 0;
-    let mut epochs = 0;
-    loop {
-        match options.length {
-            Length::Steps(wanted) if steps >= wanted => return (wanted, epochs),
-            Length::Epochs(wanted) if epochs >= wanted => return (steps, epochs),
-            _ => {}
-        }
+/// Number of steps, and a bound on the number of epochs that hold them.
+fn length(options: &AnnealOptions, order: &Order<'_>, stop: &StopFlag) -> Result<(u64, u64)> {
+    match options.length {
         // Every epoch has a step, since the set has a row.
-        steps += order.num_steps(epochs, options.batch_tokens);
-        epochs += 1;
+        Length::Steps(wanted) => Ok((wanted, wanted)),
+        Length::Epochs(wanted) => {
+            let mut steps = 0_u64;
+            for epoch in 0..wanted {
+                stop.check(START_OVER)?;
+                steps = steps.saturating_add(order.num_steps(epoch, options.batch_tokens));
+            }
+            Ok((steps, wanted))
+        }
     }
 }
 
@@ -396,11 +399,16 @@ impl Trainer<'_> {
                 .accumulate_gradients(&ids, &mut self.gradients, &mut |i, log_probs, weights| {
                     weighting
                         .weigh(&formula, &rows[i], log_probs, weights)
-                        .map_err(|_| {
-                            crate::model::Error::Internal("a row without static weights")
-                        })?;
+                        .map_err(|_| model::Error::Internal("a row without static weights"))?;
                     sums.add(log_probs, weights, &formula);
                     Ok(())
+                })
+                .map_err(|error| match error {
+                    // The model was fine when it was loaded, or the first step had failed.
+                    model::Error::NotFiniteLogProb { .. } if number > 1 => {
+                        model::Error::Diverged { norm: f64::NAN }
+                    }
+                    other => other,
                 })
                 .with_context(|| format!("step {number} failed"))?;
         }
@@ -433,6 +441,7 @@ fn export(
     dir: &Path,
     provenance: &serde_json::Value,
 ) -> Result<()> {
+    model.check_exportable()?;
     let path = dir.join(WEIGHTS_FILE);
     let file = AtomicFile::create(&path)?;
     model

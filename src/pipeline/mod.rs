@@ -2,6 +2,7 @@
 
 pub mod anneal;
 pub mod inspect;
+mod resume;
 pub mod score;
 
 use std::sync::Arc;

@@ -5,14 +5,15 @@
 //! its name only when it is whole. When the shards of all parts are there, the manifest is made from
 //! them, and from nothing else: it is the same whoever computed them, in however many attempts.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use anyhow::{Context, Result};
 
+use super::resume::{complete, missing_parts, refuse_output_inside_input, settle_plan};
 use super::{BadInput, Progress, StopFlag, Usage, json_of, tokenizer_of};
 use crate::corpus::{Corpus, CorpusOptions, Part};
-use crate::fs::{self, AtomicFile};
+use crate::fs::{self, AtomicFile, Digest};
 use crate::model::{Checkpoint, Decoder, ModelSource};
 use crate::pack::{PackStats, Packer, Packing};
 use crate::shard::manifest::{CorpusEntry, Manifest, ModelIdentity, Plan, TokenizerIdentity};
@@ -110,6 +111,7 @@ pub fn run(
     stop: &StopFlag,
     progress: &dyn Progress,
 ) -> Result<ScoreReport> {
+    refuse_output_inside_input(options)?;
     let corpus = Corpus::discover(
         &options.inputs,
         &CorpusOptions {
@@ -149,7 +151,7 @@ pub fn run(
         if done_before > 0 {
             progress.note(&format!("{done_before} parts are there already"));
         }
-        let scorer = models.load(options, progress)?;
+        let scorer = models.load(options, plan.identity()?, progress)?;
         let started = std::time::Instant::now();
         report.scored_tokens = scorer.score_parts(&corpus, &mine, stop, progress)?;
         report.seconds = started.elapsed().as_secs_f64();
@@ -160,47 +162,6 @@ pub fn run(
     }
     report.missing_parts = missing;
     Ok(report)
-}
-
-/// Writes plan.json, or compares with the one that is there; returns the one that is in force.
-fn settle_plan(dir: &Path, plan: Plan) -> Result<Plan> {
-    let Some(existing) = Plan::load(dir)? else {
-        plan.save(dir)?;
-        return Ok(plan);
-    };
-    let differences = existing.difference(&plan);
-    if differences.is_empty() {
-        return Ok(existing);
-    }
-    Err(Usage(format!(
-        "{} was begun with other inputs or options:\n  {}\nhint: give another -o, or the options and \
-         inputs it was begun with",
-        dir.display(),
-        differences.join("\n  ")
-    ))
-    .into())
-}
-
-fn missing_parts(dir: &Path, parts: &[Part]) -> Result<Vec<u32>> {
-    let mut missing = Vec::new();
-    for part in parts {
-        if !fs::exists(&dir.join(Manifest::shard_name(part.index)))? {
-            missing.push(part.index);
-        }
-    }
-    Ok(missing)
-}
-
-/// Makes the manifest from the shards, or reads the one that is there.
-fn complete(dir: &Path, plan: Plan, progress: &dyn Progress) -> Result<Manifest> {
-    if let Some(manifest) = Manifest::load_if_present(dir)? {
-        return Ok(manifest);
-    }
-    progress.note("reading back and hashing all shards");
-    let manifest = Manifest::from_shards(dir, plan)?;
-    // Every part is published, so nobody writes here any more.
-    fs::remove_stale_temps(dir)?;
-    Ok(manifest.save(dir)?)
 }
 
 /// What is known of the models before their weights are read.
@@ -312,6 +273,7 @@ impl Models {
     fn load<'a>(
         &'a self,
         options: &'a ScoreOptions,
+        plan: Digest,
         progress: &dyn Progress,
     ) -> Result<Scorer<'a>> {
         progress.note(&format!("loading {}", options.rl));
@@ -332,6 +294,7 @@ impl Models {
         Ok(Scorer {
             options,
             models: self,
+            plan,
             batch_tokens: options
                 .batch_tokens
                 .min(ACTIVATION_BYTES / bytes_per_token)
@@ -401,6 +364,7 @@ enum Piece {
 struct Scorer<'a> {
     options: &'a ScoreOptions,
     models: &'a Models,
+    plan: Digest,
     rl: Decoder,
     base: Option<Decoder>,
     batch_tokens: usize,
@@ -493,6 +457,7 @@ impl Scorer<'_> {
                 part: part.index,
                 has_base: self.base.is_some(),
                 exact: self.options.exact,
+                plan: self.plan,
             };
             let mut writer = ShardWriter::new(file, shard_options)
                 .with_context(|| format!("cannot write {}", path.display()))?;
@@ -538,11 +503,8 @@ impl Scorer<'_> {
             let (file, _) = writer
                 .finish(&stats)
                 .with_context(|| format!("cannot write {}", path.display()))?;
-            // Another run of this worker may have published the part meanwhile, with the same bytes; if
-            // that completed the set, our temporary file has been swept away with the stale ones.
-            if !fs::exists(&path)? {
-                file.publish()?;
-            }
+            // Another run of this worker may have published the part meanwhile, with the same bytes.
+            file.publish_new()?;
             done_bytes += part.size_bytes;
             progress.advance(done_bytes, batch_tokens as u64, "");
         }

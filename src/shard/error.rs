@@ -110,6 +110,12 @@ pub enum Error {
         /// Expected and found.
         reason: String,
     },
+    /// A shard does not belong to the set's plan.
+    #[error("the shard {} was made under another plan than that of its folder\nhint: remove it and manifest.json, and run the same remit-score command again; it makes what is missing", path.display())]
+    OtherPlan {
+        /// Its path.
+        path: PathBuf,
+    },
     /// A shard holds other numbers of things than the manifest or its own footer says.
     #[error("the shard {} holds {found} {what}; {expected} were expected", path.display())]
     Count {

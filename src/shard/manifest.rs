@@ -24,6 +24,9 @@ pub const MANIFEST_FILE: &str = "manifest.json";
 /// Name of the plan in a set's folder.
 pub const PLAN_FILE: &str = "plan.json";
 
+/// What the names of shards begin with.
+pub const SHARD_PREFIX: &str = "part-";
+
 /// Most differences of the corpus that a message lists.
 const MAX_LISTED: usize = 5;
 
@@ -151,10 +154,25 @@ impl Plan {
             .map_err(|source| Error::Json { path, source })
     }
 
-    /// Writes plan.json, atomically.
-    pub fn save(&self, dir: &Path) -> Result<(), Error> {
+    /// Writes plan.json, unless there is one; whether it was written.
+    pub fn save(&self, dir: &Path) -> Result<bool, Error> {
         let path = dir.join(PLAN_FILE);
-        Ok(fs::write_atomic(&path, &pretty(self, &path)?)?)
+        Ok(fs::write_new(&path, &pretty(self, &path)?)?)
+    }
+
+    /// Digest of all that [`Plan::difference`] compares; every shard of the set carries it.
+    ///
+    /// # Errors
+    ///
+    /// None in practice: a plan can always be written as JSON.
+    pub fn identity(&self) -> Result<Digest, Error> {
+        let mut plan = self.clone();
+        plan.reference.path.clear();
+        plan.tokenizer.path.clear();
+        if let Some(base) = &mut plan.base {
+            base.path.clear();
+        }
+        Ok(Digest::of(&pretty(&plan, Path::new(PLAN_FILE))?))
     }
 
     /// In what another plan asks for other shards than this one: one line each, with both values.
@@ -218,7 +236,7 @@ fn corpus_difference(before: &[CorpusEntry], now: &[CorpusEntry]) -> Vec<String>
 impl Manifest {
     /// Name of the shard of a part.
     pub fn shard_name(part: u32) -> String {
-        format!("part-{part:06}.parquet")
+        format!("{SHARD_PREFIX}{part:06}.parquet")
     }
 
     /// Reads and checks manifest.json.
@@ -281,9 +299,10 @@ impl Manifest {
     /// When a shard is missing or breaks a rule of the format.
     pub fn from_shards(dir: &Path, plan: Plan) -> Result<Self, Error> {
         let formula = plan.formula.unwrap_or_default();
+        let identity = plan.identity()?;
         let parts: Vec<_> = (0..plan.num_parts)
             .into_par_iter()
-            .map(|part| describe(dir, part, plan.base.is_some(), &formula))
+            .map(|part| describe(dir, part, plan.base.is_some(), identity, &formula))
             .collect::<Result<_, Error>>()?;
         let mut documents = PackStats::default();
         let mut by_source = BySource::new();
@@ -375,6 +394,7 @@ fn describe(
     dir: &Path,
     part: u32,
     has_base: bool,
+    plan: Digest,
     formula: &WeightFormula,
 ) -> Result<(ShardEntry, PackStats, BySource), Error> {
     let file = Manifest::shard_name(part);
@@ -383,6 +403,7 @@ fn describe(
         return Err(Error::MissingShard { path });
     }
     let shard = ShardFile::open(&path, part, has_base)?;
+    shard.expect_plan(plan)?;
     let mut sources = BySource::new();
     let mut counts = (0, 0, 0);
     for group in 0..shard.num_row_groups() {

@@ -17,7 +17,7 @@ use rayon::prelude::*;
 
 use super::Error;
 use super::manifest::{Manifest, ShardEntry};
-use super::schema::{self, PACK_STATS_KEY, RowProblem, columns};
+use super::schema::{self, PACK_STATS_KEY, PLAN_KEY, RowProblem, columns};
 use crate::fs::{self, Digest, MappedFile};
 use crate::pack::PackStats;
 use crate::types::{Row, ScoredRow};
@@ -61,7 +61,12 @@ impl ShardFile {
     }
 
     /// Maps a shard and compares size and digest with the manifest before parsing a byte of it.
-    fn open_verified(dir: &Path, entry: &ShardEntry, has_base: bool) -> Result<Self, Error> {
+    fn open_verified(
+        dir: &Path,
+        entry: &ShardEntry,
+        has_base: bool,
+        plan: Digest,
+    ) -> Result<Self, Error> {
         let path = dir.join(&entry.file);
         if !fs::exists(&path)? {
             return Err(Error::MissingShard { path });
@@ -83,6 +88,7 @@ impl ShardFile {
             });
         }
         let shard = Self::parse(&path, entry.part, has_base, map, found)?;
+        shard.expect_plan(plan)?;
         shard.expect_count("rows", entry.rows, shard.num_rows())?;
         Ok(shard)
     }
@@ -165,22 +171,39 @@ impl ShardFile {
         self.group_starts.last().copied().unwrap_or(0)
     }
 
-    /// Counts of the packer, from the footer.
-    pub fn pack_stats(&self) -> Result<PackStats, Error> {
+    /// A value of the footer's metadata.
+    fn footer(&self, key: &str) -> Option<&str> {
         let entries = self
             .metadata
             .metadata()
             .file_metadata()
             .key_value_metadata();
-        entries
-            .into_iter()
-            .flatten()
-            .find(|entry| entry.key == PACK_STATS_KEY)
-            .and_then(|entry| serde_json::from_str(entry.value.as_deref()?).ok())
+        let mut entries = entries.into_iter().flatten();
+        entries.find(|entry| entry.key == key)?.value.as_deref()
+    }
+
+    /// Counts of the packer, from the footer.
+    pub fn pack_stats(&self) -> Result<PackStats, Error> {
+        self.footer(PACK_STATS_KEY)
+            .and_then(|value| serde_json::from_str(value).ok())
             .ok_or_else(|| Error::Schema {
                 path: self.path.clone(),
                 reason: format!("its footer has no readable {PACK_STATS_KEY}"),
             })
+    }
+
+    /// Whether the shard was made under this plan.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OtherPlan`] when it was not.
+    pub fn expect_plan(&self, plan: Digest) -> Result<(), Error> {
+        if self.footer(PLAN_KEY) == Some(plan.to_string().as_str()) {
+            return Ok(());
+        }
+        Err(Error::OtherPlan {
+            path: self.path.clone(),
+        })
     }
 
     /// All rows of a row group, each checked against the rules of the format.
@@ -451,10 +474,11 @@ impl ShardSet {
     pub fn open(dir: &Path) -> Result<Self, Error> {
         let manifest = Manifest::load(dir)?;
         let has_base = manifest.plan.base.is_some();
+        let plan = manifest.plan.identity()?;
         let shards = manifest
             .shards
             .par_iter()
-            .map(|entry| ShardFile::open_verified(dir, entry, has_base))
+            .map(|entry| ShardFile::open_verified(dir, entry, has_base, plan))
             .collect::<Result<_, _>>()?;
         Ok(Self { manifest, shards })
     }

@@ -32,6 +32,10 @@ pub mod columns {
     pub const WEIGHT: &str = "weight";
 }
 
+/// Key of the footer's metadata that holds the format's version.
+pub const FORMAT_VERSION_KEY: &str = "remit.format_version";
+/// Key of the footer's metadata that holds the identity of the plan the shard was made under.
+pub const PLAN_KEY: &str = "remit.plan_blake3";
 /// Key of the footer's metadata that holds the counts of the packer, as JSON.
 pub const PACK_STATS_KEY: &str = "remit.pack_stats";
 

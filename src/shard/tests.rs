@@ -30,10 +30,21 @@ fn row(first_id: u32, len: usize, has_base: bool) -> ScoredRow {
 }
 
 fn shard_bytes(rows: &[ScoredRow], part: u32, has_base: bool, exact: bool) -> Vec<u8> {
+    shard_of_plan(rows, part, has_base, exact, Digest::of(b"none"))
+}
+
+fn shard_of_plan(
+    rows: &[ScoredRow],
+    part: u32,
+    has_base: bool,
+    exact: bool,
+    plan: Digest,
+) -> Vec<u8> {
     let options = ShardOptions {
         part,
         has_base,
         exact,
+        plan,
     };
     let mut writer = ShardWriter::new(Vec::new(), options).unwrap();
     for row in rows {
@@ -81,7 +92,7 @@ pub(crate) fn finished_set(dir: &Path, parts: u32, rows: u32) -> ShardSet {
         let rows: Vec<ScoredRow> = (0..rows)
             .map(|i| row(part * rows + i, 2 + (i as usize * 7) % 11, true))
             .collect();
-        let bytes = shard_bytes(&rows, part, true, false);
+        let bytes = shard_of_plan(&rows, part, true, false, plan(parts).identity().unwrap());
         fs::write_atomic(&dir.join(Manifest::shard_name(part)), &bytes).unwrap();
     }
     Manifest::from_shards(dir, plan(parts))
@@ -278,6 +289,31 @@ fn a_shard_of_another_kind_is_refused_even_with_the_right_digest() {
 }
 
 #[test]
+fn a_shard_of_another_plan_is_refused_with_and_without_a_manifest() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(finished_set(dir.path(), 1, 5));
+    let mut other = plan(1);
+    other.reference.path = "elsewhere".to_owned();
+    assert_eq!(other.identity().unwrap(), plan(1).identity().unwrap());
+    other.seq_len = 63;
+    let error = Manifest::from_shards(dir.path(), other).unwrap_err();
+    assert!(matches!(error, Error::OtherPlan { .. }), "{error}");
+    let mut manifest = Manifest::load(dir.path()).unwrap();
+    manifest.plan.exact = true;
+    manifest.save(dir.path()).unwrap();
+    let error = ShardSet::open(dir.path()).unwrap_err();
+    assert!(matches!(error, Error::OtherPlan { .. }), "{error}");
+}
+
+#[test]
+fn a_plan_that_is_there_is_not_written_over() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(plan(1).save(dir.path()).unwrap());
+    assert!(!plan(2).save(dir.path()).unwrap());
+    assert_eq!(Plan::load(dir.path()).unwrap().unwrap(), plan(1));
+}
+
+#[test]
 fn rows_that_break_a_rule_are_not_written() {
     type Damage = Box<dyn Fn(&mut ScoredRow)>;
     let bad: Vec<(&str, Damage)> = vec![
@@ -317,6 +353,7 @@ fn rows_that_break_a_rule_are_not_written() {
             part: 0,
             has_base: true,
             exact: false,
+            plan: Digest::of(b"none"),
         };
         let mut writer = ShardWriter::new(Vec::new(), options).unwrap();
         let error = writer.push(&damaged).unwrap_err().to_string();

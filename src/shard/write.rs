@@ -16,7 +16,8 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
 use super::Error;
-use super::schema::{self, LIST_ELEMENT, PACK_STATS_KEY, columns};
+use super::schema::{self, FORMAT_VERSION_KEY, LIST_ELEMENT, PACK_STATS_KEY, PLAN_KEY, columns};
+use crate::fs::Digest;
 use crate::pack::PackStats;
 use crate::types::{ScoredRow, round_mantissa};
 
@@ -38,6 +39,8 @@ pub struct ShardOptions {
     pub has_base: bool,
     /// Keep all 23 bits of the mantissas instead of 12.
     pub exact: bool,
+    /// Identity of the plan ([`Plan::identity`](super::manifest::Plan::identity)).
+    pub plan: Digest,
 }
 
 /// What a shard holds.
@@ -71,7 +74,8 @@ pub fn round_log_probs(log_probs: &mut [f32]) {
 /// use remit::shard::write::{ShardOptions, ShardWriter};
 /// use remit::types::{Row, ScoredRow};
 ///
-/// let options = ShardOptions { part: 0, has_base: false, exact: true };
+/// let plan = remit::fs::Digest::of(b"plan");
+/// let options = ShardOptions { part: 0, has_base: false, exact: true, plan };
 /// let mut writer = ShardWriter::new(Vec::new(), options)?;
 /// writer.push(&ScoredRow {
 ///     row: Row { source: "a.txt".into(), doc_index: 0, doc_starts: vec![0], input_ids: vec![5, 6] },
@@ -161,7 +165,11 @@ impl<W: Write + Send> ShardWriter<W> {
         self.flush()?;
         let stats = serde_json::to_string(stats).unwrap_or_default();
         let format = schema::FORMAT_VERSION.to_string();
-        for (key, value) in [("remit.format_version", format), (PACK_STATS_KEY, stats)] {
+        for (key, value) in [
+            (FORMAT_VERSION_KEY, format),
+            (PLAN_KEY, self.options.plan.to_string()),
+            (PACK_STATS_KEY, stats),
+        ] {
             self.writer
                 .append_key_value_metadata(KeyValue::new(key.to_owned(), value));
         }

@@ -37,7 +37,7 @@ const ALLOWED: &[(&[&str], &[&str])] = &[
     ),
     (
         &["shard::write"],
-        &["types", "pack", "shard::error", "shard::schema"],
+        &["types", "fs", "pack", "shard::error", "shard::schema"],
     ),
     (&["batch"], &["types", "shard::error", "shard::read"]),
     (

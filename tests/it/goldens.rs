@@ -15,6 +15,18 @@ use serde::Deserialize;
 const LOG_PROB_TOLERANCE_NATS: f64 = 1e-4;
 const GRADIENT_TOLERANCE: f64 = 1e-4;
 
+/// Every model with golden log-probs.
+const MODELS: [&str; 8] = [
+    "demo-base",
+    "demo-rl",
+    "tiny-llama",
+    "tiny-mistral",
+    "tiny-olmo2",
+    "tiny-qwen2",
+    "tiny-qwen3",
+    "tiny-smollm3",
+];
+
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
 }
@@ -45,7 +57,7 @@ struct LogProbRow {
 
 #[test]
 fn log_probs_are_within_1e_4_nats_of_transformers() {
-    for name in ["demo-base", "demo-rl", "tiny-llama", "tiny-qwen3"] {
+    for name in MODELS {
         let model = model(name);
         let golden: LogProbs = golden(&format!("{name}.logprobs.json"));
         let rows: Vec<&[u32]> = golden
@@ -68,7 +80,7 @@ fn log_probs_are_within_1e_4_nats_of_transformers() {
 
 #[test]
 fn a_rows_log_probs_are_the_same_bits_alone_first_last_and_in_the_middle() {
-    for name in ["demo-rl", "tiny-llama", "tiny-qwen3"] {
+    for name in MODELS {
         let model = model(name);
         let golden: LogProbs = golden(&format!("{name}.logprobs.json"));
         let rows: Vec<&[u32]> = golden
@@ -168,7 +180,7 @@ fn norm(values: impl Iterator<Item = f64>) -> f64 {
 
 #[test]
 fn gradients_agree_with_pytorch_in_all_weightings() {
-    for name in ["tiny-llama", "tiny-qwen3"] {
+    for name in MODELS.iter().filter(|name| name.starts_with("tiny-")) {
         let model = model(name);
         let golden: GradientGolden = golden(&format!("{name}.grads.json"));
         let rows = gradient_rows(&golden);
@@ -181,13 +193,18 @@ fn gradients_agree_with_pytorch_in_all_weightings() {
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
         for weighting in [Weighting::Uniform, Weighting::Static, Weighting::Dynamic] {
             let (sums, gradients) = pass(&model, &rows, weighting, &[]);
-            let want = golden.loss[&weighting.to_string()];
+            // The families that differ in the decoder alone have one weighting.
+            let Some(&want) = golden.loss.get(&weighting.to_string()) else {
+                assert!(!matches!(weighting, Weighting::Dynamic), "{name}");
+                continue;
+            };
             assert!(
                 (sums.loss() - want).abs() < 1e-5 * want,
                 "{name} {weighting}: {} {want}",
                 sums.loss()
             );
             assert!((sums.ntp_loss() - golden.ntp_loss).abs() < 1e-5 * golden.ntp_loss);
+            let total = gradients.norm(&model).unwrap() / sums.normalizer();
             for (i, parameter) in model.parameters().iter().enumerate() {
                 let key = format!("{weighting}/{}", parameter.name);
                 let want: Vec<f64> = tensors
@@ -210,7 +227,9 @@ fn gradients_agree_with_pytorch_in_all_weightings() {
                         .zip(&want)
                         .map(|(g, w)| f64::from(*g) * scale - w),
                 );
-                let relative = difference / norm(want.iter().copied());
+                // A key bias without RoPE shifts all scores of a query alike, so its gradient is 0 but
+                // for rounding, and has no relative error.
+                let relative = difference / norm(want.iter().copied()).max(1e-3 * total);
                 assert!(
                     relative < GRADIENT_TOLERANCE,
                     "{name} {key}: {relative:.2e}"
@@ -267,7 +286,7 @@ fn splitting_a_step_into_micro_batches_leaves_the_loss_and_hardly_moves_the_grad
 
 #[test]
 fn every_parameter_of_every_model_gets_a_gradient() {
-    for name in ["demo-base", "tiny-llama", "tiny-qwen3"] {
+    for name in MODELS {
         let model = model(name);
         let mut gradients = Gradients::new(model.parameters().len());
         let row: Vec<u32> = (5..60).collect();

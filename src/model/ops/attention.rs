@@ -28,6 +28,8 @@ pub(crate) struct Shape {
     pub head_dim: usize,
     /// Factor on the scores, before the softmax.
     pub scale: f32,
+    /// Number of positions that a query sees, its own included; `None` for all before it.
+    pub window: Option<usize>,
 }
 
 impl Shape {
@@ -37,6 +39,17 @@ impl Shape {
 
     fn query_width(self) -> usize {
         self.heads * self.head_dim
+    }
+
+    /// First position that the query at `position` sees.
+    fn first_seen(self, position: usize) -> usize {
+        self.window
+            .map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    /// Positions that a tile of queries sees between them.
+    fn seen(self, tile: &Range<usize>) -> Range<usize> {
+        self.first_seen(tile.start)..tile.end
     }
 
     fn kv_width(self) -> usize {
@@ -51,11 +64,12 @@ fn tiles(len: usize) -> impl Iterator<Item = Range<usize>> + Clone {
         .map(move |start| start..(start + QUERY_TILE).min(len))
 }
 
-/// Attention probabilities of one query tile: `scores` `[tile, tile.end]`, zero above the diagonal.
-fn probabilities(scores: &mut [f32], tile: &Range<usize>, q: Mat<'_>, k: Mat<'_>, scale: f32) {
-    let keys = tile.end;
+/// Attention probabilities of one query tile, `scores` `[tile, seen]`: zero where a query does not see
+/// a key.
+fn probabilities(scores: &mut [f32], tile: &Range<usize>, q: Mat<'_>, k: Mat<'_>, shape: Shape) {
+    let keys = shape.seen(tile);
     matmul(
-        MatMut::new(scores, tile.len(), keys),
+        MatMut::new(scores, tile.len(), keys.len()),
         Write::Replace,
         q,
         k.t(),
@@ -64,10 +78,11 @@ fn probabilities(scores: &mut [f32], tile: &Range<usize>, q: Mat<'_>, k: Mat<'_>
     vectorized(
         #[inline(always)]
         || {
-            for (query, row) in tile.clone().zip(scores.chunks_exact_mut(keys)) {
-                let (seen, future) = row.split_at_mut(query + 1);
+            for (query, row) in tile.clone().zip(scores.chunks_exact_mut(keys.len())) {
+                let (row, future) = row.split_at_mut(query + 1 - keys.start);
+                let (past, seen) = row.split_at_mut(shape.first_seen(query) - keys.start);
                 for score in &mut *seen {
-                    *score *= scale;
+                    *score *= shape.scale;
                 }
                 let largest = max(seen);
                 let sum = exp_shifted(seen, largest);
@@ -75,6 +90,7 @@ fn probabilities(scores: &mut [f32], tile: &Range<usize>, q: Mat<'_>, k: Mat<'_>
                 for score in seen {
                     *score *= inverse;
                 }
+                past.fill(0.0);
                 future.fill(0.0);
             }
         },
@@ -119,9 +135,10 @@ pub(crate) fn forward(
         }
     }
     tasks.into_par_iter().for_each(|(start, tile, out)| {
-        let mut scores = vec![0.0; tile.len() * tile.end];
+        let seen = shape.seen(&tile);
+        let mut scores = vec![0.0; tile.len() * seen.len()];
         let queries = start + tile.start..start + tile.end;
-        let keys = start..start + tile.end;
+        let keys = start + seen.start..start + seen.end;
         for h in 0..shape.heads {
             let kv = h / shape.group();
             probabilities(
@@ -129,12 +146,12 @@ pub(crate) fn forward(
                 &tile,
                 head(q_values, queries.clone(), width, h, dim),
                 head(k, keys.clone(), kv_width, kv, dim),
-                shape.scale,
+                shape,
             );
             matmul(
                 MatMut::strided(&mut out[h * dim..], tile.len(), dim, width),
                 Write::Replace,
-                Mat::new(&scores, tile.len(), tile.end),
+                Mat::new(&scores, tile.len(), seen.len()),
                 head(v, keys.clone(), kv_width, kv, dim),
                 Threads::One,
             );
@@ -188,17 +205,20 @@ pub(crate) fn backward(
                 let h = kv * shape.group() + g;
                 for tile in tiles(len) {
                     let queries = row.start + tile.start..row.start + tile.end;
-                    let keys = row.start..row.start + tile.end;
-                    let (m, n) = (tile.len(), tile.end);
+                    let seen = shape.seen(&tile);
+                    let keys = row.start + seen.start..row.start + seen.end;
+                    let (m, n) = (tile.len(), seen.len());
+                    // The seen keys' part of a head's [len, dim].
+                    let part = seen.start * dim..seen.end * dim;
                     let p = &mut p_buffer[..m * n];
                     let ds = &mut ds_buffer[..m * n];
                     let q_tile = head(q_values, queries.clone(), width, h, dim);
                     let k_seen = head(k_values, keys.clone(), kv_width, kv, dim);
                     let v_seen = head(v_values, keys, kv_width, kv, dim);
                     let d_tile = head(d_out, queries.clone(), width, h, dim);
-                    probabilities(p, &tile, q_tile, k_seen, shape.scale);
+                    probabilities(p, &tile, q_tile, k_seen, shape);
                     matmul(
-                        MatMut::new(&mut grads.dv[..n * dim], n, dim),
+                        MatMut::new(&mut grads.dv[part.clone()], n, dim),
                         Write::Accumulate,
                         Mat::new(p, m, n).t(),
                         d_tile,
@@ -232,7 +252,7 @@ pub(crate) fn backward(
                         Threads::One,
                     );
                     matmul(
-                        MatMut::new(&mut grads.dk[..n * dim], n, dim),
+                        MatMut::new(&mut grads.dk[part], n, dim),
                         Write::Accumulate,
                         Mat::new(ds, m, n).t(),
                         q_tile,

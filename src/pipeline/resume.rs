@@ -1,0 +1,92 @@
+//! What is there already of a set, and whether a run may go on with it.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::score::ScoreOptions;
+use super::{Progress, Usage};
+use crate::corpus::Part;
+use crate::fs;
+use crate::shard::manifest::{MANIFEST_FILE, Manifest, Plan, SHARD_PREFIX};
+
+/// Writes plan.json, or compares with the one that is there; returns the one that is in force.
+pub(super) fn settle_plan(dir: &Path, plan: Plan) -> Result<Plan> {
+    if Plan::load(dir)?.is_none() {
+        // Without its plan nobody can tell what these were made with.
+        let orphan = fs::list(dir)?.into_iter().find(|name| {
+            name == MANIFEST_FILE || name.as_encoded_bytes().starts_with(SHARD_PREFIX.as_bytes())
+        });
+        if let Some(orphan) = orphan
+            && Plan::load(dir)?.is_none()
+        {
+            return Err(Usage(format!(
+                "{} holds {}, but no plan.json that says how it was made\nhint: give another -o, or \
+                 an empty folder",
+                dir.display(),
+                orphan.display()
+            ))
+            .into());
+        }
+        if plan.save(dir)? {
+            return Ok(plan);
+        }
+    }
+    // There was one, or another worker was faster.
+    let existing = Plan::load(dir)?.context("plan.json has vanished while it was read")?;
+    refuse_differences(dir, &existing, &plan)?;
+    Ok(existing)
+}
+
+fn refuse_differences(dir: &Path, existing: &Plan, plan: &Plan) -> Result<()> {
+    let differences = existing.difference(plan);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(Usage(format!(
+        "{} was begun with other inputs or options:\n  {}\nhint: give another -o, or the options and \
+         inputs it was begun with",
+        dir.display(),
+        differences.join("\n  ")
+    ))
+    .into())
+}
+
+/// The set may not become part of its own corpus.
+pub(super) fn refuse_output_inside_input(options: &ScoreOptions) -> Result<()> {
+    let output = fs::canonicalize_missing(&options.output)?;
+    for input in options.inputs.iter().filter(|input| fs::is_dir(input)) {
+        if output.starts_with(fs::canonicalize(input)?) {
+            return Err(Usage(format!(
+                "-o {} lies inside the input {}, so the next run would take its shards for text\nhint: \
+                 give an -o outside of it",
+                options.output.display(),
+                input.display()
+            ))
+            .into());
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn missing_parts(dir: &Path, parts: &[Part]) -> Result<Vec<u32>> {
+    let mut missing = Vec::new();
+    for part in parts {
+        if !fs::exists(&dir.join(Manifest::shard_name(part.index)))? {
+            missing.push(part.index);
+        }
+    }
+    Ok(missing)
+}
+
+/// Makes the manifest from the shards, or reads the one that is there.
+pub(super) fn complete(dir: &Path, plan: Plan, progress: &dyn Progress) -> Result<Manifest> {
+    if let Some(manifest) = Manifest::load_if_present(dir)? {
+        refuse_differences(dir, &manifest.plan, &plan)?;
+        return Ok(manifest);
+    }
+    progress.note("reading back and hashing all shards");
+    let manifest = Manifest::from_shards(dir, plan)?.save(dir)?;
+    fs::remove_stale_temps(dir, SHARD_PREFIX)?;
+    Ok(manifest)
+}
