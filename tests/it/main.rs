@@ -15,4 +15,5 @@ mod equivalence;
 mod goldens;
 mod harness;
 mod interface;
+mod regressions;
 mod resume;

@@ -1,0 +1,130 @@
+//! Defects that were found and mended; each test states the mechanism.
+
+use crate::harness::{ANNEAL, INSPECT, SCORE, Workspace};
+
+fn corpus() -> Workspace {
+    let workspace = Workspace::new();
+    workspace.write_corpus("corpus/a.jsonl", 12);
+    workspace
+}
+
+fn small_set() -> Workspace {
+    let workspace = corpus();
+    workspace.command(SCORE).args("corpus -o set").ok();
+    workspace
+}
+
+/// plan.json was renamed over whatever was there, so two runs that both found none went on with two
+/// plans, and their shards met in one set that verified.
+#[test]
+fn of_two_runs_with_other_options_begun_together_one_is_refused_and_the_set_is_of_one_plan() {
+    let workspace = corpus();
+    for round in 0..6 {
+        let out = format!("set{round}");
+        let score = || {
+            workspace
+                .command(SCORE)
+                .args("corpus --part-bytes 200 --threads 1 -o")
+                .arg(&out)
+        };
+        let mut first = score().spawn();
+        let second = score().args("--exact --epsilon 0.5").run();
+        let first = first.wait().unwrap().code();
+        let codes = [first, second.status.code()];
+        second.check(
+            codes == [Some(0), Some(2)] || codes == [Some(2), Some(0)],
+            &format!("round {round}: exit codes {codes:?}"),
+        );
+        workspace.command(INSPECT).arg("verify").arg(&out).ok();
+    }
+}
+
+/// Whoever completed a set swept away the temporary files of others, who then failed to publish.
+#[test]
+fn the_same_run_begun_four_times_together_succeeds_four_times() {
+    let workspace = corpus();
+    for round in 0..4 {
+        let out = format!("set{round}");
+        let score = || {
+            workspace
+                .command(SCORE)
+                .args("corpus --part-bytes 200 --threads 1 -o")
+                .arg(&out)
+        };
+        let mut others: Vec<_> = (0..3).map(|_| score().spawn()).collect();
+        score().ok();
+        for other in &mut others {
+            assert_eq!(other.wait().unwrap().code(), Some(0), "round {round}");
+        }
+        workspace.command(INSPECT).arg("verify").arg(&out).ok();
+    }
+}
+
+/// A part counted as finished by its name alone, so shards of a lost plan passed for those of a new one.
+#[test]
+fn shards_without_their_plan_are_not_gone_on_with() {
+    let workspace = small_set();
+    workspace.remove("set/plan.json");
+    let again = workspace.command(SCORE).args("corpus -o set --exact").run();
+    again.check(
+        again.status.code() == Some(2) && again.stderr.contains("but no plan.json"),
+        "it should be refused",
+    );
+}
+
+/// The next run took the shards in there for text.
+#[test]
+fn an_output_inside_the_input_is_refused_before_anything_is_written() {
+    let workspace = corpus();
+    for out in ["corpus/set", "corpus", "corpus/../corpus/deep/er"] {
+        let ended = workspace.command(SCORE).args("corpus -o").arg(out).run();
+        ended.check(
+            ended.status.code() == Some(2) && ended.stderr.contains("lies inside the input"),
+            "it should be refused",
+        );
+    }
+    assert_eq!(workspace.snapshot("corpus").len(), 1);
+}
+
+/// The norm of the gradient was not looked at, so the last step could fill the model with NaN.
+#[test]
+fn a_run_that_diverges_stops_and_exports_nothing() {
+    let workspace = small_set();
+    for (lr, steps) in [("1e30", "2"), ("1e38", "1")] {
+        let ended = workspace
+            .command(ANNEAL)
+            .args("--weights set -o out --weight-decay 0 --lr")
+            .arg(lr)
+            .arg("--steps")
+            .arg(steps)
+            .run();
+        ended.check(!ended.status.success(), "it should fail");
+        let left = workspace.snapshot("out");
+        assert!(!left.keys().any(|name| name.ends_with("model.safetensors")));
+        assert!(!left.keys().any(|name| name.ends_with("config.json")));
+    }
+}
+
+/// All epochs were shuffled, to count their steps, before the first one was taken.
+#[test]
+fn a_run_of_very_many_steps_begins_at_once_and_can_be_stopped() {
+    let workspace = small_set();
+    let mut child = workspace
+        .command(ANNEAL)
+        .args("--weights set -o out --steps 1000000000000")
+        .spawn();
+    let begun = std::time::Instant::now();
+    while !workspace.path("out/metrics.jsonl").exists() || workspace.metrics("out").is_empty() {
+        assert!(begun.elapsed().as_secs() < 120, "it has not begun");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    let id = child.id().to_string();
+    assert!(
+        std::process::Command::new("kill")
+            .args(["-TERM", &id])
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert_eq!(child.wait().unwrap().code(), Some(75));
+}
