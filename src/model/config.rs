@@ -1,103 +1,17 @@
 //! config.json to a description of the decoder.
 //!
-//! The description is plain data: which norms a block has, how its heads are shaped, how positions
-//! are encoded. One forward and one backward serve every family. A field that is neither understood
-//! nor known to have no influence on a forward pass is an error that names it, since an ignored
-//! field is a wrong log-prob.
+//! A field that is neither understood nor known to have no influence on a forward pass is an error
+//! that names it, since an ignored field is a wrong log-prob.
 
 use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
+use super::architecture::Architecture;
 use super::{Error, families};
 
 /// Largest number that a size may be, so that products of two can't overflow.
 const MAX_SIZE: usize = i32::MAX as usize;
-/// Largest number of features of a head; half as many frequencies are computed for it.
-pub(super) const MAX_HEAD_DIM: usize = 1 << 16;
-
-/// Everything about a decoder but its weights.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct Architecture {
-    /// `model_type` of config.json.
-    pub model_type: String,
-    /// Rows of the embedding; may exceed the tokenizer's vocabulary.
-    pub vocab_size: usize,
-    /// Width of the residual stream.
-    pub hidden_size: usize,
-    /// Longest context the model was made for, in tokens.
-    pub max_position_embeddings: usize,
-    /// Whether the output head is the embedding.
-    pub tied_head: bool,
-    /// Added to the mean square in every norm.
-    pub norm_eps: f32,
-    /// Rotary frequencies of one head, radians a position.
-    pub rope_frequencies: Vec<f32>,
-    /// The blocks, first to last.
-    pub blocks: Vec<Block>,
-}
-
-/// Where the norms of a block stand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum NormPlacement {
-    /// `x += attention(norm(x)); x += mlp(norm(x))`
-    Before,
-    /// `x += norm(attention(x)); x += norm(mlp(x))`
-    After,
-}
-
-/// What the norm of queries and keys, before rotation, spans.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum QkNorm {
-    /// Each head by itself; one weight for all heads.
-    Head,
-    /// All heads together.
-    Projection,
-}
-
-/// One decoder block: attention, then a gated feed-forward layer, each added to the residual stream.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct Block {
-    /// Query heads.
-    pub num_heads: usize,
-    /// Key and value heads.
-    pub num_kv_heads: usize,
-    /// Features of a head.
-    pub head_dim: usize,
-    /// Whether the query, key and value projections have biases.
-    pub qkv_bias: bool,
-    /// Whether the attention's output projection has a bias.
-    pub output_bias: bool,
-    /// Whether and how queries and keys are normalized, before rotation.
-    pub qk_norm: Option<QkNorm>,
-    /// Whether queries and keys are rotated by their position.
-    pub rope: bool,
-    /// Number of positions that a token sees, itself included; `None` for all before it.
-    pub window: Option<usize>,
-    /// Where the norms stand.
-    pub norms: NormPlacement,
-    /// Width of the feed-forward layer.
-    pub intermediate_size: usize,
-    /// Whether its three projections have biases.
-    pub mlp_bias: bool,
-}
-
-impl NormPlacement {
-    /// Names of the attention's and of the feed-forward layer's norm.
-    pub(crate) fn tensor_names(self) -> [&'static str; 2] {
-        match self {
-            Self::Before => ["input_layernorm.weight", "post_attention_layernorm.weight"],
-            Self::After => [
-                "post_attention_layernorm.weight",
-                "post_feedforward_layernorm.weight",
-            ],
-        }
-    }
-}
 
 impl Architecture {
     /// Reads a description from the text of config.json; `model` names it in errors.
@@ -122,116 +36,6 @@ impl Architecture {
         architecture.validate()?;
         Ok(architecture)
     }
-
-    fn validate(&self) -> Result<(), String> {
-        for (name, size) in [
-            ("vocab_size", self.vocab_size),
-            ("hidden_size", self.hidden_size),
-            ("num_hidden_layers", self.blocks.len()),
-            ("max_position_embeddings", self.max_position_embeddings),
-        ] {
-            if size == 0 {
-                return Err(format!("{name} is 0"));
-            }
-        }
-        for block in &self.blocks {
-            if block.num_heads == 0 || block.num_kv_heads == 0 || block.intermediate_size == 0 {
-                return Err("a block has no heads or an intermediate_size of 0".to_owned());
-            }
-            if !block.num_heads.is_multiple_of(block.num_kv_heads) {
-                return Err(format!(
-                    "num_attention_heads {} is not a multiple of num_key_value_heads {}",
-                    block.num_heads, block.num_kv_heads
-                ));
-            }
-            if block.head_dim < 2 || !block.head_dim.is_multiple_of(2) {
-                return Err(format!(
-                    "head_dim {} is not even, as RoPE needs",
-                    block.head_dim
-                ));
-            }
-        }
-        if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
-            return Err(format!("rms_norm_eps {} makes no sense", self.norm_eps));
-        }
-        if !self.rope_frequencies.iter().all(|f| f.is_finite()) {
-            return Err("the RoPE parameters give frequencies that are not finite".to_owned());
-        }
-        Ok(())
-    }
-
-    /// Name and shape of every tensor that a checkpoint of this architecture holds, in the order
-    /// of the forward pass.
-    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let hidden = self.hidden_size;
-        let mut tensors = vec![(EMBEDDING.to_owned(), vec![self.vocab_size, hidden])];
-        for (i, block) in self.blocks.iter().enumerate() {
-            let mut add = |name: &str, shape: &[usize]| {
-                tensors.push((block_tensor(i, name), shape.to_vec()));
-            };
-            let (q, kv) = (
-                block.num_heads * block.head_dim,
-                block.num_kv_heads * block.head_dim,
-            );
-            let [attention_norm, mlp_norm] = block.norms.tensor_names();
-            add(attention_norm, &[hidden]);
-            for (name, out) in [("q_proj", q), ("k_proj", kv), ("v_proj", kv)] {
-                add(&format!("self_attn.{name}.weight"), &[out, hidden]);
-                if block.qkv_bias {
-                    add(&format!("self_attn.{name}.bias"), &[out]);
-                }
-            }
-            if let Some(kind) = block.qk_norm {
-                let (q_width, k_width) = match kind {
-                    QkNorm::Head => (block.head_dim, block.head_dim),
-                    QkNorm::Projection => (q, kv),
-                };
-                add("self_attn.q_norm.weight", &[q_width]);
-                add("self_attn.k_norm.weight", &[k_width]);
-            }
-            add("self_attn.o_proj.weight", &[hidden, q]);
-            if block.output_bias {
-                add("self_attn.o_proj.bias", &[hidden]);
-            }
-            add(mlp_norm, &[hidden]);
-            let wide = block.intermediate_size;
-            for (name, out, inner) in [
-                ("gate_proj", wide, hidden),
-                ("up_proj", wide, hidden),
-                ("down_proj", hidden, wide),
-            ] {
-                add(&format!("mlp.{name}.weight"), &[out, inner]);
-                if block.mlp_bias {
-                    add(&format!("mlp.{name}.bias"), &[out]);
-                }
-            }
-        }
-        tensors.push((FINAL_NORM.to_owned(), vec![hidden]));
-        if !self.tied_head {
-            tensors.push((HEAD.to_owned(), vec![self.vocab_size, hidden]));
-        }
-        tensors
-    }
-
-    /// Number of parameters.
-    pub fn num_parameters(&self) -> u64 {
-        self.tensors()
-            .iter()
-            .map(|(_, shape)| shape.iter().map(|&n| n as u64).product::<u64>())
-            .sum()
-    }
-}
-
-/// Name of the embedding.
-pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
-/// Name of the last norm.
-pub(crate) const FINAL_NORM: &str = "model.norm.weight";
-/// Name of an untied output head.
-pub(crate) const HEAD: &str = "lm_head.weight";
-
-/// Name of a tensor of block `i`.
-pub(crate) fn block_tensor(i: usize, name: &str) -> String {
-    format!("model.layers.{i}.{name}")
 }
 
 /// Fields without influence on the forward pass of a decoder.
@@ -395,12 +199,12 @@ mod tests {
         let message = problem(|map| {
             map.insert(
                 "rope_scaling".into(),
-                json!({"rope_type": "yarn", "factor": 4.0}),
+                json!({"rope_type": "dynamic", "factor": 4.0}),
             );
         });
         assert_eq!(
             message,
-            "rope_type \"yarn\" is not implemented; default and llama3 are"
+            "rope_type \"dynamic\" is not implemented; default, linear, llama3, longrope and yarn are"
         );
         let message = problem(|map| {
             map.insert("attention_dropout".into(), json!(0.1));
@@ -415,7 +219,7 @@ mod tests {
         });
         assert_eq!(
             message,
-            "model_type \"gpt2\" is not supported; supported are llama, mistral, olmo2, qwen2, qwen3, smollm3"
+            "model_type \"gpt2\" is not supported; supported are gemma2, gemma3_text, llama, mistral, olmo2, olmo3, phi3, qwen2, qwen3, smollm3, youtu"
         );
     }
 
@@ -460,10 +264,8 @@ mod tests {
         let old = Architecture::from_value(&old).unwrap();
         assert_eq!(old, Architecture::from_value(&new).unwrap());
         assert_ne!(
-            old.rope_frequencies,
-            Architecture::from_value(&config())
-                .unwrap()
-                .rope_frequencies
+            old.rotaries,
+            Architecture::from_value(&config()).unwrap().rotaries
         );
     }
 }

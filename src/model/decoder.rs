@@ -7,62 +7,14 @@ use candle_core::Tensor;
 use safetensors::Dtype;
 
 use super::Error;
-use super::config::{
-    Architecture, Block, EMBEDDING, FINAL_NORM, HEAD, NormPlacement, block_tensor,
-};
-use super::ops::attention::{self, Shape};
+use super::architecture::{Architecture, EMBEDDING, FINAL_NORM, HEAD};
+use super::block::{BlockParams, BlockTape, Norm};
+use super::head::Head;
+use super::ops::norm::Rms;
 use super::ops::rope::Rotation;
-use super::ops::{RowLayout, add_assign, linear, mlp, norm, tensor, update, view};
+use super::ops::{RowLayout, tensor, update, view};
 use super::parameters::{Gradients, ParamId, Parameter};
 use super::weights::{Checkpoint, ModelSource};
-
-/// Tokens that go through the feed-forward part of a block at a time when no gradient is needed.
-const MLP_TILE_TOKENS: usize = 1024;
-
-#[derive(Debug, Clone, Copy)]
-struct Projection {
-    weight: ParamId,
-    bias: Option<ParamId>,
-}
-
-/// Where the parameters of one block are.
-#[derive(Debug, Clone, Copy)]
-struct BlockParams {
-    norms: NormPlacement,
-    attn_norm: ParamId,
-    q: Projection,
-    k: Projection,
-    v: Projection,
-    qk_norm: Option<(ParamId, ParamId)>,
-    o: Projection,
-    mlp_norm: ParamId,
-    gate: Projection,
-    up: Projection,
-    down: Projection,
-    rope: bool,
-    shape: Shape,
-}
-
-/// What a block's backward needs of its forward.
-struct BlockTape {
-    x: Tensor,
-    attn_in: Tensor,
-    /// Queries and keys before their norm, when there is one.
-    raw_qk: Option<(Tensor, Tensor)>,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    attn_out: Tensor,
-    /// What the norm after the attention was given, when there is one.
-    raw_attn: Option<Tensor>,
-    middle: Tensor,
-    mlp_in: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    activated: Tensor,
-    /// What the norm after the feed-forward layer was given, when there is one.
-    raw_mlp: Option<Tensor>,
-}
 
 /// What [`Decoder::backward`] needs of [`Decoder::forward`].
 pub(crate) struct Tape {
@@ -76,7 +28,21 @@ pub(crate) struct Batch {
     pub ids: Vec<u32>,
     /// Which tokens belong to which row.
     pub layout: RowLayout,
-    rotation: Rotation,
+    /// One for each of the architecture's.
+    rotations: Vec<Rotation>,
+}
+
+impl Batch {
+    /// The rotation that a block asks for.
+    pub(super) fn rotation(&self, index: Option<usize>) -> Result<Option<&Rotation>, Error> {
+        index
+            .map(|index| {
+                self.rotations.get(index).ok_or(Error::Internal(
+                    "a block names a rotation that the architecture lacks",
+                ))
+            })
+            .transpose()
+    }
 }
 
 /// A language model in memory.
@@ -87,7 +53,7 @@ pub struct Decoder {
     parameters: Vec<Parameter>,
     blocks: Vec<BlockParams>,
     embedding: ParamId,
-    final_norm: ParamId,
+    final_norm: Norm,
     head: ParamId,
 }
 
@@ -122,17 +88,20 @@ impl Decoder {
                     "a block names a tensor that the architecture lacks",
                 ))
         };
-        let blocks = architecture
-            .blocks
-            .iter()
-            .enumerate()
-            .map(|(i, block)| BlockParams::find(i, block, &find))
+        let blocks = (0..architecture.blocks.len())
+            .map(|i| BlockParams::find(i, &architecture, &find))
             .collect::<Result<_, _>>()?;
         let embedding = find(EMBEDDING)?;
         Ok(Self {
             name: source.to_string(),
             embedding,
-            final_norm: find(FINAL_NORM)?,
+            final_norm: Norm {
+                weight: find(FINAL_NORM)?,
+                rms: Rms {
+                    eps: architecture.norm_eps,
+                    offset: architecture.norm_offset,
+                },
+            },
             head: if architecture.tied_head {
                 embedding
             } else {
@@ -165,7 +134,9 @@ impl Decoder {
             .architecture
             .blocks
             .iter()
-            .map(|b| 3 * b.num_heads * b.head_dim + 4 * b.num_kv_heads * b.head_dim)
+            .map(|b| {
+                2 * b.query_width() + b.attention_width() + 2 * (b.key_width() + b.value_width())
+            })
             .max()
             .unwrap_or(0);
         (widest + 4 * self.architecture.hidden_size) * size_of::<f32>()
@@ -182,13 +153,17 @@ impl Decoder {
         update(self.weight(index), |parameter| f(parameter, gradient))
     }
 
-    fn weight(&self, id: ParamId) -> &Tensor {
+    pub(super) fn weight(&self, id: ParamId) -> &Tensor {
         &self.parameters[id].tensor
     }
 
     /// The output head, `[vocab, H]`.
-    pub(crate) fn head(&self) -> (ParamId, &Tensor) {
-        (self.head, self.weight(self.head))
+    pub(crate) fn head(&self) -> (ParamId, Head<'_>) {
+        let head = Head {
+            weight: self.weight(self.head),
+            soft_cap: self.architecture.logit_soft_cap,
+        };
+        (self.head, head)
     }
 
     /// Puts rows side by side, after checking that every id has an embedding.
@@ -204,11 +179,14 @@ impl Decoder {
             }
         }
         let layout = RowLayout::new(rows.iter().map(|row| row.len()));
-        let rotation = Rotation::new(&layout.positions(), &self.architecture.rope_frequencies);
+        let rotaries = self.architecture.rotaries.iter();
+        let rotations = rotaries
+            .map(|rotary| Rotation::new(&layout, rotary))
+            .collect();
         Ok(Batch {
             ids: rows.concat(),
             layout,
-            rotation,
+            rotations,
         })
     }
 
@@ -260,11 +238,16 @@ impl Decoder {
 
     fn embed(&self, ids: &[u32]) -> Result<Tensor, Error> {
         let hidden = self.architecture.hidden_size;
+        let scale = self.architecture.embedding_scale;
         let table: &[f32] = &view(self.weight(self.embedding))?;
         let mut x = Vec::with_capacity(ids.len() * hidden);
         for &id in ids {
             let at = id as usize * hidden;
-            x.extend_from_slice(&table[at..at + hidden]);
+            let embedding = &table[at..at + hidden];
+            match scale {
+                1.0 => x.extend_from_slice(embedding),
+                _ => x.extend(embedding.iter().map(|value| value * scale)),
+            }
         }
         tensor(x, (ids.len(), hidden))
     }
@@ -272,270 +255,15 @@ impl Decoder {
     fn embed_backward(&self, ids: &[u32], dx: &Tensor, grads: &mut Gradients) -> Result<(), Error> {
         let hidden = self.architecture.hidden_size;
         let sum = grads.sum(self.embedding, self.weight(self.embedding))?;
+        let scale = self.architecture.embedding_scale;
         let dx: &[f32] = &view(dx)?;
         update(&sum, |sum| {
             for (&id, dx) in ids.iter().zip(dx.chunks_exact(hidden)) {
                 let at = id as usize * hidden;
                 for (sum, dx) in sum[at..at + hidden].iter_mut().zip(dx) {
-                    *sum += dx;
+                    *sum += dx * scale;
                 }
             }
-        })
-    }
-
-    fn norm(&self, x: &Tensor, weight: ParamId) -> Result<Tensor, Error> {
-        norm::forward(x, self.weight(weight), self.architecture.norm_eps)
-    }
-
-    fn norm_backward(
-        &self,
-        dy: &Tensor,
-        x: &Tensor,
-        weight: ParamId,
-        grads: &mut Gradients,
-        onto: Option<Tensor>,
-    ) -> Result<Tensor, Error> {
-        let w = self.weight(weight);
-        let sum = grads.sum(weight, w)?;
-        norm::backward(dy, x, w, self.architecture.norm_eps, &sum, onto)
-    }
-
-    fn project(&self, x: &Tensor, p: Projection) -> Result<Tensor, Error> {
-        linear::forward(x, self.weight(p.weight), p.bias.map(|b| self.weight(b)))
-    }
-
-    /// Adds the gradients of a projection's parameters and returns that of its input.
-    fn project_backward(
-        &self,
-        dy: &Tensor,
-        x: &Tensor,
-        p: Projection,
-        grads: &mut Gradients,
-        onto: Option<Tensor>,
-    ) -> Result<Tensor, Error> {
-        let w = self.weight(p.weight);
-        linear::accumulate_weight(&grads.sum(p.weight, w)?, dy, x)?;
-        if let Some(bias) = p.bias {
-            linear::accumulate_bias(&grads.sum(bias, self.weight(bias))?, dy)?;
-        }
-        linear::backward_input(dy, w, onto)
-    }
-
-    /// What a sublayer is given: `x`, normalized if the norm stands before it.
-    fn enter(&self, x: &Tensor, norm: ParamId, norms: NormPlacement) -> Result<Tensor, Error> {
-        match norms {
-            NormPlacement::Before => self.norm(x, norm),
-            NormPlacement::After => Ok(x.clone()),
-        }
-    }
-
-    /// What a sublayer adds to the residual stream, given what it computed; and that itself, if a
-    /// norm stands in between.
-    fn leave(
-        &self,
-        y: Tensor,
-        norm: ParamId,
-        norms: NormPlacement,
-    ) -> Result<(Tensor, Option<Tensor>), Error> {
-        match norms {
-            NormPlacement::Before => Ok((y, None)),
-            NormPlacement::After => Ok((self.norm(&y, norm)?, Some(y))),
-        }
-    }
-
-    /// The gradient of what [`Decoder::leave`] was given.
-    fn leave_backward(
-        &self,
-        dy: &Tensor,
-        raw: Option<&Tensor>,
-        norm: ParamId,
-        grads: &mut Gradients,
-    ) -> Result<Tensor, Error> {
-        match raw {
-            None => Ok(dy.clone()),
-            Some(raw) => self.norm_backward(dy, raw, norm, grads, None),
-        }
-    }
-
-    /// The gradient of `x` in `x + sublayer(enter(x))`: `dy` of the sum, with what came through
-    /// the sublayer, `d_in`, added.
-    fn enter_backward(
-        &self,
-        d_in: &Tensor,
-        x: &Tensor,
-        norm: ParamId,
-        norms: NormPlacement,
-        grads: &mut Gradients,
-        dy: Tensor,
-    ) -> Result<Tensor, Error> {
-        match norms {
-            NormPlacement::Before => self.norm_backward(d_in, x, norm, grads, Some(dy)),
-            NormPlacement::After => {
-                add_assign(&dy, d_in)?;
-                Ok(dy)
-            }
-        }
-    }
-
-    fn block_forward(
-        &self,
-        p: &BlockParams,
-        x: Tensor,
-        batch: &Batch,
-        tapes: Option<&mut Vec<BlockTape>>,
-    ) -> Result<Tensor, Error> {
-        let attn_in = self.enter(&x, p.attn_norm, p.norms)?;
-        let mut q = self.project(&attn_in, p.q)?;
-        let mut k = self.project(&attn_in, p.k)?;
-        let v = self.project(&attn_in, p.v)?;
-        let mut raw_qk = None;
-        if let Some((q_norm, k_norm)) = p.qk_norm {
-            let normed = (self.norm(&q, q_norm)?, self.norm(&k, k_norm)?);
-            raw_qk = tapes.is_some().then_some((q, k));
-            (q, k) = normed;
-        }
-        if p.rope {
-            q = batch.rotation.forward(&q, p.shape.head_dim)?;
-            k = batch.rotation.forward(&k, p.shape.head_dim)?;
-        }
-        let attn_out = attention::forward(&q, &k, &v, &batch.layout, p.shape)?;
-
-        let Some(tapes) = tapes else {
-            drop((attn_in, q, k, v));
-            let (y, _) = self.leave(self.project(&attn_out, p.o)?, p.attn_norm, p.norms)?;
-            drop(attn_out);
-            add_assign(&x, &y)?;
-            drop(y);
-            // A token's result does not depend on the tile it is in, so tiles only bound memory.
-            let tokens = batch.layout.num_tokens();
-            for start in (0..tokens).step_by(MLP_TILE_TOKENS) {
-                let part = x.narrow(0, start, MLP_TILE_TOKENS.min(tokens - start))?;
-                let mlp_in = self.enter(&part, p.mlp_norm, p.norms)?;
-                let gate = self.project(&mlp_in, p.gate)?;
-                let up = self.project(&mlp_in, p.up)?;
-                let activated = mlp::forward(&gate, &up)?;
-                let (y, _) = self.leave(self.project(&activated, p.down)?, p.mlp_norm, p.norms)?;
-                add_assign(&part, &y)?;
-            }
-            return Ok(x);
-        };
-
-        let (middle, raw_attn) = self.leave(self.project(&attn_out, p.o)?, p.attn_norm, p.norms)?;
-        add_assign(&middle, &x)?;
-        let mlp_in = self.enter(&middle, p.mlp_norm, p.norms)?;
-        let gate = self.project(&mlp_in, p.gate)?;
-        let up = self.project(&mlp_in, p.up)?;
-        let activated = mlp::forward(&gate, &up)?;
-        let (y, raw_mlp) = self.leave(self.project(&activated, p.down)?, p.mlp_norm, p.norms)?;
-        add_assign(&y, &middle)?;
-        tapes.push(BlockTape {
-            x,
-            attn_in,
-            raw_qk,
-            q,
-            k,
-            v,
-            attn_out,
-            raw_attn,
-            middle,
-            mlp_in,
-            gate,
-            up,
-            activated,
-            raw_mlp,
-        });
-        Ok(y)
-    }
-
-    fn block_backward(
-        &self,
-        p: &BlockParams,
-        dy: Tensor,
-        tape: BlockTape,
-        batch: &Batch,
-        grads: &mut Gradients,
-    ) -> Result<Tensor, Error> {
-        // y = middle + leave(down(silu(gate) * up))
-        let d_mlp = self.leave_backward(&dy, tape.raw_mlp.as_ref(), p.mlp_norm, grads)?;
-        let d_activated = self.project_backward(&d_mlp, &tape.activated, p.down, grads, None)?;
-        drop(d_mlp);
-        let (d_gate, d_up) = mlp::backward(&d_activated, &tape.gate, &tape.up)?;
-        drop(d_activated);
-        let d_in = self.project_backward(&d_gate, &tape.mlp_in, p.gate, grads, None)?;
-        let d_in = self.project_backward(&d_up, &tape.mlp_in, p.up, grads, Some(d_in))?;
-        drop((d_gate, d_up));
-        let d_middle = self.enter_backward(&d_in, &tape.middle, p.mlp_norm, p.norms, grads, dy)?;
-
-        // middle = x + leave(o(attention(q, k, v)))
-        let d_o = self.leave_backward(&d_middle, tape.raw_attn.as_ref(), p.attn_norm, grads)?;
-        let d_attn = self.project_backward(&d_o, &tape.attn_out, p.o, grads, None)?;
-        drop(d_o);
-        let (mut dq, mut dk, dv) = attention::backward(
-            &d_attn,
-            &tape.q,
-            &tape.k,
-            &tape.v,
-            &tape.attn_out,
-            &batch.layout,
-            p.shape,
-        )?;
-        drop(d_attn);
-        if p.rope {
-            dq = batch.rotation.backward(&dq, p.shape.head_dim)?;
-            dk = batch.rotation.backward(&dk, p.shape.head_dim)?;
-        }
-        if let (Some((q_norm, k_norm)), Some((raw_q, raw_k))) = (p.qk_norm, &tape.raw_qk) {
-            dq = self.norm_backward(&dq, raw_q, q_norm, grads, None)?;
-            dk = self.norm_backward(&dk, raw_k, k_norm, grads, None)?;
-        }
-        let d_in = self.project_backward(&dq, &tape.attn_in, p.q, grads, None)?;
-        let d_in = self.project_backward(&dk, &tape.attn_in, p.k, grads, Some(d_in))?;
-        let d_in = self.project_backward(&dv, &tape.attn_in, p.v, grads, Some(d_in))?;
-        self.enter_backward(&d_in, &tape.x, p.attn_norm, p.norms, grads, d_middle)
-    }
-}
-
-impl BlockParams {
-    fn find(
-        i: usize,
-        block: &Block,
-        find: &impl Fn(&str) -> Result<ParamId, Error>,
-    ) -> Result<Self, Error> {
-        let id = |name: &str| find(&block_tensor(i, name));
-        let projection = |name: &str, has_bias: bool| -> Result<Projection, Error> {
-            Ok(Projection {
-                weight: id(&format!("{name}.weight"))?,
-                bias: has_bias.then(|| id(&format!("{name}.bias"))).transpose()?,
-            })
-        };
-        let [attn_norm, mlp_norm] = block.norms.tensor_names();
-        Ok(Self {
-            norms: block.norms,
-            attn_norm: id(attn_norm)?,
-            q: projection("self_attn.q_proj", block.qkv_bias)?,
-            k: projection("self_attn.k_proj", block.qkv_bias)?,
-            v: projection("self_attn.v_proj", block.qkv_bias)?,
-            qk_norm: if block.qk_norm.is_some() {
-                Some((
-                    id("self_attn.q_norm.weight")?,
-                    id("self_attn.k_norm.weight")?,
-                ))
-            } else {
-                None
-            },
-            o: projection("self_attn.o_proj", block.output_bias)?,
-            mlp_norm: id(mlp_norm)?,
-            gate: projection("mlp.gate_proj", block.mlp_bias)?,
-            up: projection("mlp.up_proj", block.mlp_bias)?,
-            down: projection("mlp.down_proj", block.mlp_bias)?,
-            rope: block.rope,
-            shape: Shape {
-                heads: block.num_heads,
-                kv_heads: block.num_kv_heads,
-                head_dim: block.head_dim,
-                scale: (block.head_dim as f32).sqrt().recip(),
-                window: block.window,
-            },
         })
     }
 }

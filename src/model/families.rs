@@ -3,16 +3,32 @@
 //! The source of each is `transformers/models/NAME/configuration_NAME.py` and `modeling_NAME.py`; a
 //! field that is absent gets the default of the configuration class.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::config::{Architecture, Block, Fields, MAX_HEAD_DIM, NormPlacement, QkNorm};
+use super::architecture::{
+    Activation, Architecture, Block, Latent, NormPlacement, Projections, QkNorm,
+};
+use super::config::Fields;
+use super::layers::{
+    FULL, SLIDING, by_layer_type, check_layer_types, num_blocks, qwen_windows, window_if_used,
+    window_or, windows_of,
+};
+use super::rotary::{self, Rope, RopeDefaults};
 
 /// The families that can be scored and trained, by `model_type`.
-pub const SUPPORTED_MODEL_TYPES: [&str; 6] =
-    ["llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3"];
-
-/// Most blocks that are believed.
-const MAX_BLOCKS: usize = 10_000;
+pub const SUPPORTED_MODEL_TYPES: [&str; 11] = [
+    "gemma2",
+    "gemma3_text",
+    "llama",
+    "mistral",
+    "olmo2",
+    "olmo3",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+    "youtu",
+];
 
 /// Describes a decoder of a family.
 pub(super) fn architecture(
@@ -20,12 +36,17 @@ pub(super) fn architecture(
     fields: &mut Fields<'_>,
 ) -> Result<Architecture, String> {
     let family = match model_type {
+        "gemma2" => gemma2,
+        "gemma3_text" => gemma3_text,
         "llama" => llama,
         "mistral" => mistral,
         "olmo2" => olmo2,
+        "olmo3" => olmo3,
+        "phi3" => phi3,
         "qwen2" => qwen2,
         "qwen3" => qwen3,
         "smollm3" => smollm3,
+        "youtu" => youtu,
         other => {
             return Err(format!(
                 "model_type {other:?} is not supported; supported are {}",
@@ -56,25 +77,39 @@ fn usual_block(fields: &mut Fields<'_>) -> Result<Block, String> {
     if heads == 0 {
         return Err("num_attention_heads is 0".to_owned());
     }
+    let head_dim = fields.size("head_dim")?.unwrap_or(hidden / heads);
     Ok(Block {
         num_heads: heads,
         num_kv_heads: fields.size("num_key_value_heads")?.unwrap_or(heads),
-        head_dim: fields.size("head_dim")?.unwrap_or(hidden / heads),
-        qkv_bias: false,
+        ..block_of(head_dim, fields.required_size("intermediate_size")?)
+    })
+}
+
+fn block_of(head_dim: usize, intermediate_size: usize) -> Block {
+    Block {
+        num_heads: 1,
+        num_kv_heads: 1,
+        head_dim,
+        value_dim: head_dim,
+        projections: Projections::Separate { bias: false },
         output_bias: false,
         qk_norm: None,
-        rope: true,
+        rotary: Some(0),
         window: None,
+        score_scale: (head_dim as f32).sqrt().recip(),
+        score_soft_cap: None,
         norms: NormPlacement::Before,
-        intermediate_size: fields.required_size("intermediate_size")?,
+        intermediate_size,
+        activation: Activation::Silu,
+        fused_mlp: false,
         mlp_bias: false,
-    })
+    }
 }
 
 fn llama(fields: &mut Fields<'_>) -> Result<Architecture, String> {
     let bias = fields.boolean("attention_bias", false)?;
     let block = Block {
-        qkv_bias: bias,
+        projections: Projections::Separate { bias },
         output_bias: bias,
         mlp_bias: fields.boolean("mlp_bias", false)?,
         ..usual_block(fields)?
@@ -89,25 +124,14 @@ fn llama(fields: &mut Fields<'_>) -> Result<Architecture, String> {
 fn mistral(fields: &mut Fields<'_>) -> Result<Architecture, String> {
     fields.required_size("num_key_value_heads")?;
     let block = usual_block(fields)?;
-    let window = if fields.contains("sliding_window") {
-        fields.size("sliding_window")?
-    } else {
-        Some(4096)
-    };
+    let window = window_or(fields, 4096)?;
     let windows = vec![window; num_blocks(fields)?];
     check_layer_types(fields, &windows)?;
     decoder("mistral", block, &windows, USUAL, fields)
 }
 
 fn olmo2(fields: &mut Fields<'_>) -> Result<Architecture, String> {
-    let bias = fields.boolean("attention_bias", false)?;
-    let block = Block {
-        qkv_bias: bias,
-        output_bias: bias,
-        qk_norm: Some(QkNorm::Projection),
-        norms: NormPlacement::After,
-        ..usual_block(fields)?
-    };
+    let block = olmo_block(fields)?;
     let windows = vec![None; num_blocks(fields)?];
     check_layer_types(fields, &windows)?;
     let defaults = Defaults {
@@ -117,10 +141,41 @@ fn olmo2(fields: &mut Fields<'_>) -> Result<Architecture, String> {
     decoder("olmo2", block, &windows, defaults, fields)
 }
 
+fn olmo_block(fields: &mut Fields<'_>) -> Result<Block, String> {
+    let bias = fields.boolean("attention_bias", false)?;
+    Ok(Block {
+        projections: Projections::Separate { bias },
+        output_bias: bias,
+        qk_norm: Some(QkNorm::Projection),
+        norms: NormPlacement::After,
+        ..usual_block(fields)?
+    })
+}
+
+/// Olmo 3: windows on three layers of four, and a rotation for each kind of layer.
+fn olmo3(fields: &mut Fields<'_>) -> Result<Architecture, String> {
+    let block = olmo_block(fields)?;
+    let window = window_or(fields, 4096)?;
+    let windows = windows_of(fields, window, &|i| (i + 1) % 4 != 0)?;
+    let theta = 500_000.0;
+    // transformers 5 gives an outer rope_theta to the full layers alone, earlier versions to all.
+    if fields.float("rope_theta", theta)? != theta {
+        return Err(format!(
+            "rope_theta outside rope_parameters is not {theta}, and versions of transformers differ in which layers it is for; write rope_parameters with a rope_theta for {FULL} and {SLIDING}"
+        ));
+    }
+    let rotaries = by_layer_type(fields, block.head_dim, [theta, theta])?;
+    let defaults = Defaults {
+        norm_eps: 1e-5,
+        ..USUAL
+    };
+    two_rotations("olmo3", block, &windows, rotaries, defaults, fields)
+}
+
 fn qwen2(fields: &mut Fields<'_>) -> Result<Architecture, String> {
     fields.required_size("num_key_value_heads")?;
     let block = Block {
-        qkv_bias: true,
+        projections: Projections::Separate { bias: true },
         ..usual_block(fields)?
     };
     let windows = qwen_windows(fields)?;
@@ -130,10 +185,9 @@ fn qwen2(fields: &mut Fields<'_>) -> Result<Architecture, String> {
 fn qwen3(fields: &mut Fields<'_>) -> Result<Architecture, String> {
     let bias = fields.boolean("attention_bias", false)?;
     fields.required_size("num_key_value_heads")?;
-    let block = usual_block(fields)?;
+    let block = with_head_dim(fields, 128)?;
     let block = Block {
-        head_dim: fields.size("head_dim")?.unwrap_or(128),
-        qkv_bias: bias,
+        projections: Projections::Separate { bias },
         output_bias: bias,
         qk_norm: Some(QkNorm::Head),
         ..block
@@ -142,11 +196,22 @@ fn qwen3(fields: &mut Fields<'_>) -> Result<Architecture, String> {
     decoder("qwen3", block, &windows, USUAL, fields)
 }
 
+/// A usual block of a family whose head_dim has a default of its own.
+fn with_head_dim(fields: &mut Fields<'_>, default: usize) -> Result<Block, String> {
+    let head_dim = fields.size("head_dim")?.unwrap_or(default);
+    let usual = usual_block(fields)?;
+    Ok(Block {
+        num_heads: usual.num_heads,
+        num_kv_heads: usual.num_kv_heads,
+        ..block_of(head_dim, usual.intermediate_size)
+    })
+}
+
 fn smollm3(fields: &mut Fields<'_>) -> Result<Architecture, String> {
     let bias = fields.boolean("attention_bias", false)?;
     fields.required_size("num_key_value_heads")?;
     let block = Block {
-        qkv_bias: bias,
+        projections: Projections::Separate { bias },
         output_bias: bias,
         mlp_bias: fields.boolean("mlp_bias", false)?,
         ..usual_block(fields)?
@@ -179,75 +244,202 @@ fn smollm3(fields: &mut Fields<'_>) -> Result<Architecture, String> {
     };
     let mut architecture = decoder("smollm3", block, &windows, defaults, fields)?;
     for (block, rope) in architecture.blocks.iter_mut().zip(rope) {
-        block.rope = rope;
+        block.rotary = block.rotary.filter(|_| rope);
     }
     Ok(architecture)
 }
 
-fn num_blocks(fields: &mut Fields<'_>) -> Result<usize, String> {
-    match fields.required_size("num_hidden_layers")? {
-        n if n > MAX_BLOCKS => Err(format!("num_hidden_layers is {n}, more than {MAX_BLOCKS}")),
-        n => Ok(n),
+/// What the Gemma families share: norms on both sides, counted from 1; a scaled embedding; a factor
+/// on scores that does not follow from the head.
+fn gemma_block(fields: &mut Fields<'_>) -> Result<Block, String> {
+    fields.only("use_bidirectional_attention", &Value::from(false))?;
+    fields.only("hidden_activation", &Value::from(GELU))?;
+    // The published configs carry an older field beside it; transformers reads hidden_activation.
+    fields.string("hidden_act")?;
+    let bias = fields.boolean("attention_bias", false)?;
+    let scalar = fields.float("query_pre_attn_scalar", 256.0)?;
+    let usual = with_head_dim(fields, 256)?;
+    Ok(Block {
+        num_kv_heads: fields.size("num_key_value_heads")?.unwrap_or(4),
+        projections: Projections::Separate { bias },
+        output_bias: bias,
+        score_scale: scalar.powf(-0.5) as f32,
+        norms: NormPlacement::Both,
+        activation: Activation::GeluTanh,
+        ..usual
+    })
+}
+
+const GELU: &str = "gelu_pytorch_tanh";
+const GEMMA: Defaults = Defaults {
+    tied_head: true,
+    ..USUAL
+};
+
+/// Sets what a Gemma model has outside its blocks.
+fn as_gemma(mut architecture: Architecture) -> Architecture {
+    architecture.norm_offset = 1.0;
+    architecture.embedding_scale = (architecture.hidden_size as f64).sqrt() as f32;
+    architecture
+}
+
+/// A soft cap; `default` where the field is absent, none where it is null.
+fn soft_cap(
+    fields: &mut Fields<'_>,
+    name: &'static str,
+    default: Option<f64>,
+) -> Result<Option<f32>, String> {
+    let is_given = fields.contains(name);
+    match fields.get(name) {
+        None if is_given => Ok(None),
+        None => Ok(default.map(|cap| cap as f32)),
+        Some(_) => match fields.float(name, 0.0)? {
+            cap if cap.is_finite() && cap > 0.0 => Ok(Some(cap as f32)),
+            cap => Err(format!("{name} is {cap}, not a positive number")),
+        },
     }
 }
 
-/// `sliding_window`, where `use_sliding_window` says that it counts.
-fn window_if_used(fields: &mut Fields<'_>) -> Result<Option<usize>, String> {
-    let is_used = fields.boolean("use_sliding_window", false)?;
-    Ok(fields.size("sliding_window")?.filter(|_| is_used))
-}
-
-/// Windows of the Qwen models: on the layers from `max_window_layers` on, unless `layer_types` says
-/// otherwise.
-fn qwen_windows(fields: &mut Fields<'_>) -> Result<Vec<Option<usize>>, String> {
-    let window = window_if_used(fields)?;
-    let first = fields.size("max_window_layers")?.unwrap_or(28);
-    windows_of(fields, window, &|i| i >= first)
-}
-
-/// The window of each layer: by `layer_types`, or by `is_local` where that is absent.
-fn windows_of(
-    fields: &mut Fields<'_>,
-    window: Option<usize>,
-    is_local: &dyn Fn(usize) -> bool,
-) -> Result<Vec<Option<usize>>, String> {
-    let num_blocks = num_blocks(fields)?;
-    let Some(kinds) = fields.get("layer_types") else {
-        return Ok((0..num_blocks)
-            .map(|i| window.filter(|_| is_local(i)))
-            .collect());
+fn gemma2(fields: &mut Fields<'_>) -> Result<Architecture, String> {
+    let block = Block {
+        score_soft_cap: soft_cap(fields, "attn_logit_softcapping", Some(50.0))?,
+        ..gemma_block(fields)?
     };
-    let kinds = kinds.as_array().ok_or("layer_types is not a list")?;
-    if kinds.len() != num_blocks {
+    let logit_soft_cap = soft_cap(fields, "final_logit_softcapping", Some(30.0))?;
+    let window = window_or(fields, 4096)?;
+    let windows = windows_of(fields, window, &|i| i % 2 == 0)?;
+    // In older configs, of a kind of cache.
+    fields.get("cache_implementation");
+    let architecture = decoder("gemma2", block, &windows, GEMMA, fields)?;
+    Ok(Architecture {
+        logit_soft_cap,
+        ..as_gemma(architecture)
+    })
+}
+
+/// Gemma 3: norms of queries and keys, windows on all but every sixth layer, and a rotation for
+/// each kind of layer. `attn_logit_softcapping` has no influence: the attention is not given it.
+fn gemma3_text(fields: &mut Fields<'_>) -> Result<Architecture, String> {
+    soft_cap(fields, "attn_logit_softcapping", None)?;
+    let block = Block {
+        qk_norm: Some(QkNorm::Head),
+        ..gemma_block(fields)?
+    };
+    let logit_soft_cap = soft_cap(fields, "final_logit_softcapping", None)?;
+    let window = window_or(fields, 4096)?;
+    let pattern = fields.size("sliding_window_pattern")?.unwrap_or(6);
+    if pattern == 0 {
+        return Err("sliding_window_pattern is 0".to_owned());
+    }
+    let windows = windows_of(fields, window, &|i| !(i + 1).is_multiple_of(pattern))?;
+    fields.get("cache_implementation");
+    let thetas = [
+        fields.float("rope_theta", 1_000_000.0)?,
+        fields.float("rope_local_base_freq", 10_000.0)?,
+    ];
+    let rotaries = by_layer_type(fields, block.head_dim, thetas)?;
+    let architecture = two_rotations("gemma3_text", block, &windows, rotaries, GEMMA, fields)?;
+    Ok(Architecture {
+        logit_soft_cap,
+        ..as_gemma(architecture)
+    })
+}
+
+/// Phi-3: one matrix for queries, keys and values, one for gate and up; part of a head rotated.
+fn phi3(fields: &mut Fields<'_>) -> Result<Architecture, String> {
+    let block = Block {
+        projections: Projections::Fused,
+        fused_mlp: true,
+        ..usual_block(fields)?
+    };
+    for dropout in ["resid_pdrop", "embd_pdrop"] {
+        fields.only(dropout, &Value::from(0.0))?;
+    }
+    let windows = vec![fields.size("sliding_window")?; num_blocks(fields)?];
+    check_layer_types(fields, &windows)?;
+    let original = fields
+        .size("original_max_position_embeddings")?
+        .unwrap_or(4096);
+    // Older configs say su or yarn, and mean LongRoPE.
+    let mut parameters = rotary::rope_object(fields)?;
+    for key in ["rope_type", "type"] {
+        if let Some(kind) = parameters.get_mut(key)
+            && (kind == "su" || kind == "yarn")
+        {
+            *kind = Value::from("longrope");
+        }
+    }
+    let rope = rotary::parse(
+        &parameters,
+        &RopeDefaults {
+            theta: fields.float("rope_theta", 10_000.0)?,
+            head_dim: block.head_dim,
+            partial: fields.float("partial_rotary_factor", 1.0)?,
+            max_positions: fields.required_size("max_position_embeddings")?,
+            original_positions: Some(original),
+        },
+    )?;
+    let defaults = Defaults {
+        norm_eps: 1e-5,
+        ..USUAL
+    };
+    with_rope("phi3", block, &windows, rope, defaults, fields)
+}
+
+/// Youtu-LLM: multi-head latent attention in an otherwise usual block.
+fn youtu(fields: &mut Fields<'_>) -> Result<Architecture, String> {
+    let heads = fields.size("num_attention_heads")?.unwrap_or(16);
+    if fields.size("num_key_value_heads")?.unwrap_or(heads) != heads {
         return Err(format!(
-            "layer_types has {} entries for {num_blocks} layers",
-            kinds.len()
+            "num_key_value_heads is not the number of heads, {heads}; latent attention makes keys and values for each"
         ));
     }
-    kinds
-        .iter()
-        .map(|kind| match kind.as_str() {
-            Some("full_attention") => Ok(None),
-            Some("sliding_attention") => window.map(Some).ok_or_else(|| {
-                "layer_types holds \"sliding_attention\", but there is no sliding_window in use".to_owned()
-            }),
-            _ => Err(format!(
-                "layer_types holds {kind}; only \"full_attention\" and \"sliding_attention\" are implemented"
-            )),
-        })
-        .collect()
-}
-
-/// For a family whose layers are all alike: `layer_types`, where it stands, has to say the same.
-fn check_layer_types(fields: &mut Fields<'_>, windows: &[Option<usize>]) -> Result<(), String> {
-    let window = windows.first().copied().flatten();
-    if windows_of(fields, window, &|_| true)? == windows {
-        return Ok(());
+    // An absent rank is the configuration class's, a null one means a single projection.
+    let has_no_rank = fields.contains("q_lora_rank");
+    let query_rank = match fields.size("q_lora_rank")? {
+        None if !has_no_rank => Some(1536),
+        rank => rank,
+    };
+    let rotary_dim = fields.size("qk_rope_head_dim")?.unwrap_or(64);
+    let plain_dim = fields.size("qk_nope_head_dim")?.unwrap_or(128);
+    let bias = fields.boolean("attention_bias", false)?;
+    let latent = Latent {
+        query_rank,
+        kv_rank: fields.size("kv_lora_rank")?.unwrap_or(512),
+        rotary_dim,
+        interleaved: fields.boolean("rope_interleave", true)?,
+        bias,
+    };
+    // Follow from the others; a config that says something else would be misread.
+    for (name, size) in [
+        ("head_dim", rotary_dim),
+        ("qk_head_dim", rotary_dim + plain_dim),
+    ] {
+        if fields.size(name)?.is_some_and(|given| given != size) {
+            return Err(format!("{name} is not {size}, as the other sizes have it"));
+        }
     }
-    Err("layer_types differs from what this model_type does in every layer".to_owned())
+    fields.get("embedding_initializer_range");
+    let rope = rotary::uniform(fields, rotary_dim, 10_000.0)?;
+    let head_dim = rotary_dim + plain_dim;
+    let block = Block {
+        num_heads: heads,
+        num_kv_heads: heads,
+        value_dim: fields.size("v_head_dim")?.unwrap_or(128),
+        projections: Projections::Latent(latent),
+        output_bias: bias,
+        ..block_of(head_dim, fields.required_size("intermediate_size")?)
+    };
+    let windows = vec![None; num_blocks(fields)?];
+    check_layer_types(fields, &windows)?;
+    let defaults = Defaults {
+        tied_head: true,
+        ..USUAL
+    };
+    with_rope("youtu", block, &windows, rope, defaults, fields)
 }
 
-/// The fields that all families share.
+/// A decoder whose layers share one rotation.
 fn decoder(
     model_type: &str,
     block: Block,
@@ -255,19 +447,42 @@ fn decoder(
     defaults: Defaults,
     fields: &mut Fields<'_>,
 ) -> Result<Architecture, String> {
-    fields.only("hidden_act", &Value::from("silu"))?;
-    fields.only("attention_dropout", &Value::from(0.0))?;
-    if windows.contains(&Some(0)) {
-        return Err("sliding_window is 0".to_owned());
+    let rope = rotary::uniform(fields, block.head_dim, defaults.rope_theta)?;
+    with_rope(model_type, block, windows, rope, defaults, fields)
+}
+
+/// A decoder whose layers share this rotation.
+fn with_rope(
+    model_type: &str,
+    block: Block,
+    windows: &[Option<usize>],
+    rope: Rope,
+    defaults: Defaults,
+    fields: &mut Fields<'_>,
+) -> Result<Architecture, String> {
+    if block.activation == Activation::Silu {
+        fields.only("hidden_act", &Value::from("silu"))?;
     }
+    fields.only("attention_dropout", &Value::from(0.0))?;
+    let block = Block {
+        score_scale: match block.projections {
+            // Only DeepSeek-like models have it.
+            Projections::Latent(_) => block.score_scale * rope.score_factor,
+            _ => block.score_scale,
+        },
+        ..block
+    };
     Ok(Architecture {
         model_type: model_type.to_owned(),
         vocab_size: fields.required_size("vocab_size")?,
         hidden_size: fields.required_size("hidden_size")?,
         max_position_embeddings: fields.required_size("max_position_embeddings")?,
         tied_head: fields.boolean("tie_word_embeddings", defaults.tied_head)?,
+        embedding_scale: 1.0,
         norm_eps: fields.float("rms_norm_eps", defaults.norm_eps)? as f32,
-        rope_frequencies: rope_frequencies(block.head_dim, defaults.rope_theta, fields)?,
+        norm_offset: 0.0,
+        logit_soft_cap: None,
+        rotaries: vec![rope.rotary],
         blocks: windows
             .iter()
             .map(|&window| Block {
@@ -278,77 +493,19 @@ fn decoder(
     })
 }
 
-/// Frequencies from `rope_theta` and `rope_scaling` (older configs) or `rope_parameters` (newer
-/// ones), as in `transformers/modeling_rope_utils.py`, in f32 as there.
-fn rope_frequencies(
-    head_dim: usize,
-    default_theta: f64,
+/// A decoder with one rotation for layers that see everything and one for those with a window.
+fn two_rotations(
+    model_type: &str,
+    block: Block,
+    windows: &[Option<usize>],
+    [full, sliding]: [Rope; 2],
+    defaults: Defaults,
     fields: &mut Fields<'_>,
-) -> Result<Vec<f32>, String> {
-    if head_dim > MAX_HEAD_DIM {
-        return Err(format!("head_dim {head_dim} is more than {MAX_HEAD_DIM}"));
+) -> Result<Architecture, String> {
+    let mut architecture = with_rope(model_type, block, windows, full, defaults, fields)?;
+    architecture.rotaries.push(sliding.rotary);
+    for block in &mut architecture.blocks {
+        block.rotary = Some(usize::from(block.window.is_some()));
     }
-    let outer_theta = fields.float("rope_theta", default_theta)?;
-    fields.only("partial_rotary_factor", &Value::from(1.0))?;
-    let empty = Map::new();
-    let parameters = match (fields.get("rope_parameters"), fields.get("rope_scaling")) {
-        (Some(value), _) | (None, Some(value)) => value
-            .as_object()
-            .ok_or("the RoPE parameters are not an object")?,
-        (None, None) => &empty,
-    };
-    let mut rope = Fields::new(parameters);
-    let theta = rope.float("rope_theta", outer_theta)?;
-    rope.only("partial_rotary_factor", &Value::from(1.0))?;
-    let named = rope.string("rope_type")?;
-    let kind = match rope.string("type")? {
-        older @ Some(_) if named.is_none() => older,
-        _ => named,
-    };
-    // Number of frequencies: one for each pair of features.
-    let mut frequencies: Vec<f32> = (0..head_dim / 2)
-        .map(|i| {
-            let exponent = (2 * i) as f32 / head_dim as f32;
-            1.0 / theta.powf(f64::from(exponent)) as f32
-        })
-        .collect();
-    match kind.as_deref().unwrap_or("default") {
-        "default" => {}
-        "llama3" => {
-            let mut required = |name: &'static str| -> Result<f32, String> {
-                let value = rope.float(name, f64::NAN)?;
-                if value.is_finite() && value > 0.0 {
-                    Ok(value as f32)
-                } else {
-                    Err(format!("rope_type llama3 needs a positive {name}"))
-                }
-            };
-            let factor = required("factor")?;
-            let low = required("low_freq_factor")?;
-            let high = required("high_freq_factor")?;
-            let context = required("original_max_position_embeddings")?;
-            if high <= low {
-                return Err(format!(
-                    "high_freq_factor {high} is not above low_freq_factor {low}"
-                ));
-            }
-            for frequency in &mut frequencies {
-                let wavelength = 2.0 * std::f32::consts::PI / *frequency;
-                if wavelength > context / low {
-                    *frequency /= factor;
-                } else if wavelength >= context / high {
-                    let smooth = (context / wavelength - low) / (high - low);
-                    *frequency = (1.0 - smooth) * *frequency / factor + smooth * *frequency;
-                }
-            }
-        }
-        other => {
-            return Err(format!(
-                "rope_type {other:?} is not implemented; default and llama3 are"
-            ));
-        }
-    }
-    rope.finish()
-        .map_err(|problem| format!("in the RoPE parameters: {problem}"))?;
-    Ok(frequencies)
+    Ok(architecture)
 }

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::Error;
 use super::gemm::{self, Mat, MatMut, Threads, Write};
 use super::ops::{RowLayout, tensor, update, view};
-use super::simd::{exp_shifted, max, sum_exp_shifted, vectorized};
+use super::simd::{exp, exp_shifted, max, soft_cap, soft_cap_slope, sum_exp_shifted, vectorized};
 
 /// Targets of a tile when only log-probs are wanted.
 const TOKEN_TILE: usize = 256;
@@ -78,15 +78,35 @@ fn gather(hidden: &[f32], positions: &[usize], width: usize) -> Vec<f32> {
     rows
 }
 
+/// The output head: `[V, H]`, and the range that its logits are squeezed into, if they are.
+#[derive(Clone, Copy)]
+pub(crate) struct Head<'a> {
+    /// The matrix.
+    pub weight: &'a Tensor,
+    /// Logits become `cap * tanh(logit / cap)`.
+    pub soft_cap: Option<f32>,
+}
+
+/// Squeezes logits into the range of the cap.
+#[inline(always)]
+fn squeeze(logits: &mut [f32], cap: Option<f32>) {
+    if let Some(cap) = cap {
+        for logit in logits {
+            *logit = soft_cap(*logit, cap);
+        }
+    }
+}
+
 /// `log p(x_{t+1} | x_{<=t})` of every target of every row, in order: `[N]`, in nats.
 pub(crate) fn log_probs(
     hidden: &Tensor,
-    head: &Tensor,
+    head: Head<'_>,
     ids: &[u32],
     layout: &RowLayout,
 ) -> Result<Vec<f32>, Error> {
-    let (vocab, width) = head.dims2()?;
-    let (hidden, head): (&[f32], &[f32]) = (&view(hidden)?, &view(head)?);
+    let (vocab, width) = head.weight.dims2()?;
+    let cap = head.soft_cap;
+    let (hidden, head): (&[f32], &[f32]) = (&view(hidden)?, &view(head.weight)?);
     let (positions, next) = targets(ids, layout);
     let mut out = Vec::with_capacity(next.len());
     let mut logits = vec![0.0; TOKEN_TILE * VOCAB_TILE.min(vocab)];
@@ -100,12 +120,15 @@ pub(crate) fn log_probs(
             gemm::project_into(block, &rows, weights, next.len(), entries);
             state
                 .par_iter_mut()
-                .zip(block.par_chunks(entries))
+                .zip(block.par_chunks_mut(entries))
                 .zip(next.par_iter())
                 .for_each(|(((sum, logit), block), &id)| {
                     vectorized(
                         #[inline(always)]
-                        || sum.push(block),
+                        || {
+                            squeeze(block, cap);
+                            sum.push(block);
+                        },
                     );
                     if let Some(at) = (id as usize).checked_sub(start)
                         && let Some(&value) = block.get(at)
@@ -133,15 +156,16 @@ pub type Weigh<'a> = dyn FnMut(usize, &[f32], &mut [f32]) -> Result<(), Error> +
 /// since its weights may depend on its mean over all targets.
 pub(crate) fn gradients(
     hidden: &Tensor,
-    head: &Tensor,
+    head: Head<'_>,
     head_sum: &Tensor,
     ids: &[u32],
     layout: &RowLayout,
     weigh: &mut Weigh<'_>,
 ) -> Result<Tensor, Error> {
-    let (vocab, width) = head.dims2()?;
+    let (vocab, width) = head.weight.dims2()?;
+    let cap = head.soft_cap;
     let tile_rows = (LOGITS_BYTES / (vocab * size_of::<f32>())).max(LEAST_LOGITS_ROWS);
-    let (hidden_values, head): (&[f32], &[f32]) = (&view(hidden)?, &view(head)?);
+    let (hidden_values, head): (&[f32], &[f32]) = (&view(hidden)?, &view(head.weight)?);
     let mut d_hidden = vec![0.0_f32; hidden_values.len()];
     let mut logits = Vec::new();
     let rows: Vec<_> = layout.rows().collect();
@@ -152,6 +176,7 @@ pub(crate) fn gradients(
             width,
             hidden: hidden_values,
             head,
+            cap,
             logits: &mut logits,
             d_hidden: &mut d_hidden,
             d_head: head_sum,
@@ -201,6 +226,7 @@ struct Tile<'a> {
     width: usize,
     hidden: &'a [f32],
     head: &'a [f32],
+    cap: Option<f32>,
     logits: &'a mut Vec<f32>,
     d_hidden: &'a mut [f32],
     d_head: &'a mut [f32],
@@ -220,9 +246,10 @@ impl Tile<'_> {
         let mut log_probs = Vec::with_capacity(next.len());
         for (positions, next) in chunks() {
             self.compute_logits(positions);
+            let (vocab, cap) = (self.vocab, self.cap);
             let values: Vec<(f64, f32)> = self
                 .logits
-                .par_chunks(self.vocab)
+                .par_chunks_mut(vocab)
                 .zip(next.par_iter())
                 .map(|(logits, &id)| {
                     let mut sum = LogSumExp::EMPTY;
@@ -230,7 +257,8 @@ impl Tile<'_> {
                         #[inline(always)]
                         || {
                             // A loop, since `for_each` would call back from outside.
-                            for block in logits.chunks(VOCAB_TILE) {
+                            for block in logits.chunks_mut(VOCAB_TILE) {
+                                squeeze(block, cap);
                                 sum.push(block);
                             }
                         },
@@ -251,7 +279,7 @@ impl Tile<'_> {
                 self.compute_logits(positions);
             }
             let at = i * tile_rows;
-            self.backward(positions, next, &sums[at..], &weights[at..]);
+            self.backward(positions, next, &sums[at..], &weights[at..], one_tile);
         }
         Ok(())
     }
@@ -263,8 +291,16 @@ impl Tile<'_> {
     }
 
     /// Turns the logits into their gradient, `weight * (p - 1 at the target)`, and multiplies it out.
-    fn backward(&mut self, positions: &[usize], next: &[u32], sums: &[f64], weights: &[f32]) {
-        let (vocab, width, n) = (self.vocab, self.width, positions.len());
+    /// `squeezed`: whether the logits went through the soft cap already.
+    fn backward(
+        &mut self,
+        positions: &[usize],
+        next: &[u32],
+        sums: &[f64],
+        weights: &[f32],
+        squeezed: bool,
+    ) {
+        let (vocab, width, n, cap) = (self.vocab, self.width, positions.len(), self.cap);
         self.logits
             .par_chunks_mut(vocab)
             .zip(next.par_iter())
@@ -276,11 +312,23 @@ impl Tile<'_> {
                         // The fraction that f32 cannot hold of the sum goes into the factor.
                         let shift = sum as f32;
                         let rest = (f64::from(shift) - sum).exp() as f32;
-                        exp_shifted(logits, shift);
-                        for p in logits.iter_mut() {
-                            *p *= rest * weight;
+                        let Some(cap) = cap else {
+                            exp_shifted(logits, shift);
+                            for p in logits.iter_mut() {
+                                *p *= rest * weight;
+                            }
+                            logits[id as usize] -= weight;
+                            return;
+                        };
+                        if !squeezed {
+                            squeeze(logits, Some(cap));
                         }
-                        logits[id as usize] -= weight;
+                        let at_target = weight * soft_cap_slope(logits[id as usize], cap);
+                        for logit in logits.iter_mut() {
+                            let slope = soft_cap_slope(*logit, cap);
+                            *logit = exp(*logit - shift) * rest * weight * slope;
+                        }
+                        logits[id as usize] -= at_target;
                     },
                 );
             });

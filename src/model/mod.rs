@@ -1,26 +1,32 @@
 //! The decoder: description, weights, forward and backward.
 //!
-//! A model goes from files to numbers in three steps: [`config`] reads config.json into an
+//! A model goes from files to numbers in three steps: config.json is read into an
 //! [`Architecture`], [`weights`] finds and checks the tensors, [`Decoder`] computes.
 //!
 //! On the CPU a row's log-probs depend on that row alone, bit for bit: not on the other rows of its
 //! batch, its place among them, or the number of threads.
 
-pub mod config;
+mod architecture;
+mod block;
+mod config;
 mod decoder;
 mod error;
 mod families;
 mod gemm;
 mod head;
+mod layers;
 mod ops;
 mod parameters;
+mod rotary;
 mod simd;
 pub mod weights;
 
 use safetensors::Dtype;
 use std::borrow::Cow;
 
-pub use config::{Architecture, Block, NormPlacement, QkNorm};
+pub use architecture::{
+    Activation, Architecture, Block, Latent, LongRotary, NormPlacement, Projections, QkNorm, Rotary,
+};
 pub use decoder::Decoder;
 pub use error::Error;
 pub use families::SUPPORTED_MODEL_TYPES;
@@ -84,11 +90,11 @@ impl Decoder {
         let batch = self.batch(rows)?;
         let mut tape = self.tape()?;
         let hidden = self.forward(&batch, Some(&mut tape))?;
-        let (id, weight) = self.head();
-        let head_sum = gradients.sum(id, weight)?;
+        let (id, head) = self.head();
+        let head_sum = gradients.sum(id, head.weight)?;
         let d_hidden = head::gradients(
             &hidden,
-            weight,
+            head,
             &head_sum,
             &batch.ids,
             &batch.layout,

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use safetensors::Dtype;
 
 use super::Error;
-use super::config::EMBEDDING;
+use super::architecture::EMBEDDING;
 use super::decoder::Decoder;
 use super::ops::{sum_of_squares, tensor, update, view};
 

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 
 use super::Error;
-use super::config::{Architecture, HEAD};
+use super::architecture::{Architecture, HEAD};
 use crate::fs::{self, Digest, MappedFile};
 
 const SINGLE_FILE: &str = "model.safetensors";

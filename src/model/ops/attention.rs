@@ -11,23 +11,28 @@ use std::ops::Range;
 use super::{RowLayout, tensor, view};
 use crate::model::Error;
 use crate::model::gemm::{Mat, MatMut, Threads, Write, matmul};
-use crate::model::simd::{dot, exp_shifted, max, vectorized};
+use crate::model::simd::{dot, exp_shifted, max, soft_cap, soft_cap_slope, vectorized};
 
 /// Queries whose scores are held at a time.
 const QUERY_TILE: usize = 64;
 
-/// The shape of an attention: queries are `[tokens, heads * head_dim]`, keys and values
-/// `[tokens, kv_heads * head_dim]`; query head `h` reads key head `h / (heads / kv_heads)`.
+/// The shape of an attention: queries are `[tokens, heads * head_dim]`, keys
+/// `[tokens, kv_heads * head_dim]`; values and the output have `value_dim` in place of `head_dim`. Query
+/// head `h` reads key head `h / (heads / kv_heads)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Shape {
     /// Query heads; a multiple of `kv_heads`.
     pub heads: usize,
     /// Key and value heads.
     pub kv_heads: usize,
-    /// Features of a head.
+    /// Features of a head of queries and keys.
     pub head_dim: usize,
+    /// Features of a head of values.
+    pub value_dim: usize,
     /// Factor on the scores, before the softmax.
     pub scale: f32,
+    /// Scores become `cap * tanh(score / cap)`.
+    pub soft_cap: Option<f32>,
     /// Number of positions that a query sees, its own included; `None` for all before it.
     pub window: Option<usize>,
 }
@@ -52,8 +57,16 @@ impl Shape {
         self.first_seen(tile.start)..tile.end
     }
 
-    fn kv_width(self) -> usize {
+    fn key_width(self) -> usize {
         self.kv_heads * self.head_dim
+    }
+
+    fn value_width(self) -> usize {
+        self.kv_heads * self.value_dim
+    }
+
+    fn out_width(self) -> usize {
+        self.heads * self.value_dim
     }
 }
 
@@ -65,8 +78,15 @@ fn tiles(len: usize) -> impl Iterator<Item = Range<usize>> + Clone {
 }
 
 /// Attention probabilities of one query tile, `scores` `[tile, seen]`: zero where a query does not see
-/// a key.
-fn probabilities(scores: &mut [f32], tile: &Range<usize>, q: Mat<'_>, k: Mat<'_>, shape: Shape) {
+/// a key. With a soft cap, the slope of the cap at each score goes to `slopes`, if they are wanted.
+fn probabilities(
+    scores: &mut [f32],
+    mut slopes: Option<&mut [f32]>,
+    tile: &Range<usize>,
+    q: Mat<'_>,
+    k: Mat<'_>,
+    shape: Shape,
+) {
     let keys = shape.seen(tile);
     matmul(
         MatMut::new(scores, tile.len(), keys.len()),
@@ -83,6 +103,18 @@ fn probabilities(scores: &mut [f32], tile: &Range<usize>, q: Mat<'_>, k: Mat<'_>
                 let (past, seen) = row.split_at_mut(shape.first_seen(query) - keys.start);
                 for score in &mut *seen {
                     *score *= shape.scale;
+                }
+                if let Some(cap) = shape.soft_cap {
+                    for score in &mut *seen {
+                        *score = soft_cap(*score, cap);
+                    }
+                    if let Some(slopes) = slopes.as_deref_mut() {
+                        let start = (query - tile.start) * keys.len() + past.len();
+                        let slopes = &mut slopes[start..start + seen.len()];
+                        for (slope, score) in slopes.iter_mut().zip(&*seen) {
+                            *slope = soft_cap_slope(*score, cap);
+                        }
+                    }
                 }
                 let largest = max(seen);
                 let sum = exp_shifted(seen, largest);
@@ -113,7 +145,7 @@ fn head<'a>(
     )
 }
 
-/// Attention output, `[tokens, heads * head_dim]`.
+/// Attention output, `[tokens, heads * value_dim]`.
 pub(crate) fn forward(
     q: &Tensor,
     k: &Tensor,
@@ -122,14 +154,16 @@ pub(crate) fn forward(
     shape: Shape,
 ) -> Result<Tensor, Error> {
     let (q_values, k, v): (&[f32], &[f32], &[f32]) = (&view(q)?, &view(k)?, &view(v)?);
-    let (width, kv_width, dim) = (shape.query_width(), shape.kv_width(), shape.head_dim);
-    let mut out = vec![0.0; q_values.len()];
+    let (width, k_width, dim) = (shape.query_width(), shape.key_width(), shape.head_dim);
+    let (v_width, out_width, v_dim) = (shape.value_width(), shape.out_width(), shape.value_dim);
+    let tokens = layout.num_tokens();
+    let mut out = vec![0.0; tokens * out_width];
     // One task a query tile, each with its own slice of the output.
     let mut tasks = Vec::new();
     let mut rest = out.as_mut_slice();
     for row in layout.rows() {
         for tile in tiles(row.len()) {
-            let (slice, after) = rest.split_at_mut(tile.len() * width);
+            let (slice, after) = rest.split_at_mut(tile.len() * out_width);
             rest = after;
             tasks.push((row.start, tile, slice));
         }
@@ -143,25 +177,26 @@ pub(crate) fn forward(
             let kv = h / shape.group();
             probabilities(
                 &mut scores,
+                None,
                 &tile,
                 head(q_values, queries.clone(), width, h, dim),
-                head(k, keys.clone(), kv_width, kv, dim),
+                head(k, keys.clone(), k_width, kv, dim),
                 shape,
             );
             matmul(
-                MatMut::strided(&mut out[h * dim..], tile.len(), dim, width),
+                MatMut::strided(&mut out[h * v_dim..], tile.len(), v_dim, out_width),
                 Write::Replace,
                 Mat::new(&scores, tile.len(), seen.len()),
-                head(v, keys.clone(), kv_width, kv, dim),
+                head(v, keys.clone(), v_width, kv, v_dim),
                 Threads::One,
             );
         }
     });
-    tensor(out, q.dims())
+    tensor(out, (tokens, out_width))
 }
 
-/// Gradients of one key head of one row, contiguous: `dq` is `[group, len, dim]`, `dk` and `dv`
-/// are `[len, dim]`.
+/// Gradients of one key head of one row, contiguous: `dq` is `[group, len, head_dim]`, `dk`
+/// `[len, head_dim]`, `dv` `[len, value_dim]`.
 struct HeadGradients {
     dq: Vec<f32>,
     dk: Vec<f32>,
@@ -171,7 +206,8 @@ struct HeadGradients {
 /// Gradients with respect to queries, keys and values. `out` is what [`forward`] returned.
 ///
 /// With probabilities `P` and `dP = dOut Vᵀ`: `dS = P * (dP - rowsum(dOut * Out))`,
-/// `dq = scale dS K`, `dk = scale dSᵀ Q`, `dv = Pᵀ dOut`. `P` is computed again, tile by tile.
+/// `dq = scale dS K`, `dk = scale dSᵀ Q`, `dv = Pᵀ dOut`; a soft cap's slope multiplies `dS`. `P` is
+/// computed again, tile by tile.
 pub(crate) fn backward(
     d_out: &Tensor,
     q: &Tensor,
@@ -181,7 +217,8 @@ pub(crate) fn backward(
     layout: &RowLayout,
     shape: Shape,
 ) -> Result<(Tensor, Tensor, Tensor), Error> {
-    let (width, kv_width, dim) = (shape.query_width(), shape.kv_width(), shape.head_dim);
+    let (width, k_width, dim) = (shape.query_width(), shape.key_width(), shape.head_dim);
+    let (v_width, out_width, v_dim) = (shape.value_width(), shape.out_width(), shape.value_dim);
     let (d_out, out): (&[f32], &[f32]) = (&view(d_out)?, &view(out)?);
     let (q_values, k_values, v_values): (&[f32], &[f32], &[f32]) =
         (&view(q)?, &view(k)?, &view(v)?);
@@ -197,10 +234,14 @@ pub(crate) fn backward(
             let mut grads = HeadGradients {
                 dq: vec![0.0; shape.group() * len * dim],
                 dk: vec![0.0; len * dim],
-                dv: vec![0.0; len * dim],
+                dv: vec![0.0; len * v_dim],
             };
             let mut p_buffer = vec![0.0; QUERY_TILE.min(len) * len];
             let mut ds_buffer = p_buffer.clone();
+            let mut slope_buffer = match shape.soft_cap {
+                Some(_) => p_buffer.clone(),
+                None => Vec::new(),
+            };
             for (g, dq) in grads.dq.chunks_exact_mut(len * dim).enumerate() {
                 let h = kv * shape.group() + g;
                 for tile in tiles(len) {
@@ -209,16 +250,18 @@ pub(crate) fn backward(
                     let keys = row.start + seen.start..row.start + seen.end;
                     let (m, n) = (tile.len(), seen.len());
                     // The seen keys' part of a head's [len, dim].
-                    let part = seen.start * dim..seen.end * dim;
+                    let k_part = seen.start * dim..seen.end * dim;
+                    let v_part = seen.start * v_dim..seen.end * v_dim;
                     let p = &mut p_buffer[..m * n];
                     let ds = &mut ds_buffer[..m * n];
                     let q_tile = head(q_values, queries.clone(), width, h, dim);
-                    let k_seen = head(k_values, keys.clone(), kv_width, kv, dim);
-                    let v_seen = head(v_values, keys, kv_width, kv, dim);
-                    let d_tile = head(d_out, queries.clone(), width, h, dim);
-                    probabilities(p, &tile, q_tile, k_seen, shape);
+                    let k_seen = head(k_values, keys.clone(), k_width, kv, dim);
+                    let v_seen = head(v_values, keys, v_width, kv, v_dim);
+                    let d_tile = head(d_out, queries.clone(), out_width, h, v_dim);
+                    let slopes = slope_buffer.get_mut(..m * n);
+                    probabilities(p, slopes, &tile, q_tile, k_seen, shape);
                     matmul(
-                        MatMut::new(&mut grads.dv[part.clone()], n, dim),
+                        MatMut::new(&mut grads.dv[v_part], n, v_dim),
                         Write::Accumulate,
                         Mat::new(p, m, n).t(),
                         d_tile,
@@ -236,10 +279,16 @@ pub(crate) fn backward(
                         || {
                             let rows = ds.chunks_exact_mut(n).zip(p.chunks_exact(n));
                             for (token, (ds, p)) in queries.clone().zip(rows) {
-                                let at = token * width + h * dim;
-                                let pull = dot(&d_out[at..at + dim], &out[at..at + dim]);
+                                let at = token * out_width + h * v_dim;
+                                let pull = dot(&d_out[at..at + v_dim], &out[at..at + v_dim]);
                                 for (ds, p) in ds.iter_mut().zip(p) {
                                     *ds = p * (*ds - pull) * shape.scale;
+                                }
+                            }
+                            // Where a query does not see a key, ds is 0, whatever the slope is.
+                            if let Some(slopes) = slope_buffer.get(..m * n) {
+                                for (ds, slope) in ds.iter_mut().zip(slopes) {
+                                    *ds *= slope;
                                 }
                             }
                         },
@@ -252,7 +301,7 @@ pub(crate) fn backward(
                         Threads::One,
                     );
                     matmul(
-                        MatMut::new(&mut grads.dk[part], n, dim),
+                        MatMut::new(&mut grads.dk[k_part], n, dim),
                         Write::Accumulate,
                         Mat::new(ds, m, n).t(),
                         q_tile,
@@ -269,8 +318,8 @@ pub(crate) fn backward(
     let mut dv = vec![0.0; v_values.len()];
     for (&(row, kv), grads) in tasks.iter().zip(&heads) {
         let row = rows[row].clone();
-        scatter(&mut dk, &grads.dk, &row, kv_width, kv * dim, dim);
-        scatter(&mut dv, &grads.dv, &row, kv_width, kv * dim, dim);
+        scatter(&mut dk, &grads.dk, &row, k_width, kv * dim, dim);
+        scatter(&mut dv, &grads.dv, &row, v_width, kv * v_dim, v_dim);
         for (g, head) in grads.dq.chunks_exact(row.len() * dim).enumerate() {
             scatter(
                 &mut dq,

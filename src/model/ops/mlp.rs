@@ -1,10 +1,11 @@
-//! The gate of a gated feed-forward block: `silu(gate) * up`.
+//! The gate of a gated feed-forward layer: `activation(gate) * up`.
 
 use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::{CHUNK, tensor, view};
 use crate::model::Error;
+use crate::model::architecture::Activation;
 use crate::model::simd::{exp, vectorized};
 
 #[inline(always)]
@@ -12,8 +13,73 @@ fn sigmoid(x: f32) -> f32 {
     (1.0 + exp(-x)).recip()
 }
 
-/// `gate * sigmoid(gate) * up`, elementwise.
-pub(crate) fn forward(gate: &Tensor, up: &Tensor) -> Result<Tensor, Error> {
+/// An activation and its slope.
+trait Curve {
+    fn value(x: f32) -> f32;
+    fn value_and_slope(x: f32) -> (f32, f32);
+}
+
+/// `x s` with `s = sigmoid(x)`; its slope is `s (1 + x (1 - s))`.
+struct Silu;
+
+impl Curve for Silu {
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        x * sigmoid(x)
+    }
+
+    #[inline(always)]
+    fn value_and_slope(x: f32) -> (f32, f32) {
+        let s = sigmoid(x);
+        (x * s, s * (1.0 + x * (1.0 - s)))
+    }
+}
+
+/// `x / 2 (1 + tanh(u))` with `u = sqrt(2 / pi) (x + 0.044715 x³)`, written as `x sigmoid(2 u)`, which
+/// is the same.
+struct GeluTanh;
+
+impl GeluTanh {
+    const ROOT: f32 = 0.797_884_6;
+    const CUBIC: f32 = 0.044_715;
+}
+
+impl Curve for GeluTanh {
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        x * sigmoid(2.0 * Self::ROOT * (x + Self::CUBIC * x * x * x))
+    }
+
+    #[inline(always)]
+    fn value_and_slope(x: f32) -> (f32, f32) {
+        let s = sigmoid(2.0 * Self::ROOT * (x + Self::CUBIC * x * x * x));
+        let du = 2.0 * Self::ROOT * (1.0 + 3.0 * Self::CUBIC * x * x);
+        (x * s, s * (1.0 + x * (1.0 - s) * du))
+    }
+}
+
+/// `activation(gate) * up`, elementwise.
+pub(crate) fn forward(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor, Error> {
+    match activation {
+        Activation::Silu => forward_as::<Silu>(gate, up),
+        Activation::GeluTanh => forward_as::<GeluTanh>(gate, up),
+    }
+}
+
+/// Gradients with respect to `gate` and `up`.
+pub(crate) fn backward(
+    dy: &Tensor,
+    gate: &Tensor,
+    up: &Tensor,
+    activation: Activation,
+) -> Result<(Tensor, Tensor), Error> {
+    match activation {
+        Activation::Silu => backward_as::<Silu>(dy, gate, up),
+        Activation::GeluTanh => backward_as::<GeluTanh>(dy, gate, up),
+    }
+}
+
+fn forward_as<C: Curve>(gate: &Tensor, up: &Tensor) -> Result<Tensor, Error> {
     let (g, u): (&[f32], &[f32]) = (&view(gate)?, &view(up)?);
     let mut y = vec![0.0; g.len()];
     y.par_chunks_mut(CHUNK)
@@ -24,7 +90,7 @@ pub(crate) fn forward(gate: &Tensor, up: &Tensor) -> Result<Tensor, Error> {
                 #[inline(always)]
                 || {
                     for ((y, g), u) in y.iter_mut().zip(g).zip(u) {
-                        *y = g * sigmoid(*g) * u;
+                        *y = C::value(*g) * u;
                     }
                 },
             );
@@ -32,10 +98,11 @@ pub(crate) fn forward(gate: &Tensor, up: &Tensor) -> Result<Tensor, Error> {
     tensor(y, gate.dims())
 }
 
-/// Gradients with respect to `gate` and `up`.
-///
-/// `d silu(g) / dg = s (1 + g (1 - s))` with `s = sigmoid(g)`.
-pub(crate) fn backward(dy: &Tensor, gate: &Tensor, up: &Tensor) -> Result<(Tensor, Tensor), Error> {
+fn backward_as<C: Curve>(
+    dy: &Tensor,
+    gate: &Tensor,
+    up: &Tensor,
+) -> Result<(Tensor, Tensor), Error> {
     let (dy, g, u): (&[f32], &[f32], &[f32]) = (&view(dy)?, &view(gate)?, &view(up)?);
     let mut d_gate = vec![0.0; g.len()];
     let mut d_up = vec![0.0; g.len()];
@@ -51,9 +118,9 @@ pub(crate) fn backward(dy: &Tensor, gate: &Tensor, up: &Tensor) -> Result<(Tenso
                     let outputs = d_gate.iter_mut().zip(d_up.iter_mut());
                     let inputs = dy.iter().zip(g.iter().zip(u));
                     for ((d_gate, d_up), (dy, (g, u))) in outputs.zip(inputs) {
-                        let s = sigmoid(*g);
-                        *d_up = dy * g * s;
-                        *d_gate = dy * u * s * (1.0 + g * (1.0 - s));
+                        let (value, slope) = C::value_and_slope(*g);
+                        *d_up = dy * value;
+                        *d_gate = dy * u * slope;
                     }
                 },
             );

@@ -8,6 +8,7 @@
 //! On the CPU, a token's results depend on its own row alone, bit for bit.
 
 pub(crate) mod attention;
+pub(crate) mod latent;
 pub(crate) mod linear;
 pub(crate) mod mlp;
 pub(crate) mod norm;
@@ -56,15 +57,6 @@ impl RowLayout {
         starts
             .zip(self.ends.iter().copied())
             .map(|(start, end)| start..end)
-    }
-
-    /// The position of each token in its row, from 0.
-    pub fn positions(&self) -> Vec<u32> {
-        let mut positions = Vec::with_capacity(self.num_tokens());
-        for row in self.rows() {
-            positions.extend((0..row.len()).map(|p| u32::try_from(p).unwrap_or(u32::MAX)));
-        }
-        positions
     }
 }
 

@@ -1,4 +1,5 @@
-//! Root-mean-square normalization (Zhang & Sennrich, arXiv 1910.07467): `y = x / rms(x) * w`.
+//! Root-mean-square normalization (Zhang & Sennrich, arXiv 1910.07467): `y = x / rms(x) * w`, where
+//! Gemma's models count the weight from 1.
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -6,6 +7,15 @@ use rayon::prelude::*;
 use super::{rows_per_task, tensor, update, view};
 use crate::model::Error;
 use crate::model::simd::{dot, vectorized};
+
+/// The constants of a norm.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Rms {
+    /// Added to the mean square.
+    pub eps: f32,
+    /// Added to the weight.
+    pub offset: f32,
+}
 
 /// `1 / sqrt(mean(x²) + eps)`
 #[inline(always)]
@@ -17,7 +27,7 @@ fn inverse_rms(x: &[f32], eps: f32) -> f32 {
 ///
 /// With `w` as wide as a token this is the norm of a block; with `w` of one head's width, the
 /// per-head norm of queries and keys.
-pub(crate) fn forward(x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor, Error> {
+pub(crate) fn forward(x: &Tensor, w: &Tensor, rms: Rms) -> Result<Tensor, Error> {
     let (values, w): (&[f32], &[f32]) = (&view(x)?, &view(w)?);
     let width = w.len();
     let mut y = vec![0.0; values.len()];
@@ -29,9 +39,9 @@ pub(crate) fn forward(x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor, Error>
                 #[inline(always)]
                 || {
                     for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                        let scale = inverse_rms(x, eps);
+                        let scale = inverse_rms(x, rms.eps);
                         for ((y, x), w) in y.iter_mut().zip(x).zip(w.iter()) {
-                            *y = x * scale * w;
+                            *y = x * scale * (rms.offset + w);
                         }
                     }
                 },
@@ -43,12 +53,12 @@ pub(crate) fn forward(x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor, Error>
 /// Gradient with respect to `x`, added to `onto` when one is given; the gradient with respect to
 /// `w` is added to `w_sum`.
 ///
-/// With `r = 1 / rms(x)`, `n` features and `g = dy * w`: `dx = r g - x r³ (g · x) / n`.
+/// With `r = 1 / rms(x)`, `n` features and `g = dy * (offset + w)`: `dx = r g - x r³ (g · x) / n`.
 pub(crate) fn backward(
     dy: &Tensor,
     x: &Tensor,
     w: &Tensor,
-    eps: f32,
+    rms: Rms,
     w_sum: &Tensor,
     onto: Option<Tensor>,
 ) -> Result<Tensor, Error> {
@@ -75,15 +85,15 @@ pub(crate) fn backward(
                             .zip(dy.chunks_exact(width))
                             .zip(x.chunks_exact(width))
                         {
-                            let r = inverse_rms(x, eps);
+                            let r = inverse_rms(x, rms.eps);
                             let mut lanes = [0.0_f32; 16];
                             for (i, ((dy, x), w)) in dy.iter().zip(x).zip(w.iter()).enumerate() {
-                                lanes[i % 16] += dy * w * x;
+                                lanes[i % 16] += dy * (rms.offset + w) * x;
                             }
                             let pull = lanes.iter().sum::<f32>() * r * r * r / width as f32;
                             for i in 0..width {
                                 dw[i] += dy[i] * x[i] * r;
-                                dx[i] += r * dy[i] * w[i] - x[i] * pull;
+                                dx[i] += r * dy[i] * (rms.offset + w[i]) - x[i] * pull;
                             }
                         }
                     },

@@ -1,14 +1,17 @@
-//! Rotary position embedding (Su et al., arXiv 2104.09864), in the half-split layout of the
-//! Hugging Face models: feature `i` turns together with feature `i + half`.
+//! Rotary position embedding (Su et al., arXiv 2104.09864).
+//!
+//! In the half-split layout of most Hugging Face models feature `i` of the rotated ones turns together
+//! with feature `i + half`; in the interleaved layout neighbours turn together.
 
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{rows_per_task, tensor, view};
+use super::{RowLayout, rows_per_task, tensor, view};
 use crate::model::Error;
+use crate::model::architecture::Rotary;
 use crate::model::simd::vectorized;
 
-/// Cosines and sines of the positions of one batch, `[tokens, half]` each.
+/// Cosines and sines of the tokens of one batch, `[tokens, half]` each.
 #[derive(Debug, Clone)]
 pub(crate) struct Rotation {
     cos: Vec<f32>,
@@ -16,37 +19,63 @@ pub(crate) struct Rotation {
     half: usize,
 }
 
+/// Which features of a token turn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Turned {
+    /// Features of a head.
+    pub head_dim: usize,
+    /// The first feature of a head that turns.
+    pub first: usize,
+    /// Whether neighbours turn together.
+    pub interleaved: bool,
+}
+
 impl Rotation {
-    /// Angles are `position * frequency`, in f32 as in transformers, for `half` frequencies a head.
-    pub fn new(positions: &[u32], frequencies: &[f32]) -> Self {
-        let half = frequencies.len();
-        let angles = || {
-            positions.par_iter().flat_map_iter(|&position| {
-                frequencies
-                    .iter()
-                    .map(move |frequency| f64::from(position as f32 * frequency))
+    /// Angles are `position * frequency`, in f32 as in transformers; a row's length decides which
+    /// frequencies count for it.
+    pub fn new(layout: &RowLayout, rotary: &Rotary) -> Self {
+        let frequencies: Vec<(u32, &[f32])> = layout
+            .rows()
+            .flat_map(|row| {
+                let frequencies = match &rotary.long {
+                    Some(long) if row.len() > long.above_tokens => &long.frequencies,
+                    _ => &rotary.frequencies,
+                };
+                (0..u32::try_from(row.len()).unwrap_or(u32::MAX))
+                    .map(|position| (position, frequencies.as_slice()))
             })
+            .collect();
+        let table = |f: fn(f64) -> f64| {
+            frequencies
+                .par_iter()
+                .flat_map_iter(|&(position, frequencies)| {
+                    frequencies.iter().map(move |frequency| {
+                        f(f64::from(position as f32 * frequency)) as f32 * rotary.scale
+                    })
+                })
+                .collect()
         };
         Self {
-            cos: angles().map(|angle| angle.cos() as f32).collect(),
-            sin: angles().map(|angle| angle.sin() as f32).collect(),
-            half,
+            cos: table(f64::cos),
+            sin: table(f64::sin),
+            half: rotary.frequencies.len(),
         }
     }
 
-    /// Turns the first `2 * half` features of each head of `x` `[tokens, heads * head_dim]`.
-    pub fn forward(&self, x: &Tensor, head_dim: usize) -> Result<Tensor, Error> {
-        self.turn(x, head_dim, 1.0)
+    /// Turns features of each head of `x` `[tokens, heads * head_dim]`.
+    pub fn forward(&self, x: &Tensor, turned: Turned) -> Result<Tensor, Error> {
+        self.turn(x, turned, 1.0)
     }
 
     /// The gradient with respect to the input: the same turn, backwards.
-    pub fn backward(&self, dy: &Tensor, head_dim: usize) -> Result<Tensor, Error> {
-        self.turn(dy, head_dim, -1.0)
+    pub fn backward(&self, dy: &Tensor, turned: Turned) -> Result<Tensor, Error> {
+        self.turn(dy, turned, -1.0)
     }
 
-    fn turn(&self, x: &Tensor, head_dim: usize, direction: f32) -> Result<Tensor, Error> {
+    fn turn(&self, x: &Tensor, turned: Turned, direction: f32) -> Result<Tensor, Error> {
         let (_, features) = x.dims2()?;
         let half = self.half;
+        let end = turned.first + 2 * half;
         let mut y = view(x)?.to_vec();
         let tokens = rows_per_task(features);
         y.par_chunks_mut(features * tokens)
@@ -61,12 +90,21 @@ impl Rotation {
                             .zip(cos.chunks_exact(half))
                             .zip(sin.chunks_exact(half))
                         {
-                            for head in token.chunks_exact_mut(head_dim) {
-                                let (first, second) = head[..2 * half].split_at_mut(half);
-                                for i in 0..half {
-                                    let (a, b, s) = (first[i], second[i], sin[i] * direction);
-                                    first[i] = a * cos[i] - b * s;
-                                    second[i] = b * cos[i] + a * s;
+                            for head in token.chunks_exact_mut(turned.head_dim) {
+                                let rotated = &mut head[turned.first..end];
+                                if turned.interleaved {
+                                    for (i, pair) in rotated.chunks_exact_mut(2).enumerate() {
+                                        let (a, b, s) = (pair[0], pair[1], sin[i] * direction);
+                                        pair[0] = a * cos[i] - b * s;
+                                        pair[1] = b * cos[i] + a * s;
+                                    }
+                                } else {
+                                    let (first, second) = rotated.split_at_mut(half);
+                                    for i in 0..half {
+                                        let (a, b, s) = (first[i], second[i], sin[i] * direction);
+                                        first[i] = a * cos[i] - b * s;
+                                        second[i] = b * cos[i] + a * s;
+                                    }
                                 }
                             }
                         }

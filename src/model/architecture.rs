@@ -1,0 +1,408 @@
+//! The description of a decoder, and the tensors that it asks for.
+//!
+//! Plain data: which norms a block has, how its heads are shaped, how positions are encoded. One
+//! forward and one backward serve every family.
+
+/// Largest number of features of a head; half as many frequencies are computed for it.
+pub(super) const MAX_HEAD_DIM: usize = 1 << 16;
+
+/// Everything about a decoder but its weights.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Architecture {
+    /// `model_type` of config.json.
+    pub model_type: String,
+    /// Rows of the embedding; may exceed the tokenizer's vocabulary.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Longest context the model was made for, in tokens.
+    pub max_position_embeddings: usize,
+    /// Whether the output head is the embedding.
+    pub tied_head: bool,
+    /// Factor on the embeddings, where they enter the residual stream.
+    pub embedding_scale: f32,
+    /// Added to the mean square in every norm of the residual stream, of queries and of keys.
+    pub norm_eps: f32,
+    /// What a norm's weight is counted from: it multiplies by `norm_offset + weight`.
+    pub norm_offset: f32,
+    /// Logits are squeezed into this range: `cap * tanh(logit / cap)`.
+    pub logit_soft_cap: Option<f32>,
+    /// The rotations by position that blocks choose from.
+    pub rotaries: Vec<Rotary>,
+    /// The blocks, first to last.
+    pub blocks: Vec<Block>,
+}
+
+/// A rotation of queries and keys by their position.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Rotary {
+    /// Radians a position, one for each pair of rotated features.
+    pub frequencies: Vec<f32>,
+    /// Other frequencies for long rows, where there are any.
+    pub long: Option<LongRotary>,
+    /// Factor on rotated features.
+    pub scale: f32,
+}
+
+/// Frequencies of rows that are longer than what a model was first trained on.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct LongRotary {
+    /// They count in rows of more tokens than this.
+    pub above_tokens: usize,
+    /// Radians a position, one for each pair of rotated features.
+    pub frequencies: Vec<f32>,
+}
+
+/// Where the norms of a block stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NormPlacement {
+    /// `x += attention(norm(x)); x += mlp(norm(x))`
+    Before,
+    /// `x += norm(attention(x)); x += norm(mlp(x))`
+    After,
+    /// `x += norm(attention(norm(x))); x += norm(mlp(norm(x)))`
+    Both,
+}
+
+/// What the norm of queries and keys, before rotation, spans.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum QkNorm {
+    /// Each head by itself; one weight for all heads.
+    Head,
+    /// All heads together.
+    Projection,
+}
+
+/// How queries, keys and values are made from the residual stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Projections {
+    /// By a matrix each.
+    Separate {
+        /// Whether they have biases.
+        bias: bool,
+    },
+    /// By one matrix; its rows are those of the queries, of the keys, of the values.
+    Fused,
+    /// From low-rank projections, normalized in between (multi-head latent attention).
+    Latent(Latent),
+}
+
+/// The sizes of multi-head latent attention (DeepSeek-V2, arXiv 2405.04434).
+///
+/// Queries and keys have `head_dim` features of which the last `rotary_dim` are rotated; those of
+/// the keys are one vector for all heads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Latent {
+    /// Width between the two query projections; `None` when there is just one.
+    pub query_rank: Option<usize>,
+    /// Width between the two projections of keys and values.
+    pub kv_rank: usize,
+    /// Features of a head that are rotated.
+    pub rotary_dim: usize,
+    /// Whether neighbouring features turn together, and not those half a head apart.
+    pub interleaved: bool,
+    /// Whether the first projections have biases.
+    pub bias: bool,
+}
+
+/// The function on the gate of a feed-forward layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Activation {
+    /// `x * sigmoid(x)`
+    Silu,
+    /// GELU in its approximation by a hyperbolic tangent.
+    GeluTanh,
+}
+
+/// One decoder block: attention, then a gated feed-forward layer, each added to the residual stream.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Block {
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key and value heads.
+    pub num_kv_heads: usize,
+    /// Features of a head of queries and keys.
+    pub head_dim: usize,
+    /// Features of a head of values.
+    pub value_dim: usize,
+    /// How queries, keys and values are made.
+    pub projections: Projections,
+    /// Whether the attention's output projection has a bias.
+    pub output_bias: bool,
+    /// Whether and how queries and keys are normalized, before rotation.
+    pub qk_norm: Option<QkNorm>,
+    /// Which of [`Architecture::rotaries`] turns queries and keys; `None` for no rotation.
+    pub rotary: Option<usize>,
+    /// Number of positions that a token sees, itself included; `None` for all before it.
+    pub window: Option<usize>,
+    /// Factor on the products of queries and keys.
+    pub score_scale: f32,
+    /// Scores are squeezed into this range: `cap * tanh(score / cap)`.
+    pub score_soft_cap: Option<f32>,
+    /// Where the norms stand.
+    pub norms: NormPlacement,
+    /// Width of the feed-forward layer.
+    pub intermediate_size: usize,
+    /// The function on its gate.
+    pub activation: Activation,
+    /// Whether one matrix makes the gate and what it multiplies.
+    pub fused_mlp: bool,
+    /// Whether its projections have biases.
+    pub mlp_bias: bool,
+}
+
+/// Names of the norms around a sublayer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NormNames {
+    /// The norm of what the sublayer is given.
+    pub before: Option<&'static str>,
+    /// The norm of what it adds to the residual stream.
+    pub after: Option<&'static str>,
+}
+
+impl NormPlacement {
+    /// Names of the norms around the attention and around the feed-forward layer.
+    pub(crate) fn tensor_names(self) -> [NormNames; 2] {
+        const ATTENTION: &str = "post_attention_layernorm.weight";
+        const AFTER_MLP: &str = "post_feedforward_layernorm.weight";
+        let names = |before, after| NormNames { before, after };
+        match self {
+            Self::Before => [
+                names(Some("input_layernorm.weight"), None),
+                // As it stands after the attention, before the feed-forward layer.
+                names(Some(ATTENTION), None),
+            ],
+            Self::After => [names(None, Some(ATTENTION)), names(None, Some(AFTER_MLP))],
+            Self::Both => [
+                names(Some("input_layernorm.weight"), Some(ATTENTION)),
+                names(Some("pre_feedforward_layernorm.weight"), Some(AFTER_MLP)),
+            ],
+        }
+    }
+}
+
+impl Block {
+    /// Features of the queries of a token, all heads together.
+    pub fn query_width(&self) -> usize {
+        self.num_heads * self.head_dim
+    }
+
+    /// Features of the keys of a token.
+    pub fn key_width(&self) -> usize {
+        self.num_kv_heads * self.head_dim
+    }
+
+    /// Features of the values of a token.
+    pub fn value_width(&self) -> usize {
+        self.num_kv_heads * self.value_dim
+    }
+
+    /// Features of what the attention gives its output projection.
+    pub fn attention_width(&self) -> usize {
+        self.num_heads * self.value_dim
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        if self.num_heads == 0 || self.num_kv_heads == 0 || self.intermediate_size == 0 {
+            return Err("a block has no heads or an intermediate_size of 0".to_owned());
+        }
+        if !self.num_heads.is_multiple_of(self.num_kv_heads) {
+            return Err(format!(
+                "num_attention_heads {} is not a multiple of num_key_value_heads {}",
+                self.num_heads, self.num_kv_heads
+            ));
+        }
+        if self.head_dim < 2 || !self.head_dim.is_multiple_of(2) {
+            return Err(format!(
+                "head_dim {} is not even, as RoPE needs",
+                self.head_dim
+            ));
+        }
+        if self.head_dim > MAX_HEAD_DIM || self.value_dim > MAX_HEAD_DIM {
+            return Err(format!(
+                "head_dim {} is more than {MAX_HEAD_DIM}",
+                self.head_dim.max(self.value_dim)
+            ));
+        }
+        if self.window == Some(0) {
+            return Err("sliding_window is 0".to_owned());
+        }
+        if self.value_dim == 0 {
+            return Err("a head of values has no features".to_owned());
+        }
+        if let Projections::Latent(latent) = self.projections
+            && (latent.kv_rank == 0 || latent.query_rank == Some(0))
+        {
+            return Err("a rank of latent attention is 0".to_owned());
+        }
+        if !(self.score_scale.is_finite() && self.score_scale > 0.0) {
+            return Err("the factor on attention scores is not a positive number".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Names, without the block's prefix, and shapes of its tensors, in the order of the forward pass.
+    fn tensors(&self, hidden: usize) -> Vec<(String, Vec<usize>)> {
+        let mut tensors = Vec::new();
+        let mut add = |name: &str, shape: &[usize]| tensors.push((name.to_owned(), shape.to_vec()));
+        let [attention_norms, mlp_norms] = self.norms.tensor_names();
+        if let Some(name) = attention_norms.before {
+            add(name, &[hidden]);
+        }
+        let (q, k, v) = (self.query_width(), self.key_width(), self.value_width());
+        match self.projections {
+            Projections::Separate { bias } => {
+                for (name, out) in [("q_proj", q), ("k_proj", k), ("v_proj", v)] {
+                    add(&format!("self_attn.{name}.weight"), &[out, hidden]);
+                    if bias {
+                        add(&format!("self_attn.{name}.bias"), &[out]);
+                    }
+                }
+            }
+            Projections::Fused => add("self_attn.qkv_proj.weight", &[q + k + v, hidden]),
+            Projections::Latent(latent) => {
+                match latent.query_rank {
+                    None => add("self_attn.q_proj.weight", &[q, hidden]),
+                    Some(rank) => {
+                        add("self_attn.q_a_proj.weight", &[rank, hidden]);
+                        if latent.bias {
+                            add("self_attn.q_a_proj.bias", &[rank]);
+                        }
+                        add("self_attn.q_a_layernorm.weight", &[rank]);
+                        add("self_attn.q_b_proj.weight", &[q, rank]);
+                    }
+                }
+                let rank = latent.kv_rank;
+                let first = rank + latent.rotary_dim;
+                add("self_attn.kv_a_proj_with_mqa.weight", &[first, hidden]);
+                if latent.bias {
+                    add("self_attn.kv_a_proj_with_mqa.bias", &[first]);
+                }
+                add("self_attn.kv_a_layernorm.weight", &[rank]);
+                let plain = k - self.num_kv_heads * latent.rotary_dim;
+                add("self_attn.kv_b_proj.weight", &[plain + v, rank]);
+            }
+        }
+        if let Some(kind) = self.qk_norm {
+            let (q_width, k_width) = match kind {
+                QkNorm::Head => (self.head_dim, self.head_dim),
+                QkNorm::Projection => (q, k),
+            };
+            add("self_attn.q_norm.weight", &[q_width]);
+            add("self_attn.k_norm.weight", &[k_width]);
+        }
+        add("self_attn.o_proj.weight", &[hidden, self.attention_width()]);
+        if self.output_bias {
+            add("self_attn.o_proj.bias", &[hidden]);
+        }
+        for name in [attention_norms.after, mlp_norms.before]
+            .into_iter()
+            .flatten()
+        {
+            add(name, &[hidden]);
+        }
+        let wide = self.intermediate_size;
+        let first: &[(&str, usize)] = if self.fused_mlp {
+            &[("gate_up_proj", 2 * wide)]
+        } else {
+            &[("gate_proj", wide), ("up_proj", wide)]
+        };
+        let last = ("down_proj", hidden);
+        for &(name, out) in first.iter().chain([&last]) {
+            let inner = if name == last.0 { wide } else { hidden };
+            add(&format!("mlp.{name}.weight"), &[out, inner]);
+            if self.mlp_bias {
+                add(&format!("mlp.{name}.bias"), &[out]);
+            }
+        }
+        if let Some(name) = mlp_norms.after {
+            add(name, &[hidden]);
+        }
+        tensors
+    }
+}
+
+impl Architecture {
+    /// Whether the sizes fit together; the problem if they don't.
+    pub(super) fn validate(&self) -> Result<(), String> {
+        for (name, size) in [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("num_hidden_layers", self.blocks.len()),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ] {
+            if size == 0 {
+                return Err(format!("{name} is 0"));
+            }
+        }
+        for block in &self.blocks {
+            block.validate()?;
+            if let Some(rotary) = block.rotary {
+                let rotated = self.rotaries.get(rotary).map(|r| 2 * r.frequencies.len());
+                if rotated.is_none_or(|rotated| rotated == 0 || rotated > block.head_dim) {
+                    return Err(format!(
+                        "RoPE turns {} features of a head, which has {}",
+                        rotated.unwrap_or(0),
+                        block.head_dim
+                    ));
+                }
+            }
+        }
+        if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
+            return Err(format!("rms_norm_eps {} makes no sense", self.norm_eps));
+        }
+        for rotary in &self.rotaries {
+            let long = rotary.long.iter().flat_map(|long| &long.frequencies);
+            let all = rotary.frequencies.iter().chain(long).chain([&rotary.scale]);
+            if !all.copied().all(f32::is_finite) {
+                return Err("the RoPE parameters give frequencies that are not finite".to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    /// Name and shape of every tensor that a checkpoint of this architecture holds, in the order
+    /// of the forward pass.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let hidden = self.hidden_size;
+        let mut tensors = vec![(EMBEDDING.to_owned(), vec![self.vocab_size, hidden])];
+        for (i, block) in self.blocks.iter().enumerate() {
+            let named = block.tensors(hidden).into_iter();
+            tensors.extend(named.map(|(name, shape)| (block_tensor(i, &name), shape)));
+        }
+        tensors.push((FINAL_NORM.to_owned(), vec![hidden]));
+        if !self.tied_head {
+            tensors.push((HEAD.to_owned(), vec![self.vocab_size, hidden]));
+        }
+        tensors
+    }
+
+    /// Number of parameters.
+    pub fn num_parameters(&self) -> u64 {
+        self.tensors()
+            .iter()
+            .map(|(_, shape)| shape.iter().map(|&n| n as u64).product::<u64>())
+            .sum()
+    }
+}
+
+/// Name of the embedding.
+pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
+/// Name of the last norm.
+pub(crate) const FINAL_NORM: &str = "model.norm.weight";
+/// Name of an untied output head.
+pub(crate) const HEAD: &str = "lm_head.weight";
+
+/// Name of a tensor of block `i`.
+pub(crate) fn block_tensor(i: usize, name: &str) -> String {
+    format!("model.layers.{i}.{name}")
+}
