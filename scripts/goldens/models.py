@@ -153,11 +153,11 @@ DEFAULT, LOCAL, GLOBAL = "default", "sliding_attention", "full_attention"
 
 
 def olmo3():
-    """Heads of 6, as many for keys. Written in the older spelling, where rope_theta and rope_scaling speak of the
+    """Written in the older spelling, where rope_theta and rope_scaling speak of the
     full-attention layers alone: the sliding ones then have the default of the class, whatever rope_theta says."""
     return Olmo3ForCausalLM(
         Olmo3Config(
-            **small(hidden_size=24, intermediate_size=40, num_key_value_heads=4),
+            **small(hidden_size=24, intermediate_size=40, num_attention_heads=2),
             num_hidden_layers=4,
             sliding_window=20,
             rope_parameters={
@@ -167,8 +167,8 @@ def olmo3():
                     "rope_theta": 10000.0,
                     "factor": 8.0,
                     "original_max_position_embeddings": 64,
-                    "beta_fast": 16.0,
-                    "beta_slow": 1.0,
+                    "beta_fast": 2.0,
+                    "beta_slow": 0.5,
                     "attention_factor": 1.25,
                 },
             },
@@ -316,13 +316,15 @@ def odd_qwen3():
             use_sliding_window=True,
             sliding_window=70,
             max_window_layers=2,
+            # Among the frequencies of heads of 20, some are kept, some divided by the factor, some between.
             rope_parameters={
                 "rope_type": "yarn",
-                "rope_theta": 10000.0,
+                "rope_theta": 1000.0,
                 "factor": 4.0,
-                "original_max_position_embeddings": 64,
+                "original_max_position_embeddings": 512,
             },
             attention_bias=True,
+            rms_norm_eps=1e-3,
             tie_word_embeddings=False,
         )
     )
@@ -381,6 +383,7 @@ def odd_olmo3():
                 GLOBAL: {"rope_type": DEFAULT, "rope_theta": 500000.0},
             },
             attention_bias=True,
+            rms_norm_eps=1e-3,
             tie_word_embeddings=True,
         )
     )
@@ -402,6 +405,7 @@ def odd_gemma2():
             layer_types=[GLOBAL, LOCAL],
             attn_logit_softcapping=None,
             final_logit_softcapping=None,
+            rms_norm_eps=1e-2,
             attention_bias=True,
             tie_word_embeddings=False,
         )
@@ -428,6 +432,7 @@ def odd_gemma3():
             },
             final_logit_softcapping=8.0,
             attention_bias=True,
+            rms_norm_eps=1e-2,
         )
     )
 
@@ -604,9 +609,9 @@ RECIPES = {
     "tiny-olmo3": Recipe(olmo3, 71, torch.bfloat16, 0.3, olmo3_spelling),
     "tiny-gemma2": Recipe(gemma2, 81, torch.bfloat16, 0.3, gemma2_spelling),
     "tiny-gemma3": Recipe(gemma3, 91, torch.bfloat16, 0.3, gemma3_spelling),
-    "tiny-phi3": Recipe(phi3, 101, torch.bfloat16, 0.3, phi3_spelling),
+    "tiny-phi3": Recipe(phi3, 101, torch.bfloat16, 0.2, phi3_spelling),
     "tiny-youtu": Recipe(youtu, 111, torch.bfloat16, 0.3, both_copies=True),
-    "odd-llama": Recipe(odd_llama, 13, torch.float16, 0.35, oldest_spelling, shard_bytes=16_000),
+    "odd-llama": Recipe(odd_llama, 13, torch.float16, 0.3, oldest_spelling, shard_bytes=16_000),
     "odd-mistral": Recipe(odd_mistral, 33, torch.float32, 0.35, mistral_spelling),
     "odd-qwen2": Recipe(odd_qwen2, 43, torch.bfloat16, 0.35),
     "odd-qwen3": Recipe(odd_qwen3, 23, torch.float16, 0.35, without_layer_types),
@@ -616,8 +621,8 @@ RECIPES = {
     "odd-gemma2": Recipe(odd_gemma2, 83, torch.float16, 0.35),
     "odd-gemma3": Recipe(odd_gemma3, 93, torch.float32, 0.35),
     "odd-phi3": Recipe(odd_phi3, 103, torch.float16, 0.35),
-    "odd-phi3-long": Recipe(odd_phi3_long, 104, torch.bfloat16, 0.35),
-    "odd-youtu": Recipe(odd_youtu, 113, torch.float16, 0.35, older_spelling, shard_bytes=20_000),
+    "odd-phi3-long": Recipe(odd_phi3_long, 104, torch.bfloat16, 0.3),
+    "odd-youtu": Recipe(odd_youtu, 113, torch.float16, 0.3, older_spelling, shard_bytes=20_000),
 }
 
 
