@@ -1,7 +1,9 @@
 """Makes fixtures/golden: log-probs and gradients by transformers in float32, to compare remit's own with.
 
-    python scripts/goldens/make.py                   # writes fixtures/golden; well under a minute
+    python scripts/goldens/make.py                   # writes fixtures/golden; under a minute
     python scripts/goldens/make.py --check           # makes them again and compares; exit 1 names the worst difference
+
+The models are demo-base, demo-rl, and the tiny-* and odd-* of fixtures/models that are not the -base of another.
 
 <model>.logprobs.json     rows of ids, and log p(x_t | x_<t) of every target; element i belongs to position i + 1.
 <model>.grads.json        a batch with its reference and base log-probs, static weights, and the loss of each weighting.
@@ -24,11 +26,24 @@ from transformers import AutoModelForCausalLM
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "fixtures" / "models"
 GOLDEN = ROOT / "fixtures" / "golden"
-OTHER_FAMILIES = ("tiny-mistral", "tiny-qwen2", "tiny-olmo2", "tiny-smollm3")
+TOKENIZER = MODELS / "demo-base" / "tokenizer.json"
 LENGTHS = [2, 3, 17, 64, 65, 128, 300, 600]
+ODD_LENGTHS = [2, 5, 40, 64, 66, 130, 600]
+# Gradients in every weighting for these two, in the dynamic one for the rest.
+ALL_WEIGHTINGS = ("tiny-llama", "tiny-qwen3")
+# The rows of the gradients. Those of the first models are shorter than the windows and RoPE limits of the later ones.
+GRADIENT_LENGTHS = [5, 80, 23]
+FIRST_GRADIENT_LENGTHS = [5, 40, 23]
+FIRST = (*ALL_WEIGHTINGS, "tiny-mistral", "tiny-qwen2", "tiny-olmo2", "tiny-smollm3")
 EPSILON, TAU = 0.2, 1.0
 LOGPROB_TOLERANCE_NATS = 2e-5
 GRADIENT_TOLERANCE = 1e-5
+
+
+def random_models():
+    """Names of the models with random weights, two or more of a family."""
+    names = sorted(p.name for p in MODELS.iterdir() if p.name.startswith(("tiny-", "odd-")))
+    return [name for name in names if not name.endswith("-base")]
 
 
 def load(name):
@@ -57,9 +72,10 @@ def weights_of(delta):
 
 
 def sample_rows(name, lengths, seed):
-    """Rows of the wanted lengths: random ids of the model's vocabulary and tokens of the corpus by turns."""
+    """Rows of the wanted lengths: random ids of the model's vocabulary and tokens of the corpus by turns, these modulo the
+    vocabulary where it is smaller than the tokenizer's."""
     config = json.loads((MODELS / name / "config.json").read_text())
-    tokenizer = Tokenizer.from_file(str(MODELS / name / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(TOKENIZER))
     texts = [(ROOT / "fixtures/corpus" / path).read_text() for path in ("essays/mid-training.md", "solutions/drill.txt")]
     real = tokenizer.encode_batch(texts)
     rng = random.Random(seed)
@@ -70,7 +86,7 @@ def sample_rows(name, lengths, seed):
         else:
             source = real[i % 2].ids
             start = rng.randrange(len(source) - length)
-            rows.append(source[start : start + length])
+            rows.append([id % config["vocab_size"] for id in source[start : start + length]])
     return rows
 
 
@@ -78,7 +94,7 @@ def make_log_probs(name, out):
     model = load(name)
     rows = []
     with torch.no_grad():
-        for ids in sample_rows(name, LENGTHS, seed=101):
+        for ids in sample_rows(name, ODD_LENGTHS if name.startswith("odd-") else LENGTHS, seed=101):
             rows.append({"input_ids": ids, "logprobs": target_log_probs(model, ids).tolist()})
     record = {
         "model": name,
@@ -98,7 +114,7 @@ def make_gradients(name, out, weightings):
     reference, frozen = perturbed(name, 0.02, seed=5), perturbed(name, 0.01, seed=6)
 
     rows = []
-    for ids in sample_rows(name, [5, 40, 23], seed=202):
+    for ids in sample_rows(name, FIRST_GRADIENT_LENGTHS if name in FIRST else GRADIENT_LENGTHS, seed=202):
         with torch.no_grad():
             # Rounded to float32, as they are stored in a shard.
             rl, base = (target_log_probs(m, ids).float().double() for m in (reference, frozen))
@@ -152,12 +168,10 @@ def make_gradients(name, out, weightings):
 def make(out):
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(2)
-    for name in ("demo-base", "demo-rl", "tiny-llama", "tiny-qwen3", *OTHER_FAMILIES):
+    for name in ("demo-base", "demo-rl", *random_models()):
         make_log_probs(name, out)
-    for name in ("tiny-llama", "tiny-qwen3"):
-        make_gradients(name, out, ("uniform", "static", "dynamic"))
-    for name in OTHER_FAMILIES:
-        make_gradients(name, out, ("dynamic",))
+    for name in random_models():
+        make_gradients(name, out, ("uniform", "static", "dynamic") if name in ALL_WEIGHTINGS else ("dynamic",))
 
 
 def differences(old, new, path=""):
