@@ -10,8 +10,8 @@ use super::architecture::{
 };
 use super::config::Fields;
 use super::layers::{
-    FULL, SLIDING, by_layer_type, check_layer_types, num_blocks, qwen_windows, window_if_used,
-    window_or, windows_of,
+    by_layer_type, check_layer_types, num_blocks, qwen_windows, window_if_used, window_or,
+    windows_of,
 };
 use super::rotary::{self, Rope, RopeDefaults};
 
@@ -157,14 +157,10 @@ fn olmo3(fields: &mut Fields<'_>) -> Result<Architecture, String> {
     let block = olmo_block(fields)?;
     let window = window_or(fields, 4096)?;
     let windows = windows_of(fields, window, &|i| (i + 1) % 4 != 0)?;
-    let theta = 500_000.0;
-    // transformers 5 gives an outer rope_theta to the full layers alone, earlier versions to all.
-    if fields.float("rope_theta", theta)? != theta {
-        return Err(format!(
-            "rope_theta outside rope_parameters is not {theta}, and versions of transformers differ in which layers it is for; write rope_parameters with a rope_theta for {FULL} and {SLIDING}"
-        ));
-    }
-    let rotaries = by_layer_type(fields, block.head_dim, [theta, theta])?;
+    // As in transformers 5, a rope_theta outside rope_parameters is for the full layers alone.
+    let default = 500_000.0;
+    let thetas = [fields.float("rope_theta", default)?, default];
+    let rotaries = by_layer_type(fields, block.head_dim, thetas)?;
     let defaults = Defaults {
         norm_eps: 1e-5,
         ..USUAL
