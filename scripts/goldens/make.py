@@ -72,8 +72,8 @@ def weights_of(delta):
 
 
 def sample_rows(name, lengths, seed):
-    """Rows of the wanted lengths: random ids of the model's vocabulary and tokens of the corpus by turns, these modulo the
-    vocabulary where it is smaller than the tokenizer's."""
+    """Rows of the wanted lengths: random ids of the model's vocabulary and tokens of the corpus by turns, these modulo
+    the vocabulary where it is smaller than the tokenizer's."""
     config = json.loads((MODELS / name / "config.json").read_text())
     tokenizer = Tokenizer.from_file(str(TOKENIZER))
     texts = [(ROOT / "fixtures/corpus" / path).read_text() for path in ("essays/mid-training.md", "solutions/drill.txt")]
