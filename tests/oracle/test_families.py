@@ -29,6 +29,15 @@ STEPS, LR = 20, 2e-3
 NOISE = 0.01
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """On matrices this small a second thread gains nothing, and waits long for its turn on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Family(NamedTuple):
     """What the commands made of one model: the set and the annealed checkpoint, from near copies of the model."""
 
