@@ -72,8 +72,8 @@ def weights_of(delta):
 
 
 def sample_rows(name, lengths, seed):
-    """Rows of the wanted lengths: random ids of the model's vocabulary and tokens of the corpus by turns, these modulo the
-    vocabulary where it is smaller than the tokenizer's."""
+    """Rows of the wanted lengths: random ids of the model's vocabulary and tokens of the corpus by turns, these modulo
+    the vocabulary where it is smaller than the tokenizer's."""
     config = json.loads((MODELS / name / "config.json").read_text())
     tokenizer = Tokenizer.from_file(str(TOKENIZER))
     texts = [(ROOT / "fixtures/corpus" / path).read_text() for path in ("essays/mid-training.md", "solutions/drill.txt")]
@@ -167,7 +167,6 @@ def make_gradients(name, out, weightings):
 
 def make(out):
     out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(2)
     for name in ("demo-base", "demo-rl", *random_models()):
         make_log_probs(name, out)
     for name in random_models():
@@ -215,7 +214,10 @@ def check(committed):
                 if old.keys() != new.keys():
                     where, worst = "tensor names", float("inf")
                 else:
-                    pairs = ((k, ((old[k] - new[k]).norm() / old[k].norm().clamp(min=1e-12)).item()) for k in old)
+                    # A key bias without RoPE shifts all scores of a query alike, so its gradient is 0 but for rounding,
+                    # and has no relative error.
+                    least = 1e-3 * torch.stack([t.norm() for t in old.values()]).norm()
+                    pairs = ((k, ((old[k] - new[k]).norm() / old[k].norm().clamp(min=least)).item()) for k in old)
                     where, worst = max(pairs, key=lambda pair: pair[1])
                 tolerance, unit = GRADIENT_TOLERANCE, "relative"
             verdict = "ok" if worst <= tolerance else "DIFFERS"
@@ -229,6 +231,8 @@ def main():
     parser.add_argument("--out", type=Path, default=GOLDEN)
     parser.add_argument("--check", action="store_true", help="compare --out with freshly made values, write nothing")
     args = parser.parse_args()
+    # Two threads made the committed values; one gives them but for rounding, and does not suffer from a busy machine.
+    torch.set_num_threads(1 if args.check else 2)
     if args.check:
         sys.exit(check(args.out))
     make(args.out)

@@ -2,14 +2,15 @@
 
     python scripts/goldens/models.py                 # a few seconds; needs fixtures/models/demo-base (its tokenizer)
 
-They are not trained. Their matrices are drawn wide enough that the log-probs are far from uniform and a wrong rotation,
-norm or head grouping shows. tiny-* have the vocabulary and the tokenizer of the demo pair, so that commands can run on
-them; odd-* have neither, and shapes that nobody would choose. Between the two of a family is what can differ within it:
-grouped heads, one key head or as many as query heads; a head_dim unrelated to hidden_size; tied and untied heads; biases;
-windows shorter than the rows; every kind of RoPE the family has; settings spelled out and left to defaults, in today's
-names and in those of older checkpoints; f32, f16, bf16; one file or shards. fixtures/models/README.md lists them.
+They are not trained. Their matrices are drawn wide enough that the log-probs are far from uniform and a wrong
+rotation, norm or head grouping shows. tiny-* have the vocabulary and the tokenizer of the demo pair, so that commands can
+run on them; odd-* have neither, and shapes that nobody would choose. Between the two of a family is what can differ
+within it: grouped heads, one key head or as many as query heads; a head_dim unrelated to hidden_size; tied and untied
+heads; biases; windows shorter than the rows; the kinds of RoPE the family has; settings spelled out and left to defaults,
+in today's names and in those of older checkpoints; f32, f16, bf16; one file or shards. fixtures/models/README.md lists
+them.
 
-Every folder is loaded again before the script is done with it, and must give the logits of the model it was written from.
+Every folder is loaded again before the script is done with it, and must give the logits of the model it was made from.
 """
 
 import argparse
@@ -593,7 +594,7 @@ class Recipe:
     dtype: torch.dtype
     width: float = 0.2
     spell: Callable | None = None
-    shard_bytes: int | None = None
+    shard_bytes: int = 1_000_000
     both_copies: bool = False
 
 
@@ -637,14 +638,14 @@ def write(recipe, folder):
     shutil.rmtree(folder, ignore_errors=True)
     model = recipe.build().to(torch.float32)
     randomize(model, recipe.seed, recipe.width)
-    model.to(recipe.dtype).save_pretrained(folder, **({"max_shard_size": recipe.shard_bytes} if recipe.shard_bytes else {}))
+    model.to(recipe.dtype).save_pretrained(folder, max_shard_size=recipe.shard_bytes)
     if recipe.both_copies:
         tensors = load_file(folder / "model.safetensors")
         assert "lm_head.weight" not in tensors
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     weights = sorted(folder.glob("*.safetensors"))
-    assert (len(weights) in (2, 3)) if recipe.shard_bytes else (len(weights) == 1), weights
+    assert len(weights) == (3 if recipe.shard_bytes < 1_000_000 else 1), weights
     for file in weights:
         file.chmod(0o644)
     if recipe.spell:

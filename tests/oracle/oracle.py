@@ -1,16 +1,21 @@
-"""What the tests share: reading shards and corpus files with other libraries, log-probs by transformers, the formula."""
+"""What the tests share: reading shards and corpus files with other libraries, log-probs by transformers, the formula,
+the training in PyTorch."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 import zstandard
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 EOS_ID = 0
+# No weight decay on these. An untied head is a matrix like any other.
+EMBEDDINGS = {"model.embed_tokens.weight"}
 
 
 def load(folder):
@@ -29,6 +34,68 @@ def weights_of(delta, epsilon=0.2, tau=1.0):
     delta = np.asarray(delta, dtype=np.float64)
     centred = delta - delta.mean()
     return np.clip(2.0 / (1.0 + np.exp(-centred / tau)), 1 - epsilon, 1 + epsilon)
+
+
+def train_in_pytorch(learner, rows, weighting, steps, lr, weight_decay=0.1, clip=1.0, epsilon=0.2, tau=1.0):
+    """`steps` steps of AdamW, each over all `rows`, as remit-anneal takes them, in float32: (one dict of metrics a
+    step, final parameters by name)."""
+    model = load(learner)
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and n not in EMBEDDINGS]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or n in EMBEDDINGS]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), eps=1e-8)
+    num_targets = sum(len(row["input_ids"]) - 1 for row in rows)
+    history = []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * (1 - step / steps)
+        optimizer.zero_grad()
+        loss, ntp, weight_sum = 0.0, 0.0, 0.0
+        for row in rows:  # one context at a time; gradients add up
+            log_probs = target_log_probs(model, row["input_ids"])
+            if weighting == "uniform":
+                weight = torch.ones_like(log_probs)
+            elif weighting == "static":
+                weight = torch.tensor(row["weight"][1:], dtype=torch.float64)
+            else:
+                delta = torch.tensor(row["rl_logprob"][1:], dtype=torch.float64) - log_probs.detach()
+                weight = torch.clamp(2 * torch.sigmoid((delta - delta.mean()) / tau), 1 - epsilon, 1 + epsilon)
+            row_loss = -(weight * log_probs).sum() / num_targets
+            row_loss.backward()
+            loss += row_loss.item()
+            ntp -= log_probs.detach().sum().item() / num_targets
+            weight_sum += weight.sum().item()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip).item()
+        optimizer.step()
+        history.append({"loss": loss, "ntp_loss": ntp, "grad_norm": norm, "weight_mean": weight_sum / num_targets})
+    return history, {name: p.detach() for name, p in model.named_parameters()}
+
+
+def metrics_of(folder):
+    """The lines of an annealed model's metrics.jsonl."""
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def stored_tensors(folder):
+    """The tensors of a checkpoint's *.safetensors, by name."""
+    return {name: t for path in sorted(Path(folder).glob("*.safetensors")) for name, t in load_file(path).items()}
+
+
+def perturbed_copy(source, target, scale, seed):
+    """A copy of a checkpoint with N(0, scale) added to every tensor. The files are otherwise alike: names, dtypes,
+    config, and both copies of a tied embedding where both are stored."""
+    shutil.copytree(source, target)
+    generator = torch.Generator().manual_seed(seed)
+    for path in sorted(target.glob("*.safetensors")):
+        tensors = load_file(path)
+        tied = "lm_head.weight" in tensors and json.loads((source / "config.json").read_text())["tie_word_embeddings"]
+        for name, t in sorted(tensors.items()):
+            tensors[name] = (t.float() + scale * torch.randn(t.shape, generator=generator)).to(t.dtype)
+        if tied:
+            tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        path.unlink()
+        save_file(tensors, path, metadata={"format": "pt"})
+    return target
 
 
 def shards(folder):

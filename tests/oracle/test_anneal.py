@@ -1,6 +1,5 @@
 """remit-anneal against transformers, and against the same training written in PyTorch."""
 
-import json
 import random
 import shutil
 
@@ -9,15 +8,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from oracle import load, read_rows, subset, target_log_probs
+from oracle import load, metrics_of, read_rows, subset, target_log_probs, train_in_pytorch
 
 WEIGHTINGS = ("dynamic", "static", "uniform")
 STEPS, LR, WEIGHT_DECAY, CLIP = 4, 1e-3, 0.1, 1.0
 EPSILON, TAU = 0.2, 1.0
-
-
-def metrics_of(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def relative(a, b):
@@ -96,42 +91,9 @@ def small_set(run, corpus, models, tmp_path_factory):
     return learner, out
 
 
-def train_in_pytorch(learner, rows, weighting):
-    """STEPS steps of AdamW over all rows at once: ([(loss, ntp_loss, grad_norm, weight_mean)], final parameters)."""
-    model = load(learner)
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and n not in EMBEDDINGS]
-    others = [p for n, p in model.named_parameters() if p.ndim != 2 or n in EMBEDDINGS]
-    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.95), eps=1e-8)
-    num_targets = sum(len(row["input_ids"]) - 1 for row in rows)
-    history = []
-    for step in range(STEPS):
-        for group in optimizer.param_groups:
-            group["lr"] = LR * (1 - step / STEPS)
-        optimizer.zero_grad()
-        loss, ntp, weight_sum = 0.0, 0.0, 0.0
-        for row in rows:  # one context at a time; gradients add up
-            log_probs = target_log_probs(model, row["input_ids"])
-            if weighting == "uniform":
-                weight = torch.ones_like(log_probs)
-            elif weighting == "static":
-                weight = torch.tensor(row["weight"][1:], dtype=torch.float64)
-            else:
-                delta = torch.tensor(row["rl_logprob"][1:], dtype=torch.float64) - log_probs.detach()
-                weight = torch.clamp(2 * torch.sigmoid((delta - delta.mean()) / TAU), 1 - EPSILON, 1 + EPSILON)
-            row_loss = -(weight * log_probs).sum() / num_targets
-            row_loss.backward()
-            loss += row_loss.item()
-            ntp -= log_probs.detach().sum().item() / num_targets
-            weight_sum += weight.sum().item()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP).item()
-        optimizer.step()
-        history.append({"loss": loss, "ntp_loss": ntp, "grad_norm": norm, "weight_mean": weight_sum / num_targets})
-    return history, {name: p.detach() for name, p in model.named_parameters()}
-
-
-# No weight decay on these. tiny-llama's head is untied, hence a matrix like any other.
-EMBEDDINGS = {"model.embed_tokens.weight"}
+def trained(learner, rows, weighting):
+    """STEPS steps in PyTorch: (metrics of the steps, final parameters)."""
+    return train_in_pytorch(learner, rows, weighting, STEPS, LR, WEIGHT_DECAY, CLIP, EPSILON, TAU)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
@@ -142,7 +104,7 @@ def test_training_follows_pytorch(weighting, small_set, run, tmp_path):
         "--epsilon", EPSILON, "--temperature", TAU, "--lr", LR, "--epochs", STEPS, "--batch-tokens", 1_000_000,
         "--weight-decay", WEIGHT_DECAY, "--clip", CLIP, "--seed", 0)
     rows = read_rows(weights)
-    history, parameters = train_in_pytorch(learner, rows, weighting)
+    history, parameters = trained(learner, rows, weighting)
 
     found = metrics_of(out)
     assert [m["step"] for m in found] == list(range(1, STEPS + 1)), "one step should hold the whole set"
@@ -161,7 +123,7 @@ def test_weightings_differ_after_the_first_step(small_set):
     """The comparison above can tell the weightings apart: their losses differ by more than its tolerance."""
     learner, weights = small_set
     rows = read_rows(weights)
-    last = {w: train_in_pytorch(learner, rows, w)[1] for w in WEIGHTINGS}
+    last = {w: trained(learner, rows, w)[1] for w in WEIGHTINGS}
     name = "model.layers.0.mlp.down_proj.weight"
     assert relative(last["dynamic"][name], last["uniform"][name]) > 2e-4
     assert relative(last["dynamic"][name], last["static"][name]) > 0
