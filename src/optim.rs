@@ -1,9 +1,7 @@
 //! AdamW (Loshchilov & Hutter, arXiv 1711.05101) with its state in f32, gradient clipping, and the
 //! learning-rate schedule.
 
-use rayon::prelude::*;
-
-use crate::model::{Decoder, Error, Gradients};
+use crate::model::{AdamWStep, Decoder, Error, Gradients, Moments};
 
 /// Default peak learning rate: stage 2 of OLMo-2-0425-1B.
 pub const DEFAULT_LEARNING_RATE: f64 = 7.4487e-5;
@@ -18,9 +16,6 @@ pub const DEFAULT_ADAM_EPS: f64 = 1e-8;
 
 /// Added to the norm before it divides, as `torch.nn.utils.clip_grad_norm_` does.
 const CLIP_EPS: f64 = 1e-6;
-
-/// Elements of one task; a constant, so that sums do not depend on the number of threads.
-const CHUNK: usize = 1 << 14;
 
 /// What an optimizer is made with.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -47,42 +42,36 @@ impl Default for AdamWOptions {
     }
 }
 
-/// Moments of one parameter, in its order of elements.
-#[derive(Debug, Clone)]
-struct Moments {
-    first: Vec<f32>,
-    second: Vec<f32>,
-    decayed: bool,
-}
-
 /// The optimizer: two moments a parameter and the number of steps taken.
 #[derive(Debug)]
 pub struct AdamW {
     options: AdamWOptions,
-    moments: Vec<Moments>,
+    /// One pair a parameter, and whether the parameter decays.
+    moments: Vec<(Moments, bool)>,
     num_steps: u64,
 }
 
 impl AdamW {
     /// Zero moments for every parameter of a model.
-    pub fn new(model: &Decoder, options: AdamWOptions) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// When the model's device has not enough memory for them.
+    pub fn new(model: &Decoder, options: AdamWOptions) -> Result<Self, Error> {
         let moments = model
             .parameters()
             .iter()
-            .map(|parameter| {
-                let elements = parameter.shape().iter().product();
-                Moments {
-                    first: vec![0.0; elements],
-                    second: vec![0.0; elements],
-                    decayed: parameter.shape().len() >= 2 && !parameter.is_embedding(),
-                }
+            .enumerate()
+            .map(|(index, parameter)| {
+                let decayed = parameter.shape().len() >= 2 && !parameter.is_embedding();
+                Ok((model.zero_moments(index)?, decayed))
             })
-            .collect();
-        Self {
+            .collect::<Result<_, Error>>()?;
+        Ok(Self {
             options,
             moments,
             num_steps: 0,
-        }
+        })
     }
 
     /// Number of steps taken.
@@ -114,34 +103,21 @@ impl AdamW {
             Some(limit) => (limit / (norm + CLIP_EPS)).min(1.0),
             None => 1.0,
         };
-        let scale = (clip / normalizer) as f32;
         self.num_steps += 1;
         let t = i32::try_from(self.num_steps).unwrap_or(i32::MAX);
         let (beta1, beta2) = self.options.betas;
-        let step_size = (learning_rate / (1.0 - beta1.powi(t))) as f32;
-        let root_correction = ((1.0 - beta2.powi(t)).sqrt()) as f32;
-        let (beta1, beta2, eps) = (beta1 as f32, beta2 as f32, self.options.eps as f32);
-        for (index, moments) in self.moments.iter_mut().enumerate() {
-            let keep = if moments.decayed {
-                (1.0 - learning_rate * self.options.weight_decay) as f32
-            } else {
-                1.0
+        let kept = (1.0 - learning_rate * self.options.weight_decay) as f32;
+        for (index, (moments, decayed)) in self.moments.iter_mut().enumerate() {
+            let step = AdamWStep {
+                gradient_scale: (clip / normalizer) as f32,
+                keep: if *decayed { kept } else { 1.0 },
+                step_size: (learning_rate / (1.0 - beta1.powi(t))) as f32,
+                root_correction: ((1.0 - beta2.powi(t)).sqrt()) as f32,
+                beta1: beta1 as f32,
+                beta2: beta2 as f32,
+                eps: self.options.eps as f32,
             };
-            model.update_parameter(index, gradients, |parameter, gradient| {
-                parameter
-                    .par_chunks_mut(CHUNK)
-                    .zip(gradient.par_chunks(CHUNK))
-                    .zip(moments.first.par_chunks_mut(CHUNK))
-                    .zip(moments.second.par_chunks_mut(CHUNK))
-                    .for_each(|(((p, g), m), v)| {
-                        for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-                            let g = g * scale;
-                            *m += (g - *m) * (1.0 - beta1);
-                            *v = *v * beta2 + g * g * (1.0 - beta2);
-                            *p = *p * keep - step_size * *m / (v.sqrt() / root_correction + eps);
-                        }
-                    });
-            })?;
+            model.adamw_step(index, gradients, moments, step)?;
         }
         gradients.clear()?;
         Ok(norm)

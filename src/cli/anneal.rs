@@ -8,7 +8,7 @@ use clap::Parser;
 use super::progress::Console;
 use super::report::grouped;
 use crate::loss::Weighting;
-use crate::model::ModelSource;
+use crate::model::{DeviceChoice, ModelSource};
 use crate::optim::{
     AdamWOptions, DEFAULT_ADAM_EPS, DEFAULT_BETAS, DEFAULT_CLIP, DEFAULT_LEARNING_RATE,
     DEFAULT_WEIGHT_DECAY,
@@ -86,6 +86,10 @@ pub struct AnnealArgs {
     #[arg(long, default_value_t = 0)]
     seed: u64,
 
+    /// Device to compute on: auto, cpu, cuda or cuda:N; auto takes a GPU if it can
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    device: DeviceChoice,
+
     /// Threads [default: one a core]
     #[arg(long, value_name = "N", value_parser = super::positive)]
     threads: Option<usize>,
@@ -148,6 +152,7 @@ fn resolve(args: AnnealArgs) -> Result<Resolved> {
         weight_decay,
         clip,
         seed,
+        device,
         threads,
         json,
     } = args;
@@ -181,6 +186,7 @@ fn resolve(args: AnnealArgs) -> Result<Resolved> {
                 clip: clip.0,
             },
             seed,
+            device,
         },
         threads,
         json,

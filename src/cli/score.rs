@@ -9,7 +9,7 @@ use super::progress::Console;
 use super::report;
 use crate::corpus::DEFAULT_TEXT_FIELD;
 use crate::demo;
-use crate::model::ModelSource;
+use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::pack::Packing;
 use crate::pipeline::score::{AddToken, DEFAULT_BATCH_TOKENS, ScoreOptions, ScoreReport};
 use crate::pipeline::{self, StopFlag, Usage};
@@ -61,6 +61,14 @@ pub struct ScoreArgs {
     /// Most tokens in a batch; the results do not depend on it
     #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT_BATCH_TOKENS, value_parser = super::positive)]
     batch_tokens: usize,
+
+    /// Dtype that the models compute in; on the CPU bf16 is for their matrices alone
+    #[arg(long, value_enum, default_value_t)]
+    dtype: ComputeDtype,
+
+    /// Device to compute on: auto, cpu, cuda or cuda:N; auto takes a GPU if it can
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    device: DeviceChoice,
 
     /// Static weights lie within 1 - EPSILON and 1 + EPSILON
     #[arg(long, default_value_t = DEFAULT_EPSILON)]
@@ -121,6 +129,8 @@ fn resolve(args: ScoreArgs) -> Result<Resolved> {
         bos,
         eos,
         batch_tokens,
+        dtype,
+        device,
         epsilon,
         temperature,
         exact,
@@ -157,6 +167,8 @@ fn resolve(args: ScoreArgs) -> Result<Resolved> {
             bos,
             eos,
             batch_tokens,
+            dtype,
+            device,
             formula,
             exact,
             part_bytes,

@@ -9,10 +9,12 @@ use safetensors::Dtype;
 use super::Error;
 use super::architecture::{Architecture, EMBEDDING, FINAL_NORM, HEAD};
 use super::block::{BlockParams, BlockTape, Norm};
+use super::device::{Compute, ComputeDtype};
 use super::head::Head;
+use super::ops::adamw::{self, Moments};
 use super::ops::norm::Rms;
 use super::ops::rope::Rotation;
-use super::ops::{RowLayout, tensor, update, view};
+use super::ops::{RowLayout, lookup, lookup_backward, narrowed, tensor};
 use super::parameters::{Gradients, ParamId, Parameter};
 use super::weights::{Checkpoint, ModelSource};
 
@@ -55,28 +57,47 @@ pub struct Decoder {
     embedding: ParamId,
     final_norm: Norm,
     head: ParamId,
+    /// Dtype of the copy of a tied head that the checkpoint stores beside the embedding.
+    second_head: Option<Dtype>,
 }
 
 impl Decoder {
-    /// Reads config.json and the weights, as f32. Everything is checked before a tensor is read.
+    /// Reads config.json and the weights to compute in f32 on the CPU. Everything is checked before a
+    /// tensor is read.
     pub fn load(source: &ModelSource) -> Result<Self, Error> {
+        Self::load_on(source, &Compute::default())
+    }
+
+    /// [`Decoder::load`] for another device or dtype.
+    ///
+    /// # Errors
+    ///
+    /// As [`Decoder::load`], and when the device has not enough memory.
+    pub fn load_on(source: &ModelSource, compute: &Compute) -> Result<Self, Error> {
         let architecture = source.architecture()?;
         let checkpoint = Checkpoint::open(source)?;
         checkpoint.verify(&architecture)?;
-        Self::from_checkpoint(source, architecture, &checkpoint)
+        checkpoint.check_second_head(&architecture)?;
+        Self::from_checkpoint(source, architecture, &checkpoint, compute)
     }
 
     fn from_checkpoint(
         source: &ModelSource,
         architecture: Architecture,
         checkpoint: &Checkpoint,
+        compute: &Compute,
     ) -> Result<Self, Error> {
         let mut parameters = Vec::new();
         for (name, shape) in architecture.tensors() {
             let values = checkpoint.load(&name)?;
+            // Vectors stay f32: they are small, and enter where the computation is f32 anyway.
+            let tensor = match compute.dtype {
+                ComputeDtype::Bf16 if shape.len() > 1 => narrowed(&values, shape)?,
+                _ => tensor(values, shape)?,
+            };
             parameters.push(Parameter {
                 stored_dtype: checkpoint.dtype(&name).unwrap_or(Dtype::F32),
-                tensor: tensor(values, shape)?,
+                tensor: compute.device.take(tensor)?,
                 name,
             });
         }
@@ -94,6 +115,7 @@ impl Decoder {
         let embedding = find(EMBEDDING)?;
         Ok(Self {
             name: source.to_string(),
+            second_head: checkpoint.dtype(HEAD).filter(|_| architecture.tied_head),
             embedding,
             final_norm: Norm {
                 weight: find(FINAL_NORM)?,
@@ -142,19 +164,37 @@ impl Decoder {
         (widest + 4 * self.architecture.hidden_size) * size_of::<f32>()
     }
 
-    /// Lets `f` change the parameter at `index`, given the sum of its gradients.
-    pub(crate) fn update_parameter(
+    /// Changes the parameter at `index` by one step of AdamW, given the sum of its gradients.
+    pub(crate) fn adamw_step(
         &self,
         index: ParamId,
         gradients: &Gradients,
-        mut f: impl FnMut(&mut [f32], &[f32]),
+        moments: &mut Moments,
+        step: adamw::Step,
     ) -> Result<(), Error> {
-        let gradient: &[f32] = &view(gradients.sum_of(index, self)?)?;
-        update(self.weight(index), |parameter| f(parameter, gradient))
+        let gradient = gradients.sum_of(index, self)?;
+        adamw::step(self.weight(index), gradient, moments, step)
+    }
+
+    /// Zero moments of the parameter at `index`.
+    pub(crate) fn zero_moments(&self, index: ParamId) -> Result<Moments, Error> {
+        Moments::of(self.weight(index))
     }
 
     pub(super) fn weight(&self, id: ParamId) -> &Tensor {
         &self.parameters[id].tensor
+    }
+
+    /// What a file has to hold: every parameter, and a tied head's copy if it was stored.
+    pub(super) fn stored(&self) -> impl Iterator<Item = (&str, &Tensor, Dtype)> {
+        let embedding = &self.parameters[self.embedding];
+        let copy = self
+            .second_head
+            .map(|dtype| (HEAD, &embedding.tensor, dtype));
+        self.parameters
+            .iter()
+            .map(|p| (p.name.as_str(), &p.tensor, p.stored_dtype))
+            .chain(copy)
     }
 
     /// The output head, `[vocab, H]`.
@@ -237,33 +277,12 @@ impl Decoder {
     }
 
     fn embed(&self, ids: &[u32]) -> Result<Tensor, Error> {
-        let hidden = self.architecture.hidden_size;
         let scale = self.architecture.embedding_scale;
-        let table: &[f32] = &view(self.weight(self.embedding))?;
-        let mut x = Vec::with_capacity(ids.len() * hidden);
-        for &id in ids {
-            let at = id as usize * hidden;
-            let embedding = &table[at..at + hidden];
-            match scale {
-                1.0 => x.extend_from_slice(embedding),
-                _ => x.extend(embedding.iter().map(|value| value * scale)),
-            }
-        }
-        tensor(x, (ids.len(), hidden))
+        lookup(self.weight(self.embedding), ids, scale)
     }
 
     fn embed_backward(&self, ids: &[u32], dx: &Tensor, grads: &mut Gradients) -> Result<(), Error> {
-        let hidden = self.architecture.hidden_size;
         let sum = grads.sum(self.embedding, self.weight(self.embedding))?;
-        let scale = self.architecture.embedding_scale;
-        let dx: &[f32] = &view(dx)?;
-        update(&sum, |sum| {
-            for (&id, dx) in ids.iter().zip(dx.chunks_exact(hidden)) {
-                let at = id as usize * hidden;
-                for (sum, dx) in sum[at..at + hidden].iter_mut().zip(dx) {
-                    *sum += dx * scale;
-                }
-            }
-        })
+        lookup_backward(&sum, ids, dx, self.architecture.embedding_scale)
     }
 }

@@ -113,6 +113,16 @@ pub enum Error {
         /// Norm of the gradient, infinite or NaN.
         norm: f64,
     },
+    /// A GPU was asked for, and can't be used.
+    #[error(
+        "the GPU cuda:{number} can't be used: {reason}\nhint: --device cpu computes without one"
+    )]
+    NoGpu {
+        /// Number of the GPU.
+        number: usize,
+        /// Why.
+        reason: String,
+    },
     /// A product would have more elements than memory can address.
     #[error("a matrix of {rows} x {cols} is too large for this machine; lower --batch-tokens")]
     TooLarge {

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::Error;
 use super::gemm::{self, Mat, MatMut, Threads, Write};
-use super::ops::{RowLayout, tensor, update, view};
+use super::ops::{RowLayout, tensor, update, view, widened};
 use super::simd::{exp, exp_shifted, max, soft_cap, soft_cap_slope, sum_exp_shifted, vectorized};
 
 /// Targets of a tile when only log-probs are wanted.
@@ -26,13 +26,13 @@ const LEAST_LOGITS_ROWS: usize = 32;
 
 /// A log-sum-exp over blocks of logits: exact in its maximum, its sum in f64.
 #[derive(Clone, Copy)]
-struct LogSumExp {
+pub(super) struct LogSumExp {
     max: f32,
     sum: f64,
 }
 
 impl LogSumExp {
-    const EMPTY: Self = Self {
+    pub(super) const EMPTY: Self = Self {
         max: f32::NEG_INFINITY,
         sum: 0.0,
     };
@@ -47,17 +47,27 @@ impl LogSumExp {
         self.sum += f64::from(sum_exp_shifted(logits, self.max));
     }
 
-    fn value(self) -> f64 {
+    /// Takes in a block whose largest logit is `block_max`, and whose sum of `e^(logit - block_max)`
+    /// is `sum`.
+    pub(super) fn merge(&mut self, block_max: f32, sum: f32) {
+        if block_max > self.max {
+            self.sum *= f64::from(self.max - block_max).exp();
+            self.max = block_max;
+        }
+        self.sum += f64::from(sum) * f64::from(block_max - self.max).exp();
+    }
+
+    pub(super) fn value(self) -> f64 {
         f64::from(self.max) + self.sum.ln()
     }
 
-    fn log_prob(self, logit: f32) -> f32 {
+    pub(super) fn log_prob(self, logit: f32) -> f32 {
         (f64::from(logit) - self.value()) as f32
     }
 }
 
 /// Positions whose hidden state predicts a target, and the targets' ids.
-fn targets(ids: &[u32], layout: &RowLayout) -> (Vec<usize>, Vec<u32>) {
+pub(super) fn targets(ids: &[u32], layout: &RowLayout) -> (Vec<usize>, Vec<u32>) {
     let mut positions = Vec::with_capacity(ids.len());
     let mut next = Vec::with_capacity(ids.len());
     for row in layout.rows() {
@@ -106,7 +116,7 @@ pub(crate) fn log_probs(
 ) -> Result<Vec<f32>, Error> {
     let (vocab, width) = head.weight.dims2()?;
     let cap = head.soft_cap;
-    let (hidden, head): (&[f32], &[f32]) = (&view(hidden)?, &view(head.weight)?);
+    let hidden: &[f32] = &view(hidden)?;
     let (positions, next) = targets(ids, layout);
     let mut out = Vec::with_capacity(next.len());
     let mut logits = vec![0.0; TOKEN_TILE * VOCAB_TILE.min(vocab)];
@@ -116,8 +126,8 @@ pub(crate) fn log_probs(
         for start in (0..vocab).step_by(VOCAB_TILE) {
             let entries = VOCAB_TILE.min(vocab - start);
             let block = &mut logits[..next.len() * entries];
-            let weights = &head[start * width..(start + entries) * width];
-            gemm::project_into(block, &rows, weights, next.len(), entries);
+            let weights = head.weight.narrow(0, start, entries)?;
+            gemm::project_into(block, &rows, &widened(&weights)?, next.len(), entries);
             state
                 .par_iter_mut()
                 .zip(block.par_chunks_mut(entries))

@@ -8,8 +8,10 @@
 
 mod architecture;
 mod block;
+mod composed_head;
 mod config;
 mod decoder;
+mod device;
 mod error;
 mod families;
 mod gemm;
@@ -19,19 +21,25 @@ mod ops;
 mod parameters;
 mod rotary;
 mod simd;
+#[cfg(test)]
+mod tests;
 pub mod weights;
 
-use safetensors::Dtype;
 use std::borrow::Cow;
+
+use candle_core::Tensor;
+use safetensors::Dtype;
 
 pub use architecture::{
     Activation, Architecture, Block, Latent, LongRotary, NormPlacement, Projections, QkNorm, Rotary,
 };
 pub use decoder::Decoder;
+pub use device::{Compute, ComputeDevice, ComputeDtype, DeviceChoice};
 pub use error::Error;
 pub use families::SUPPORTED_MODEL_TYPES;
 pub use head::Weigh;
 pub use ops::RowLayout;
+pub(crate) use ops::adamw::{Moments, Step as AdamWStep};
 pub use parameters::{Gradients, Parameter};
 pub use weights::{Builtin, Checkpoint, ModelSource};
 
@@ -59,7 +67,11 @@ impl Decoder {
     pub fn target_log_probs(&self, rows: &[&[TokenId]]) -> Result<Vec<Vec<f32>>, Error> {
         let batch = self.batch(rows)?;
         let hidden = self.forward(&batch, None)?;
-        let all = head::log_probs(&hidden, self.head().1, &batch.ids, &batch.layout)?;
+        let compute = match ops::is_ours(&hidden) {
+            true => head::log_probs,
+            false => composed_head::log_probs,
+        };
+        let all = compute(&hidden, self.head().1, &batch.ids, &batch.layout)?;
         let mut rest = all.as_slice();
         let mut out = Vec::with_capacity(rows.len());
         for row in rows {
@@ -92,7 +104,11 @@ impl Decoder {
         let hidden = self.forward(&batch, Some(&mut tape))?;
         let (id, head) = self.head();
         let head_sum = gradients.sum(id, head.weight)?;
-        let d_hidden = head::gradients(
+        let compute = match ops::is_ours(&hidden) {
+            true => head::gradients,
+            false => composed_head::gradients,
+        };
+        let d_hidden = compute(
             &hidden,
             head,
             &head_sum,
@@ -125,7 +141,7 @@ impl Decoder {
     /// [`Error::NotFinite`] for the first that is not.
     pub fn check_exportable(&self) -> Result<(), Error> {
         for parameter in self.parameters() {
-            let values: &[f32] = &ops::view(&parameter.tensor)?;
+            let values = parameter.to_vec()?;
             let limit = weights::largest(parameter.stored_dtype);
             let bad = |value: &f32| !(value.is_finite() && value.abs() <= limit);
             if let Some(element) = values.iter().position(bad) {
@@ -152,33 +168,36 @@ impl Decoder {
     ) -> Result<(), safetensors::SafeTensorError> {
         let metadata = [("format".to_owned(), "pt".to_owned())].into();
         let tensors = self
-            .parameters()
-            .iter()
-            .map(|p| (p.name.as_str(), Export(p)));
+            .stored()
+            .map(|(name, tensor, dtype)| (name, Export { tensor, dtype }));
         safetensors::serialize_to_file(tensors, Some(metadata), path)
     }
 }
 
 /// A parameter on its way into a file.
-struct Export<'a>(&'a Parameter);
+struct Export<'a> {
+    tensor: &'a Tensor,
+    dtype: Dtype,
+}
 
 impl safetensors::View for Export<'_> {
     fn dtype(&self) -> Dtype {
-        self.0.stored_dtype
+        self.dtype
     }
 
     fn shape(&self) -> &[usize] {
-        self.0.shape()
+        self.tensor.dims()
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        match ops::view(&self.0.tensor) {
-            Ok(values) => Cow::Owned(weights::narrow(&values, self.0.stored_dtype)),
-            Err(_) => unreachable!("parameters are contiguous f32 tensors on the CPU"),
+        match ops::to_host(self.tensor) {
+            Ok(values) => Cow::Owned(weights::narrow(&values, self.dtype)),
+            // Seen before by `check_exportable`, which copies every parameter in the same way.
+            Err(error) => panic!("a parameter can't be copied from its device: {error}"),
         }
     }
 
     fn data_len(&self) -> usize {
-        self.0.tensor.elem_count() * weights::width(self.0.stored_dtype).unwrap_or(4)
+        self.tensor.elem_count() * weights::width(self.dtype).unwrap_or(4)
     }
 }

@@ -6,7 +6,7 @@ use safetensors::Dtype;
 use super::Error;
 use super::architecture::EMBEDDING;
 use super::decoder::Decoder;
-use super::ops::{sum_of_squares, tensor, update, view};
+use super::ops::{clear, sum_of_squares, to_host};
 
 /// Index of a parameter in the order of [`Architecture::tensors`].
 pub(crate) type ParamId = usize;
@@ -34,7 +34,7 @@ impl Parameter {
 
     /// A copy of the elements, row-major.
     pub fn to_vec(&self) -> Result<Vec<f32>, Error> {
-        Ok(view(&self.tensor)?.to_vec())
+        to_host(&self.tensor)
     }
 }
 
@@ -55,7 +55,7 @@ impl Gradients {
     /// The sum for the parameter at `index` of [`Decoder::parameters`], row-major.
     pub fn get(&self, index: usize) -> Result<Option<Vec<f32>>, Error> {
         match self.sums.get(index) {
-            Some(Some(sum)) => Ok(Some(view(sum)?.to_vec())),
+            Some(Some(sum)) => Ok(Some(to_host(sum)?)),
             _ => Ok(None),
         }
     }
@@ -80,7 +80,7 @@ impl Gradients {
     pub fn norm(&self, model: &Decoder) -> Result<f64, Error> {
         let mut squares = 0.0;
         for index in 0..model.parameters().len() {
-            squares += sum_of_squares(&view(self.sum_of(index, model)?)?);
+            squares += sum_of_squares(self.sum_of(index, model)?)?;
         }
         Ok(squares.sqrt())
     }
@@ -93,7 +93,7 @@ impl Gradients {
         match slot {
             Some(sum) => Ok(sum.clone()),
             None => {
-                let sum = tensor(vec![0.0; like.elem_count()], like.dims())?;
+                let sum = like.zeros_like()?;
                 *slot = Some(sum.clone());
                 Ok(sum)
             }
@@ -103,7 +103,7 @@ impl Gradients {
     /// Sets every sum back to zero and keeps the memory.
     pub fn clear(&mut self) -> Result<(), Error> {
         for sum in self.sums.iter().flatten() {
-            update(sum, |sum| sum.fill(0.0))?;
+            clear(sum)?;
         }
         Ok(())
     }

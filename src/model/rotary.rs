@@ -235,8 +235,14 @@ fn yarn(
         }
         None => magnitude(factor, 1.0) as f32,
     };
-    let fast = rope.float("beta_fast", 32.0)?;
-    let slow = rope.float("beta_slow", 1.0)?;
+    let mut turns = |name: &'static str, default: f64| -> Result<f64, String> {
+        match rope.float(name, default)? {
+            0.0 => Ok(default),
+            turns => Ok(turns),
+        }
+    };
+    let fast = turns("beta_fast", 32.0)?;
+    let slow = turns("beta_slow", 1.0)?;
     let truncate = rope.boolean("truncate", true)?;
     let features = 2 * periods.len();
     // The pair of features that turns this often within the context.

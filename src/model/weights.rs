@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 
 use super::Error;
-use super::architecture::{Architecture, HEAD};
+use super::architecture::{Architecture, EMBEDDING, HEAD};
 use crate::fs::{self, Digest, MappedFile};
 
 const SINGLE_FILE: &str = "model.safetensors";
@@ -261,6 +261,27 @@ impl Checkpoint {
         } else {
             Err(self.unfit(problems))
         }
+    }
+
+    /// Refuses a tied checkpoint that stores the head as well, and differently: transformers then
+    /// does not tie them.
+    pub(super) fn check_second_head(&self, architecture: &Architecture) -> Result<(), Error> {
+        let stored = (self.tensors.get(EMBEDDING), self.tensors.get(HEAD));
+        let (true, (Some(embedding), Some(head))) = (architecture.tied_head, stored) else {
+            return Ok(());
+        };
+        let bytes = |stored: &Stored| &self.files[stored.file].1[stored.range.clone()];
+        let is_same = if embedding.dtype == head.dtype {
+            bytes(embedding) == bytes(head)
+        } else {
+            self.load(EMBEDDING)? == self.load(HEAD)?
+        };
+        if is_same {
+            return Ok(());
+        }
+        Err(self.unfit(vec![format!(
+            "{HEAD} differs from {EMBEDDING}, though config.json ties them; remove one or set tie_word_embeddings to false"
+        )]))
     }
 
     /// A tensor's elements as f32, row-major.

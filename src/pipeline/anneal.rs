@@ -7,12 +7,14 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{BadInput, Progress, StopFlag, Usage, tokenizer_of};
+use super::{BadInput, Progress, StopFlag, Usage, open_device, tokenizer_of};
 use crate::batch::{Order, micro_batches};
 use crate::demo;
 use crate::fs::{self, AtomicFile};
 use crate::loss::{LossSums, Weighting};
-use crate::model::{self, Checkpoint, Decoder, Gradients, ModelSource};
+use crate::model::{
+    self, Checkpoint, Compute, ComputeDtype, Decoder, DeviceChoice, Gradients, ModelSource,
+};
 use crate::optim::{AdamW, AdamWOptions, LinearSchedule};
 use crate::shard::manifest::{MANIFEST_FILE, Manifest};
 use crate::shard::read::ShardSet;
@@ -84,6 +86,8 @@ pub struct AnnealOptions {
     pub micro_batch_tokens: usize,
     /// Weight decay and clipping.
     pub optimizer: AdamWOptions,
+    /// Device that the learner computes on.
+    pub device: DeviceChoice,
     /// Seed of the order of the rows.
     pub seed: u64,
 }
@@ -184,8 +188,12 @@ pub fn run(
         .into());
     }
 
+    let compute = Compute {
+        device: open_device(options.device, progress)?,
+        dtype: ComputeDtype::F32,
+    };
     progress.note(&format!("loading {source}"));
-    let model = Decoder::load(&source)?;
+    let model = Decoder::load_on(&source, &compute)?;
     let fingerprint = Checkpoint::open(&source)?.fingerprint()?;
     fs::create_dir_all(&options.output)?;
     let metrics_path = options.output.join(METRICS_FILE);
@@ -199,7 +207,7 @@ pub fn run(
         options,
         formula,
         gradients: Gradients::new(model.parameters().len()),
-        optimizer: AdamW::new(&model, options.optimizer),
+        optimizer: AdamW::new(&model, options.optimizer)?,
         schedule,
         model,
     };
@@ -261,6 +269,8 @@ pub fn run(
         "betas": options.optimizer.betas,
         "adam_eps": options.optimizer.eps,
         "seed": options.seed,
+        "device": compute.device.to_string(),
+        "dtype": compute.dtype.to_string(),
         "tokens": tokens,
     });
     export(&trainer.model, &source, &options.output, &provenance)?;

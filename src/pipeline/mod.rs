@@ -8,7 +8,7 @@ pub mod score;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::model::{self, ModelSource};
+use crate::model::{self, ComputeDevice, DeviceChoice, ModelSource};
 use crate::tokenize::TextTokenizer;
 
 /// Hears how far a run is.
@@ -62,6 +62,18 @@ pub struct Usage(pub String);
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct BadInput(pub String);
+
+/// Opens the device that was asked for, and says which it is if that was left open.
+pub(crate) fn open_device(
+    choice: DeviceChoice,
+    progress: &dyn Progress,
+) -> Result<ComputeDevice, model::Error> {
+    let (device, why_not_a_gpu) = ComputeDevice::open(choice)?;
+    if let Some(reason) = why_not_a_gpu {
+        progress.note(&format!("computing on the {device}: {reason}"));
+    }
+    Ok(device)
+}
 
 /// The tokenizer of a model, without special tokens.
 pub(crate) fn tokenizer_of(source: &ModelSource) -> anyhow::Result<TextTokenizer> {

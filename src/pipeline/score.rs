@@ -11,10 +11,10 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use anyhow::{Context, Result};
 
 use super::resume::{complete, missing_parts, refuse_output_inside_input, settle_plan};
-use super::{BadInput, Progress, StopFlag, Usage, json_of, tokenizer_of};
+use super::{BadInput, Progress, StopFlag, Usage, json_of, open_device, tokenizer_of};
 use crate::corpus::{Corpus, CorpusOptions, Part};
 use crate::fs::{self, AtomicFile, Digest};
-use crate::model::{Checkpoint, Decoder, ModelSource};
+use crate::model::{Checkpoint, Compute, ComputeDtype, Decoder, DeviceChoice, ModelSource};
 use crate::pack::{PackStats, Packer, Packing};
 use crate::shard::manifest::{CorpusEntry, Manifest, ModelIdentity, Plan, TokenizerIdentity};
 use crate::shard::schema::FORMAT_VERSION;
@@ -71,6 +71,10 @@ pub struct ScoreOptions {
     pub eos: AddToken,
     /// Most tokens of a batch.
     pub batch_tokens: usize,
+    /// Dtype that the models compute in.
+    pub dtype: ComputeDtype,
+    /// Device that the models compute on.
+    pub device: DeviceChoice,
     /// Formula of the static weights.
     pub formula: WeightFormula,
     /// Keep all 23 bits of the mantissas.
@@ -236,7 +240,7 @@ impl Models {
                 path: source.to_string(),
                 fingerprint: checkpoint.fingerprint()?,
                 model_type: architecture.model_type,
-                dtype: "f32".to_owned(),
+                dtype: options.dtype.to_string(),
             })
         };
         Ok(Plan {
@@ -276,12 +280,16 @@ impl Models {
         plan: Digest,
         progress: &dyn Progress,
     ) -> Result<Scorer<'a>> {
+        let compute = Compute {
+            device: open_device(options.device, progress)?,
+            dtype: options.dtype,
+        };
         progress.note(&format!("loading {}", options.rl));
-        let rl = Decoder::load(&options.rl)?;
+        let rl = Decoder::load_on(&options.rl, &compute)?;
         let base = match &options.base {
             Some(source) => {
                 progress.note(&format!("loading {source}"));
-                Some(Decoder::load(source)?)
+                Some(Decoder::load_on(source, &compute)?)
             }
             None => None,
         };

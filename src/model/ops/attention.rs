@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 use std::ops::Range;
 
-use super::{RowLayout, tensor, view};
+use super::{RowLayout, composed, is_ours, tensor, view};
 use crate::model::Error;
 use crate::model::gemm::{Mat, MatMut, Threads, Write, matmul};
 use crate::model::simd::{dot, exp_shifted, max, soft_cap, soft_cap_slope, vectorized};
@@ -47,13 +47,13 @@ impl Shape {
     }
 
     /// First position that the query at `position` sees.
-    fn first_seen(self, position: usize) -> usize {
+    pub(super) fn first_seen(self, position: usize) -> usize {
         self.window
             .map_or(0, |window| (position + 1).saturating_sub(window))
     }
 
     /// Positions that a tile of queries sees between them.
-    fn seen(self, tile: &Range<usize>) -> Range<usize> {
+    pub(super) fn seen(self, tile: &Range<usize>) -> Range<usize> {
         self.first_seen(tile.start)..tile.end
     }
 
@@ -153,6 +153,9 @@ pub(crate) fn forward(
     layout: &RowLayout,
     shape: Shape,
 ) -> Result<Tensor, Error> {
+    if !is_ours(q) {
+        return composed::attention(q, k, v, layout, shape);
+    }
     let (q_values, k, v): (&[f32], &[f32], &[f32]) = (&view(q)?, &view(k)?, &view(v)?);
     let (width, k_width, dim) = (shape.query_width(), shape.key_width(), shape.head_dim);
     let (v_width, out_width, v_dim) = (shape.value_width(), shape.out_width(), shape.value_dim);
@@ -217,6 +220,9 @@ pub(crate) fn backward(
     layout: &RowLayout,
     shape: Shape,
 ) -> Result<(Tensor, Tensor, Tensor), Error> {
+    if !is_ours(q) {
+        return composed::attention_backward(d_out, q, k, v, out, layout, shape);
+    }
     let (width, k_width, dim) = (shape.query_width(), shape.key_width(), shape.head_dim);
     let (v_width, out_width, v_dim) = (shape.value_width(), shape.out_width(), shape.value_dim);
     let (d_out, out): (&[f32], &[f32]) = (&view(d_out)?, &view(out)?);

@@ -8,7 +8,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{rows_per_task, tensor, view};
+use super::{composed, is_ours, rows_per_task, tensor, view};
 use crate::model::Error;
 
 /// Features of a head.
@@ -38,6 +38,9 @@ pub(crate) fn forward(
     shared: &Tensor,
     parts: Parts,
 ) -> Result<(Tensor, Tensor), Error> {
+    if !is_ours(kv) {
+        return composed::latent(kv, shared, parts);
+    }
     let (tokens, width) = kv.dims2()?;
     let heads = width / parts.pair();
     let (kv, shared): (&[f32], &[f32]) = (&view(kv)?, &view(shared)?);
@@ -71,6 +74,9 @@ pub(crate) fn backward(
     d_values: &Tensor,
     parts: Parts,
 ) -> Result<(Tensor, Tensor), Error> {
+    if !is_ours(d_keys) {
+        return composed::latent_backward(d_keys, d_values, parts);
+    }
     let (tokens, width) = d_keys.dims2()?;
     let heads = width / parts.key();
     let (d_keys, d_values): (&[f32], &[f32]) = (&view(d_keys)?, &view(d_values)?);

@@ -3,16 +3,19 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{dims, rows_per_task, tensor, update, view};
+use super::{composed, dims, is_ours, rows_per_task, tensor, update, view, widened};
 use crate::model::Error;
 use crate::model::gemm::{self, Mat, MatMut, Threads, Write};
 
 /// `x` `[tokens, in]`, `w` `[out, in]`, `b` `[out]` -> `[tokens, out]`.
 pub(crate) fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor, Error> {
+    if !is_ours(x) {
+        return composed::linear(x, w, b);
+    }
     let (tokens, _) = dims(x)?;
     let (out, _) = dims(w)?;
     gemm::elements(tokens, out)?;
-    let mut y = gemm::project(&view(x)?, &view(w)?, tokens, out);
+    let mut y = gemm::project(&view(x)?, &widened(w)?, tokens, out);
     if let Some(b) = b {
         let b: &[f32] = &view(b)?;
         y.par_chunks_mut(out * rows_per_task(out)).for_each(|rows| {
@@ -32,6 +35,9 @@ pub(crate) fn backward_input(
     w: &Tensor,
     onto: Option<Tensor>,
 ) -> Result<Tensor, Error> {
+    if !is_ours(dy) {
+        return composed::linear_backward_input(dy, w, onto);
+    }
     let (tokens, out) = dims(dy)?;
     let (_, inner) = dims(w)?;
     let (dy, w): (&[f32], &[f32]) = (&view(dy)?, &view(w)?);
@@ -59,6 +65,9 @@ pub(crate) fn backward_input(
 
 /// Gradient with respect to `w`: `dyᵀ x`, `[out, in]`, added to `sum` in place.
 pub(crate) fn accumulate_weight(sum: &Tensor, dy: &Tensor, x: &Tensor) -> Result<(), Error> {
+    if !is_ours(sum) {
+        return composed::accumulate_weight(sum, dy, x);
+    }
     let (tokens, out) = dims(dy)?;
     let (_, inner) = dims(x)?;
     let (dy, x): (&[f32], &[f32]) = (&view(dy)?, &view(x)?);
@@ -75,6 +84,9 @@ pub(crate) fn accumulate_weight(sum: &Tensor, dy: &Tensor, x: &Tensor) -> Result
 
 /// Gradient with respect to `b`: the sum of `dy` over the tokens, `[out]`, added to `sum` in place.
 pub(crate) fn accumulate_bias(sum: &Tensor, dy: &Tensor) -> Result<(), Error> {
+    if !is_ours(sum) {
+        return composed::accumulate_bias(sum, dy);
+    }
     let (_, out) = dims(dy)?;
     let dy: &[f32] = &view(dy)?;
     update(sum, |sum| {

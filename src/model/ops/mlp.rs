@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{CHUNK, tensor, view};
+use super::{CHUNK, composed, is_ours, tensor, view};
 use crate::model::Error;
 use crate::model::architecture::Activation;
 use crate::model::simd::{exp, vectorized};
@@ -60,6 +60,9 @@ impl Curve for GeluTanh {
 
 /// `activation(gate) * up`, elementwise.
 pub(crate) fn forward(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor, Error> {
+    if !is_ours(gate) {
+        return composed::mlp(gate, up, activation);
+    }
     match activation {
         Activation::Silu => forward_as::<Silu>(gate, up),
         Activation::GeluTanh => forward_as::<GeluTanh>(gate, up),
@@ -73,6 +76,9 @@ pub(crate) fn backward(
     up: &Tensor,
     activation: Activation,
 ) -> Result<(Tensor, Tensor), Error> {
+    if !is_ours(gate) {
+        return composed::mlp_backward(dy, gate, up, activation);
+    }
     match activation {
         Activation::Silu => backward_as::<Silu>(dy, gate, up),
         Activation::GeluTanh => backward_as::<GeluTanh>(dy, gate, up),

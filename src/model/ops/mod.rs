@@ -5,9 +5,13 @@
 //! record one. Token tensors are `[tokens, features]`, where the tokens of all rows of a batch stand
 //! one after another without padding (see [`RowLayout`]).
 //!
-//! On the CPU, a token's results depend on its own row alone, bit for bit.
+//! On the CPU, a token's results depend on its own row alone, bit for bit. There, everything is f32 but
+//! the matrices, which may be kept in bf16 and are widened where they are used. On other devices
+//! the operations are put together from the tensor library's own ([`composed`]).
 
+pub(crate) mod adamw;
 pub(crate) mod attention;
+pub(crate) mod composed;
 pub(crate) mod latent;
 pub(crate) mod linear;
 pub(crate) mod mlp;
@@ -16,7 +20,8 @@ pub(crate) mod rope;
 
 use std::ops::{Deref, Range};
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Shape, Storage, Tensor};
+use half::bf16;
 use rayon::prelude::*;
 
 use super::Error;
@@ -106,6 +111,130 @@ pub(crate) fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor
     )?)
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Makes this thread take the composed operations on the CPU too.
+    pub(crate) static COMPOSED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Whether the kernels of this crate can work on a tensor: it is on the CPU.
+pub(crate) fn is_ours(x: &Tensor) -> bool {
+    #[cfg(test)]
+    if COMPOSED.get() {
+        return false;
+    }
+    x.device().is_cpu()
+}
+
+/// The elements of a matrix as f32: a view, or widened.
+pub(crate) enum Widened<'a> {
+    View(View<'a>),
+    Owned(Vec<f32>),
+}
+
+impl Deref for Widened<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match self {
+            Self::View(view) => view,
+            Self::Owned(values) => values,
+        }
+    }
+}
+
+/// The elements of a contiguous f32 or bf16 tensor on the CPU as f32, row-major.
+pub(crate) fn widened(x: &Tensor) -> Result<Widened<'_>, Error> {
+    if x.dtype() != DType::BF16 {
+        return Ok(Widened::View(view(x)?));
+    }
+    let (guard, layout) = x.storage_and_layout();
+    match (&*guard, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::BF16(values)), Some((start, end))) => {
+            let values = &values[start..end];
+            let mut wide = vec![0.0; values.len()];
+            wide.par_chunks_mut(CHUNK)
+                .zip(values.par_chunks(CHUNK))
+                .for_each(|(wide, values)| {
+                    for (wide, value) in wide.iter_mut().zip(values) {
+                        *wide = value.to_f32();
+                    }
+                });
+            Ok(Widened::Owned(wide))
+        }
+        _ => Err(Error::Internal(
+            "an operation was given a bf16 tensor that is not contiguous on the CPU",
+        )),
+    }
+}
+
+/// f32 elements as a bf16 tensor on the CPU, rounded to nearest even.
+pub(crate) fn narrowed(values: &[f32], shape: impl Into<Shape>) -> Result<Tensor, Error> {
+    let narrow: Vec<bf16> = values.par_iter().map(|v| bf16::from_f32(*v)).collect();
+    Ok(Tensor::from_vec(
+        narrow,
+        shape.into(),
+        &candle_core::Device::Cpu,
+    )?)
+}
+
+/// A copy of the elements in memory, row-major, wherever they are.
+pub(crate) fn to_host(x: &Tensor) -> Result<Vec<f32>, Error> {
+    Ok(x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+}
+
+/// Rows of a table `[entries, width]`, each multiplied by `scale`: `[ids, width]`.
+pub(crate) fn lookup(table: &Tensor, ids: &[u32], scale: f32) -> Result<Tensor, Error> {
+    if !is_ours(table) {
+        let rows = table.index_select(&composed::indices(ids, table.device())?, 0)?;
+        return Ok((rows * f64::from(scale))?);
+    }
+    let (_, width) = dims(table)?;
+    let mut x = Vec::with_capacity(ids.len() * width);
+    for &id in ids {
+        let row = table.narrow(0, id as usize, 1)?;
+        let row: &[f32] = &widened(&row)?;
+        match scale {
+            1.0 => x.extend_from_slice(row),
+            _ => x.extend(row.iter().map(|value| value * scale)),
+        }
+    }
+    tensor(x, (ids.len(), width))
+}
+
+/// Adds `scale * dx` `[ids, width]` to the rows of `sum` `[entries, width]` that `ids` name.
+pub(crate) fn lookup_backward(
+    sum: &Tensor,
+    ids: &[u32],
+    dx: &Tensor,
+    scale: f32,
+) -> Result<(), Error> {
+    if !is_ours(sum) {
+        let ids = composed::indices(ids, sum.device())?;
+        return assign(sum, &sum.index_add(&ids, &(dx * f64::from(scale))?, 0)?);
+    }
+    let (_, width) = dims(sum)?;
+    let dx: &[f32] = &view(dx)?;
+    update(sum, |sum| {
+        for (&id, dx) in ids.iter().zip(dx.chunks_exact(width)) {
+            let at = id as usize * width;
+            for (sum, dx) in sum[at..at + width].iter_mut().zip(dx) {
+                *sum += dx * scale;
+            }
+        }
+    })
+}
+
+/// Overwrites the elements of a contiguous tensor; every clone of it sees it.
+pub(crate) fn assign(to: &Tensor, from: &Tensor) -> Result<(), Error> {
+    Ok(to.slice_set(&from.contiguous()?, 0, 0)?)
+}
+
+/// Sets every element to zero; every clone of the tensor sees it.
+pub(crate) fn clear(x: &Tensor) -> Result<(), Error> {
+    Ok(x.zero_set()?)
+}
+
 /// Number of rows and of features of a `[tokens, features]` tensor.
 pub(crate) fn dims(x: &Tensor) -> Result<(usize, usize), Error> {
     Ok(x.dims2()?)
@@ -146,6 +275,9 @@ pub(crate) fn update(tensor: &Tensor, f: impl FnMut(&mut [f32])) -> Result<(), E
 
 /// `sum += addend`, in place.
 pub(crate) fn add_assign(sum: &Tensor, addend: &Tensor) -> Result<(), Error> {
+    if !is_ours(sum) {
+        return composed::add_assign(sum, addend);
+    }
     let addend: &[f32] = &view(addend)?;
     update(sum, |sum| {
         sum.par_chunks_mut(CHUNK)
@@ -159,7 +291,11 @@ pub(crate) fn add_assign(sum: &Tensor, addend: &Tensor) -> Result<(), Error> {
 }
 
 /// Sum of squares, in chunks of a fixed size that are added in order.
-pub(crate) fn sum_of_squares(values: &[f32]) -> f64 {
+pub(crate) fn sum_of_squares(x: &Tensor) -> Result<f64, Error> {
+    if !is_ours(x) {
+        return Ok(f64::from(x.sqr()?.sum_all()?.to_scalar::<f32>()?));
+    }
+    let values: &[f32] = &view(x)?;
     let chunks: Vec<f64> = values
         .par_chunks(CHUNK)
         .map(|chunk| {
@@ -170,5 +306,5 @@ pub(crate) fn sum_of_squares(values: &[f32]) -> f64 {
             lanes.iter().sum()
         })
         .collect();
-    chunks.iter().sum()
+    Ok(chunks.iter().sum())
 }

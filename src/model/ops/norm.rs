@@ -4,7 +4,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{rows_per_task, tensor, update, view};
+use super::{composed, is_ours, rows_per_task, tensor, update, view};
 use crate::model::Error;
 use crate::model::simd::{dot, vectorized};
 
@@ -28,6 +28,9 @@ fn inverse_rms(x: &[f32], eps: f32) -> f32 {
 /// With `w` as wide as a token this is the norm of a block; with `w` of one head's width, the
 /// per-head norm of queries and keys.
 pub(crate) fn forward(x: &Tensor, w: &Tensor, rms: Rms) -> Result<Tensor, Error> {
+    if !is_ours(x) {
+        return composed::norm(x, w, rms);
+    }
     let (values, w): (&[f32], &[f32]) = (&view(x)?, &view(w)?);
     let width = w.len();
     let mut y = vec![0.0; values.len()];
@@ -62,6 +65,9 @@ pub(crate) fn backward(
     w_sum: &Tensor,
     onto: Option<Tensor>,
 ) -> Result<Tensor, Error> {
+    if !is_ours(x) {
+        return composed::norm_backward(dy, x, w, rms, w_sum, onto);
+    }
     let dx = match onto {
         Some(dx) => dx,
         None => tensor(vec![0.0; x.elem_count()], x.dims())?,

@@ -3,10 +3,12 @@
 //! In the half-split layout of most Hugging Face models feature `i` of the rotated ones turns together
 //! with feature `i + half`; in the interleaved layout neighbours turn together.
 
+use std::sync::OnceLock;
+
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{RowLayout, rows_per_task, tensor, view};
+use super::{RowLayout, composed, is_ours, rows_per_task, tensor, view};
 use crate::model::Error;
 use crate::model::architecture::Rotary;
 use crate::model::simd::vectorized;
@@ -17,6 +19,8 @@ pub(crate) struct Rotation {
     cos: Vec<f32>,
     sin: Vec<f32>,
     half: usize,
+    /// The same on the device that asked first.
+    uploaded: OnceLock<(Tensor, Tensor)>,
 }
 
 /// Which features of a token turn.
@@ -59,6 +63,7 @@ impl Rotation {
             cos: table(f64::cos),
             sin: table(f64::sin),
             half: rotary.frequencies.len(),
+            uploaded: OnceLock::new(),
         }
     }
 
@@ -72,7 +77,23 @@ impl Rotation {
         self.turn(dy, turned, -1.0)
     }
 
+    fn on_device_of(&self, x: &Tensor) -> Result<&(Tensor, Tensor), Error> {
+        if self.uploaded.get().is_none() {
+            let shape = [self.cos.len() / self.half, self.half];
+            let upload = |values: &[f32]| composed::upload(values, &shape, x.device());
+            // Another thread's tables would be as good.
+            let _ = self.uploaded.set((upload(&self.cos)?, upload(&self.sin)?));
+        }
+        self.uploaded.get().ok_or(Error::Internal(
+            "the tables of a rotation were not uploaded",
+        ))
+    }
+
     fn turn(&self, x: &Tensor, turned: Turned, direction: f32) -> Result<Tensor, Error> {
+        if !is_ours(x) {
+            let (cos, sin) = self.on_device_of(x)?;
+            return composed::turn(x, cos, sin, turned, direction);
+        }
         let (_, features) = x.dims2()?;
         let half = self.half;
         let end = turned.first + 2 * half;

@@ -1,0 +1,131 @@
+//! The output head put together from the tensor library's operations, for devices without kernels of
+//! ours: what [`super::head`] does on the CPU.
+//!
+//! `n` targets of a tile, `V` vocabulary, `H` hidden size. Logits are computed in f32 whatever the
+//! dtype of the model is: rounded to bf16, those of a confident model are off by tenths of a nat.
+
+use candle_core::{D, DType, Tensor};
+
+use super::Error;
+use super::head::{Head, LogSumExp, Weigh, targets};
+use super::ops::composed::{indices, soft_cap, soft_cap_slope, upload};
+use super::ops::{RowLayout, add_assign, to_host};
+
+/// Targets of a tile.
+const TOKEN_TILE: usize = 1024;
+
+/// Vocabulary entries of a tile when only log-probs are wanted.
+const VOCAB_TILE: usize = 32_768;
+
+/// Memory for the logits of a tile when gradients are wanted; some multiple of it is in use.
+const LOGITS_BYTES: usize = 256 << 20;
+
+/// Log-sum-exp of the logits and log-prob of the target, one a target.
+type Scored = (Vec<f64>, Vec<f32>);
+
+fn score(
+    hidden: &Tensor,
+    head: Head<'_>,
+    positions: &[usize],
+    next: &[u32],
+) -> Result<Scored, Error> {
+    let vocab = head.weight.dim(0)?;
+    let device = hidden.device();
+    let (mut sums, mut log_probs) = (Vec::new(), Vec::new());
+    for (positions, next) in positions.chunks(TOKEN_TILE).zip(next.chunks(TOKEN_TILE)) {
+        let rows = gather(hidden, positions)?;
+        let weights = head.weight.index_select(&indices(next, device)?, 0)?;
+        let logits = rows.mul(&weights.to_dtype(DType::F32)?)?.sum(D::Minus1)?;
+        let at_target = to_host(&soft_cap(&logits, head.soft_cap)?)?;
+        let mut state = vec![LogSumExp::EMPTY; next.len()];
+        for start in (0..vocab).step_by(VOCAB_TILE) {
+            let entries = VOCAB_TILE.min(vocab - start);
+            let weights = head
+                .weight
+                .narrow(0, start, entries)?
+                .to_dtype(DType::F32)?;
+            let logits = soft_cap(&rows.matmul(&weights.t()?)?, head.soft_cap)?;
+            let largest = logits.max_keepdim(D::Minus1)?;
+            let sum = logits.broadcast_sub(&largest)?.exp()?.sum(D::Minus1)?;
+            let blocks = to_host(&largest)?.into_iter().zip(to_host(&sum)?);
+            for (state, (largest, sum)) in state.iter_mut().zip(blocks) {
+                state.merge(largest, sum);
+            }
+        }
+        for (state, logit) in state.iter().zip(at_target) {
+            sums.push(state.value());
+            log_probs.push(state.log_prob(logit));
+        }
+    }
+    Ok((sums, log_probs))
+}
+
+/// Hidden states at `positions`, `[n, H]`, f32.
+fn gather(hidden: &Tensor, positions: &[usize]) -> Result<Tensor, Error> {
+    let rows = hidden.index_select(&position_indices(positions, hidden)?, 0)?;
+    Ok(rows.to_dtype(DType::F32)?)
+}
+
+fn position_indices(positions: &[usize], like: &Tensor) -> Result<Tensor, Error> {
+    let positions: Vec<u32> = positions
+        .iter()
+        .map(|&position| u32::try_from(position).unwrap_or(u32::MAX))
+        .collect();
+    indices(&positions, like.device())
+}
+
+/// See [`super::head::log_probs`].
+pub(super) fn log_probs(
+    hidden: &Tensor,
+    head: Head<'_>,
+    ids: &[u32],
+    layout: &RowLayout,
+) -> Result<Vec<f32>, Error> {
+    let (positions, next) = targets(ids, layout);
+    Ok(score(hidden, head, &positions, &next)?.1)
+}
+
+/// See [`super::head::gradients`]. Logits are computed twice: for the log-probs that decide the
+/// weights, and for the gradient.
+pub(super) fn gradients(
+    hidden: &Tensor,
+    head: Head<'_>,
+    head_sum: &Tensor,
+    ids: &[u32],
+    layout: &RowLayout,
+    weigh: &mut Weigh<'_>,
+) -> Result<Tensor, Error> {
+    let (positions, next) = targets(ids, layout);
+    let (sums, log_probs) = score(hidden, head, &positions, &next)?;
+    let mut weights = vec![0.0; next.len()];
+    let mut at = 0;
+    for (i, row) in layout.rows().enumerate() {
+        let end = at + row.len().saturating_sub(1);
+        weigh(i, &log_probs[at..end], &mut weights[at..end])?;
+        at = end;
+    }
+    let (vocab, device) = (head.weight.dim(0)?, hidden.device());
+    let tile = (LOGITS_BYTES / (vocab * size_of::<f32>())).max(1);
+    let mut d_hidden = hidden.zeros_like()?;
+    for start in (0..next.len()).step_by(tile) {
+        let part = start..(start + tile).min(next.len());
+        let n = part.len();
+        let rows = gather(hidden, &positions[part.clone()])?;
+        let logits = soft_cap(&rows.matmul(&head.weight.t()?)?, head.soft_cap)?;
+        let column = |values: &[f32]| upload(values, &[n, 1], device);
+        let shifts: Vec<f32> = sums[part.clone()].iter().map(|&sum| sum as f32).collect();
+        let weights = column(&weights[part.clone()])?;
+        let p = logits.broadcast_sub(&column(&shifts)?)?.exp()?;
+        let target = indices(&next[part.clone()], device)?.reshape((n, 1))?;
+        let mut d = p
+            .broadcast_mul(&weights)?
+            .scatter_add(&target, &weights.neg()?, 1)?;
+        if let Some(cap) = head.soft_cap {
+            d = d.mul(&soft_cap_slope(&logits, cap)?)?;
+        }
+        add_assign(head_sum, &d.t()?.matmul(&rows)?)?;
+        let at = position_indices(&positions[part], hidden)?;
+        d_hidden = d_hidden.index_add(&at, &d.matmul(head.weight)?, 0)?;
+    }
+    Ok(d_hidden)
+}

@@ -1,0 +1,154 @@
+//! Where a model computes, and in what.
+
+use std::fmt;
+use std::str::FromStr;
+
+use candle_core::{Device, Tensor};
+
+use super::Error;
+
+/// What a user asks for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeviceChoice {
+    /// A GPU if one can be used, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of this number.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            other => other
+                .strip_prefix("cuda:")
+                .and_then(|number| number.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| "expected auto, cpu, cuda or cuda:N".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
+}
+
+/// A device that is open.
+#[derive(Debug, Clone)]
+pub struct ComputeDevice(Device);
+
+impl ComputeDevice {
+    /// Opens the device that was asked for.
+    ///
+    /// Returns with it why it is not a GPU, if that was left to us.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoGpu`] when a GPU was asked for by name and can't be used.
+    pub fn open(choice: DeviceChoice) -> Result<(Self, Option<String>), Error> {
+        match choice {
+            DeviceChoice::Cpu => Ok((Self(Device::Cpu), None)),
+            DeviceChoice::Cuda(number) => match cuda(number) {
+                Ok(device) => Ok((Self(device), None)),
+                Err(reason) => Err(Error::NoGpu { number, reason }),
+            },
+            DeviceChoice::Auto => match cuda(0) {
+                Ok(device) => Ok((Self(device), None)),
+                Err(reason) => Ok((Self(Device::Cpu), Some(reason))),
+            },
+        }
+    }
+
+    /// Moves a tensor there.
+    pub(super) fn take(&self, tensor: Tensor) -> Result<Tensor, Error> {
+        if self.0.is_cpu() {
+            return Ok(tensor);
+        }
+        Ok(tensor.to_device(&self.0)?)
+    }
+}
+
+impl fmt::Display for ComputeDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.location() {
+            candle_core::DeviceLocation::Cpu => f.write_str("cpu"),
+            candle_core::DeviceLocation::Cuda { gpu_id } => write!(f, "cuda:{gpu_id}"),
+            candle_core::DeviceLocation::Metal { gpu_id } => write!(f, "metal:{gpu_id}"),
+        }
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(_number: usize) -> Result<Device, String> {
+    Err("this program was built without CUDA; scripts/build-cuda.sh builds it with".to_owned())
+}
+
+/// Opens a GPU, or says why that is impossible.
+#[cfg(feature = "cuda")]
+fn cuda(number: usize) -> Result<Device, String> {
+    // The loader of the driver's library panics where there is none.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let opened = std::panic::catch_unwind(|| Device::new_cuda(number));
+    std::panic::set_hook(hook);
+    match opened {
+        Ok(Ok(device)) => Ok(device),
+        Ok(Err(error)) => Err(format!("CUDA reports: {error}")),
+        Err(_) => Err("no CUDA driver was found (libcuda.so.1)".to_owned()),
+    }
+}
+
+/// The dtype that a model computes in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+#[non_exhaustive]
+pub enum ComputeDtype {
+    /// Everything in f32.
+    #[default]
+    F32,
+    /// Matrices in bf16. On the CPU all else is f32, so that a checkpoint stored in bf16 gives the
+    /// same log-probs as in f32, in half the memory; on a GPU activations are bf16 too, and norms,
+    /// softmax and everything from the logits on are f32.
+    Bf16,
+}
+
+impl fmt::Display for ComputeDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+/// Where a model computes, and in what.
+#[derive(Debug, Clone)]
+pub struct Compute {
+    /// The device.
+    pub device: ComputeDevice,
+    /// The dtype.
+    pub dtype: ComputeDtype,
+}
+
+impl Default for Compute {
+    /// f32 on the CPU.
+    fn default() -> Self {
+        Self {
+            device: ComputeDevice(Device::Cpu),
+            dtype: ComputeDtype::F32,
+        }
+    }
+}
