@@ -68,7 +68,8 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
             model::Error::Compute(_)
             | model::Error::Internal(_)
             | model::Error::Diverged { .. }
-            | model::Error::NoGradient { .. } => OTHER,
+            | model::Error::NoGradient { .. }
+            | model::Error::NoGpu { .. } => OTHER,
             other if other.is_missing() => MISSING,
             _ => BAD_DATA,
         });

@@ -8,7 +8,8 @@ use safetensors::Dtype;
 
 use super::Error;
 use super::architecture::{Architecture, EMBEDDING, FINAL_NORM, HEAD};
-use super::block::{BlockParams, BlockTape, Norm};
+use super::block::BlockTape;
+use super::block_params::{BlockParams, Norm};
 use super::device::{Compute, ComputeDtype};
 use super::head::Head;
 use super::ops::adamw::{self, Moments};
@@ -77,7 +78,6 @@ impl Decoder {
         let architecture = source.architecture()?;
         let checkpoint = Checkpoint::open(source)?;
         checkpoint.verify(&architecture)?;
-        checkpoint.check_second_head(&architecture)?;
         Self::from_checkpoint(source, architecture, &checkpoint, compute)
     }
 

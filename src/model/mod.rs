@@ -8,6 +8,7 @@
 
 mod architecture;
 mod block;
+mod block_params;
 mod composed_head;
 mod config;
 mod decoder;

@@ -256,6 +256,11 @@ impl Checkpoint {
                 ));
             }
         }
+        if problems.is_empty() && !self.second_head_is_the_same(architecture)? {
+            problems.push(format!(
+                "{HEAD} differs from {EMBEDDING}, though config.json ties them; remove one or set tie_word_embeddings to false"
+            ));
+        }
         if problems.is_empty() {
             Ok(())
         } else {
@@ -263,25 +268,19 @@ impl Checkpoint {
         }
     }
 
-    /// Refuses a tied checkpoint that stores the head as well, and differently: transformers then
-    /// does not tie them.
-    pub(super) fn check_second_head(&self, architecture: &Architecture) -> Result<(), Error> {
+    /// Whether a tied checkpoint that stores the head as well stores the same twice. transformers does
+    /// not tie them otherwise.
+    fn second_head_is_the_same(&self, architecture: &Architecture) -> Result<bool, Error> {
         let stored = (self.tensors.get(EMBEDDING), self.tensors.get(HEAD));
         let (true, (Some(embedding), Some(head))) = (architecture.tied_head, stored) else {
-            return Ok(());
+            return Ok(true);
         };
         let bytes = |stored: &Stored| &self.files[stored.file].1[stored.range.clone()];
-        let is_same = if embedding.dtype == head.dtype {
+        Ok(if embedding.dtype == head.dtype {
             bytes(embedding) == bytes(head)
         } else {
             self.load(EMBEDDING)? == self.load(HEAD)?
-        };
-        if is_same {
-            return Ok(());
-        }
-        Err(self.unfit(vec![format!(
-            "{HEAD} differs from {EMBEDDING}, though config.json ties them; remove one or set tie_word_embeddings to false"
-        )]))
+        })
     }
 
     /// A tensor's elements as f32, row-major.

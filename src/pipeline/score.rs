@@ -131,6 +131,10 @@ pub fn run(
         ));
     }
     let models = Models::examine(options)?;
+    let compute = Compute {
+        device: open_device(options.device, progress)?,
+        dtype: options.dtype,
+    };
     let plan = models.plan(options, &corpus)?;
     fs::create_dir_all(&options.output)?;
     let plan = settle_plan(&options.output, plan)?;
@@ -155,7 +159,7 @@ pub fn run(
         if done_before > 0 {
             progress.note(&format!("{done_before} parts are there already"));
         }
-        let scorer = models.load(options, plan.identity()?, progress)?;
+        let scorer = models.load(options, plan.identity()?, &compute, progress)?;
         let started = std::time::Instant::now();
         report.scored_tokens = scorer.score_parts(&corpus, &mine, stop, progress)?;
         report.seconds = started.elapsed().as_secs_f64();
@@ -278,18 +282,15 @@ impl Models {
         &'a self,
         options: &'a ScoreOptions,
         plan: Digest,
+        compute: &Compute,
         progress: &dyn Progress,
     ) -> Result<Scorer<'a>> {
-        let compute = Compute {
-            device: open_device(options.device, progress)?,
-            dtype: options.dtype,
-        };
         progress.note(&format!("loading {}", options.rl));
-        let rl = Decoder::load_on(&options.rl, &compute)?;
+        let rl = Decoder::load_on(&options.rl, compute)?;
         let base = match &options.base {
             Some(source) => {
                 progress.note(&format!("loading {source}"));
-                Some(Decoder::load_on(source, &compute)?)
+                Some(Decoder::load_on(source, compute)?)
             }
             None => None,
         };

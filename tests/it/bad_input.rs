@@ -24,6 +24,8 @@ struct Case {
 
 /// Usage: the arguments are wrong by themselves, or do not fit the inputs.
 const USAGE: i32 = 2;
+/// Anything without a code of its own.
+const OTHER: i32 = 1;
 const BAD_DATA: i32 = 65;
 const MISSING: i32 = 66;
 const IO: i32 = 74;

@@ -140,7 +140,7 @@ const CONFIG: &[Case] = &[
         command: SCORE_WITH_RL,
         exit: BAD_DATA,
         stderr: &[
-            "error: config.json of the model rl: model_type \"gpt2\" is not supported; supported are llama, ",
+            "error: config.json of the model rl: model_type \"gpt2\" is not supported; supported are gemma2, ",
         ],
     },
     Case {
@@ -165,6 +165,59 @@ const CONFIG: &[Case] = &[
         stderr: &[
             "error: config.json of the model base: hidden_act is \"gelu\"; only \"silu\" is implemented\n",
         ],
+    },
+    Case {
+        input: "a needed field that is absent",
+        prepare: |w| {
+            w.edit_json("rl/config.json", |c| {
+                c.as_object_mut().unwrap().remove("intermediate_size");
+            })
+        },
+        command: SCORE_WITH_RL,
+        exit: BAD_DATA,
+        stderr: &["error: config.json of the model rl: it has no intermediate_size\n"],
+    },
+    Case {
+        input: "a rotation that is not implemented",
+        prepare: |w| {
+            w.edit_json("rl/config.json", |c| {
+                c["rope_scaling"]["rope_type"] = "dynamic".into()
+            })
+        },
+        command: SCORE_WITH_RL,
+        exit: BAD_DATA,
+        stderr: &[
+            "error: config.json of the model rl: rope_type \"dynamic\" is not implemented; default, linear, llama3, longrope and yarn are\n",
+        ],
+    },
+    Case {
+        input: "factors for another number of features",
+        prepare: |w| {
+            w.copy_model("tiny-phi3", "rl");
+            w.edit_json("rl/config.json", |c| {
+                c["rope_scaling"]["long_factor"]
+                    .as_array_mut()
+                    .unwrap()
+                    .push(1.into());
+            });
+        },
+        command: SCORE_WITH_RL,
+        exit: BAD_DATA,
+        stderr: &[
+            "error: config.json of the model rl: long_factor has 4 entries for 3 pairs of rotated features\n",
+        ],
+    },
+    Case {
+        input: "layer types of another number of layers",
+        prepare: |w| {
+            w.copy_model("tiny-gemma2", "rl");
+            w.edit_json("rl/config.json", |c| {
+                c["layer_types"] = vec!["full_attention"].into();
+            });
+        },
+        command: SCORE_WITH_RL,
+        exit: BAD_DATA,
+        stderr: &["error: config.json of the model rl: layer_types has 1 entries for "],
     },
     Case {
         input: "a size of 0",
@@ -213,6 +266,37 @@ const TENSORS: &[Case] = &[
         exit: BAD_DATA,
         stderr: &[
             "error: model.safetensors of the model rl is not a readable safetensors file; is it complete?: ",
+        ],
+    },
+    Case {
+        input: "one shard of several that was cut short",
+        prepare: |w| {
+            w.remove(WEIGHTS);
+            w.copy_model("odd-youtu", "rl");
+            w.edit_json("rl/config.json", |c| c["vocab_size"] = 1024.into());
+            w.damage("rl/model-00002-of-00003.safetensors", |bytes| {
+                bytes.truncate(bytes.len() / 2)
+            });
+        },
+        command: SCORE_WITH_RL,
+        exit: BAD_DATA,
+        stderr: &[
+            "error: model-00002-of-00003.safetensors of the model rl is not a readable safetensors file;",
+        ],
+    },
+    Case {
+        input: "a tied head whose stored copy differs",
+        prepare: |w| {
+            w.copy_model("tiny-youtu", "rl");
+            edit_tensors(w, |all| {
+                let head = find(all, "lm_head.weight");
+                head.data[7] ^= 1;
+            });
+        },
+        command: SCORE_WITH_RL,
+        exit: BAD_DATA,
+        stderr: &[
+            "\n  lm_head.weight differs from model.embed_tokens.weight, though config.json ties them;",
         ],
     },
     Case {

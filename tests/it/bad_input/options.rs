@@ -1,6 +1,6 @@
 //! Options that make no sense, alone or with the inputs.
 
-use super::{Case, IO, USAGE, check, nothing, scored, unscored};
+use super::{Case, IO, OTHER, USAGE, check, nothing, scored, unscored};
 
 const ALONE: &[Case] = &[
     Case {
@@ -9,6 +9,25 @@ const ALONE: &[Case] = &[
         command: "remit-score corpus -o out --no-such-flag",
         exit: USAGE,
         stderr: &["error: unexpected argument '--no-such-flag' found"],
+    },
+    Case {
+        input: "a device that does not exist",
+        prepare: nothing,
+        command: "remit-score corpus -o out --device tpu",
+        exit: USAGE,
+        stderr: &[
+            "error: invalid value 'tpu' for '--device <DEVICE>': expected auto, cpu, cuda or cuda:N",
+        ],
+    },
+    Case {
+        input: "a GPU where there is none",
+        prepare: nothing,
+        command: "remit-score corpus -o out --device cuda:7",
+        exit: OTHER,
+        stderr: &[
+            "error: the GPU cuda:7 can't be used: ",
+            "\nhint: --device cpu computes without one\n",
+        ],
     },
     Case {
         input: "no input",
