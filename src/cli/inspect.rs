@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 
-use super::report;
+use super::{model_report, report};
+use crate::model::ModelSource;
 use crate::pipeline::{self, Usage};
 
 /// Look at what lies between scoring and annealing
@@ -41,6 +42,21 @@ enum Command {
         #[arg(long, value_name = "N", value_parser = super::positive)]
         threads: Option<usize>,
     },
+    /// Describe a model: its blocks, parameters, cost, and whether every tensor is there
+    Model {
+        /// A Hugging Face directory
+        #[arg(value_name = "DIR")]
+        model: PathBuf,
+        /// Length of the rows that cost and memory are for [default: 4096, or what the model allows]
+        #[arg(long, value_name = "TOKENS", value_parser = super::positive)]
+        seq_len: Option<usize>,
+        /// Read every weight, and name the first that is not a number
+        #[arg(long)]
+        check_values: bool,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Runs remit-inspect.
@@ -57,6 +73,23 @@ pub fn run(args: InspectArgs) -> Result<()> {
                 report::grouped(manifest.totals.rows),
                 report::grouped(manifest.totals.tokens)
             ))
+        }
+        (
+            Some(Command::Model {
+                model,
+                seq_len,
+                check_values,
+                json,
+            }),
+            _,
+        ) => {
+            let source = ModelSource::Directory(model);
+            let report = pipeline::inspect::model(&source, seq_len, check_values)?;
+            super::print(&if json {
+                format!("{}\n", serde_json::to_string(&report)?)
+            } else {
+                model_report::text(&report)
+            })
         }
         (None, Some(set)) => {
             let manifest = pipeline::inspect::summary(&set)?;

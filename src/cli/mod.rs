@@ -6,6 +6,7 @@
 pub mod anneal;
 mod exit;
 pub mod inspect;
+mod model_report;
 mod progress;
 mod report;
 pub mod score;

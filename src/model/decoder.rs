@@ -150,20 +150,6 @@ impl Decoder {
         &self.parameters
     }
 
-    /// Bytes of activations that scoring holds for a token, at the peak.
-    pub fn scoring_bytes_per_token(&self) -> usize {
-        let widest = self
-            .architecture
-            .blocks
-            .iter()
-            .map(|b| {
-                2 * b.query_width() + b.attention_width() + 2 * (b.key_width() + b.value_width())
-            })
-            .max()
-            .unwrap_or(0);
-        (widest + 4 * self.architecture.hidden_size) * size_of::<f32>()
-    }
-
     /// Changes the parameter at `index` by one step of AdamW, given the sum of its gradients.
     pub(crate) fn adamw_step(
         &self,

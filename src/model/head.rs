@@ -19,7 +19,7 @@ const TOKEN_TILE: usize = 256;
 const VOCAB_TILE: usize = 4096;
 
 /// Memory for the logits of a tile when gradients are wanted.
-const LOGITS_BYTES: usize = 64 << 20;
+pub(super) const LOGITS_BYTES: usize = 64 << 20;
 
 /// Fewest targets of such a tile, however large the vocabulary.
 const LEAST_LOGITS_ROWS: usize = 32;

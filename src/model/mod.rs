@@ -11,6 +11,7 @@ mod block;
 mod block_params;
 mod composed_head;
 mod config;
+mod cost;
 mod decoder;
 mod device;
 mod error;
@@ -34,6 +35,7 @@ use safetensors::Dtype;
 pub use architecture::{
     Activation, Architecture, Block, Latent, LongRotary, NormPlacement, Projections, QkNorm, Rotary,
 };
+pub use cost::SCORING_ACTIVATION_BYTES;
 pub use decoder::Decoder;
 pub use device::{Compute, ComputeDevice, ComputeDtype, DeviceChoice};
 pub use error::Error;

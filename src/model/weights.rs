@@ -336,6 +336,25 @@ impl Checkpoint {
         Ok(Digest::of(listing.as_bytes()))
     }
 
+    /// Names of the weight files and their bytes, in byte order of the names.
+    pub fn files(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.files
+            .iter()
+            .map(|(name, bytes)| (name.as_str(), bytes.len() as u64))
+    }
+
+    /// Reads every tensor and checks that all of its elements are numbers.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFinite`] for the first that holds NaN or an infinity, in byte order of the names.
+    pub fn check_values(&self) -> Result<(), Error> {
+        for name in self.tensors.keys() {
+            self.load(name)?;
+        }
+        Ok(())
+    }
+
     /// The dtypes that occur, for people: "bf16", "f32 and bf16".
     pub fn dtype_names(&self) -> String {
         let names: BTreeSet<String> = self

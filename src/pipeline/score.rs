@@ -14,7 +14,9 @@ use super::resume::{complete, missing_parts, refuse_output_inside_input, settle_
 use super::{BadInput, Progress, StopFlag, Usage, json_of, open_device, tokenizer_of};
 use crate::corpus::{Corpus, CorpusOptions, Part};
 use crate::fs::{self, AtomicFile, Digest};
-use crate::model::{Checkpoint, Compute, ComputeDtype, Decoder, DeviceChoice, ModelSource};
+use crate::model::{
+    Checkpoint, Compute, ComputeDtype, Decoder, DeviceChoice, ModelSource, SCORING_ACTIVATION_BYTES,
+};
 use crate::pack::{PackStats, Packer, Packing};
 use crate::shard::manifest::{CorpusEntry, Manifest, ModelIdentity, Plan, TokenizerIdentity};
 use crate::shard::schema::FORMAT_VERSION;
@@ -28,8 +30,6 @@ pub const DEFAULT_BATCH_TOKENS: usize = 16_384;
 /// Default for the longest row, in tokens, where the models allow it.
 pub const DEFAULT_SEQ_LEN: u32 = 4096;
 
-/// Memory for a batch's activations; larger batches are split. Results don't depend on it.
-const ACTIVATION_BYTES: usize = 192 << 20;
 /// Text that is encoded at a time.
 const ENCODE_BYTES: usize = 1 << 20;
 /// Encoded pieces that may wait for the models.
@@ -297,7 +297,7 @@ impl Models {
         let bytes_per_token = [Some(&rl), base.as_ref()]
             .into_iter()
             .flatten()
-            .map(Decoder::scoring_bytes_per_token)
+            .map(|model| model.architecture().scoring_bytes_per_token())
             .max()
             .unwrap_or(1);
         Ok(Scorer {
@@ -306,7 +306,7 @@ impl Models {
             plan,
             batch_tokens: options
                 .batch_tokens
-                .min(ACTIVATION_BYTES / bytes_per_token)
+                .min(SCORING_ACTIVATION_BYTES / bytes_per_token)
                 .max(1),
             rl,
             base,

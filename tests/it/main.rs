@@ -14,6 +14,7 @@ mod determinism;
 mod equivalence;
 mod goldens;
 mod harness;
+mod inspect_model;
 mod interface;
 mod regressions;
 mod resume;

@@ -1,0 +1,144 @@
+//! What a model costs: floating-point operations and memory, from its description alone.
+
+use super::architecture::{Architecture, Block, EMBEDDING, NormPlacement, Projections};
+
+/// Memory for the activations of a batch that is scored; larger batches are split.
+pub const SCORING_ACTIVATION_BYTES: usize = 192 << 20;
+
+const F32_BYTES: u64 = size_of::<f32>() as u64;
+
+/// Parameter, gradient and the two moments of AdamW.
+const COPIES_IN_TRAINING: u64 = 4;
+
+/// Keys that a token sees, its own included, averaged over a row of `seq_len` tokens.
+fn mean_seen(seq_len: usize, window: Option<usize>) -> f64 {
+    let n = seq_len as f64;
+    let w = window.unwrap_or(seq_len).min(seq_len) as f64;
+    (w * (w + 1.0) / 2.0 + (n - w) * w) / n.max(1.0)
+}
+
+impl Architecture {
+    /// Floating-point operations of one token's forward pass, averaged over a row of `seq_len` tokens:
+    /// two a multiply-add, of all matrices, the output head included, and of attention scores and values
+    /// over the keys that a token sees. Norms, rotations and activations are left out, as is usual.
+    /// A training step costs three times as much.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use remit::model::Architecture;
+    ///
+    /// let config = br#"{"model_type": "llama", "vocab_size": 10, "hidden_size": 4, "num_hidden_layers": 1,
+    ///     "num_attention_heads": 2, "intermediate_size": 8, "max_position_embeddings": 16}"#;
+    /// let architecture = Architecture::from_json(config, "example")?;
+    /// // q, k, v, o: 4 x 4 each; gate, up, down: 4 x 8 each; head: 4 x 10.
+    /// let matrices = 4 * 16 + 3 * 32 + 40;
+    /// // Two heads of 2 features, scores and values; in a row of 3 tokens, 2 keys on average.
+    /// let attention = 2 * (2 + 2) * 2;
+    /// assert_eq!(architecture.forward_flops_per_token(3), f64::from(2 * (matrices + attention)));
+    /// # Ok::<(), remit::model::Error>(())
+    /// ```
+    pub fn forward_flops_per_token(&self, seq_len: usize) -> f64 {
+        let matrices: f64 = self
+            .tensors()
+            .iter()
+            .filter(|(name, shape)| shape.len() == 2 && (self.tied_head || name != EMBEDDING))
+            .map(|(_, shape)| shape.iter().map(|&n| n as f64).product::<f64>())
+            .sum();
+        let attention: f64 = self
+            .blocks
+            .iter()
+            .map(|block| {
+                let features = block.num_heads * (block.head_dim + block.value_dim);
+                features as f64 * mean_seen(seq_len, block.window)
+            })
+            .sum();
+        2.0 * (matrices + attention)
+    }
+
+    /// Bytes of activations that scoring holds for a token, at the peak.
+    pub fn scoring_bytes_per_token(&self) -> usize {
+        let widest = self
+            .blocks
+            .iter()
+            .map(|b| {
+                2 * b.query_width() + b.attention_width() + 2 * (b.key_width() + b.value_width())
+            })
+            .max()
+            .unwrap_or(0);
+        (widest + 4 * self.hidden_size) * size_of::<f32>()
+    }
+
+    /// About how many bytes scoring needs for this model on the CPU: weights of `bytes_per_weight`, and
+    /// the activations of a batch of `batch_tokens`, or of a single row of `seq_len` tokens.
+    pub fn scoring_bytes(
+        &self,
+        bytes_per_weight: usize,
+        batch_tokens: usize,
+        seq_len: usize,
+    ) -> u64 {
+        let per_token = self.scoring_bytes_per_token();
+        let row = per_token.saturating_mul(seq_len);
+        let batch = per_token.saturating_mul(batch_tokens);
+        let activations = batch.min(SCORING_ACTIVATION_BYTES).max(row);
+        self.num_parameters() * bytes_per_weight as u64 + activations as u64
+    }
+
+    /// About how many bytes training needs on the CPU: weights, gradients and moments, and what the
+    /// backward pass needs of a micro-batch.
+    pub fn annealing_bytes(&self, micro_batch_tokens: usize) -> u64 {
+        let kept: usize = self
+            .blocks
+            .iter()
+            .map(|block| block.kept_features(self.hidden_size))
+            .sum();
+        // Of one block, gradients beside the activations; logits in their tile.
+        let widest = self
+            .blocks
+            .iter()
+            .map(|block| 3 * block.intermediate_size + 4 * block.query_width())
+            .max()
+            .unwrap_or(0);
+        let per_token = (kept + widest + 4 * self.hidden_size) as u64 * F32_BYTES;
+        self.num_parameters() * COPIES_IN_TRAINING * F32_BYTES
+            + per_token * micro_batch_tokens as u64
+            + super::head::LOGITS_BYTES as u64
+    }
+}
+
+impl Block {
+    /// Features of a token that the backward pass needs of the forward pass.
+    fn kept_features(&self, hidden: usize) -> usize {
+        let around = match self.norms {
+            NormPlacement::Before | NormPlacement::After => 4,
+            NormPlacement::Both => 6,
+        };
+        let qk = self.query_width() + self.key_width();
+        let normed = match (self.qk_norm, self.projections) {
+            (Some(_), _) => qk,
+            (None, Projections::Latent(latent)) => {
+                2 * (latent.query_rank.unwrap_or(0) + latent.kv_rank)
+            }
+            (None, _) => 0,
+        };
+        around * hidden
+            + qk
+            + normed
+            + self.value_width()
+            + self.attention_width()
+            + 3 * self.intermediate_size
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_bounds_what_a_token_sees() {
+        assert_eq!(mean_seen(4, None), (1.0 + 2.0 + 3.0 + 4.0) / 4.0);
+        assert_eq!(mean_seen(4, Some(2)), (1.0 + 2.0 + 2.0 + 2.0) / 4.0);
+        assert_eq!(mean_seen(4, Some(9)), mean_seen(4, None));
+        assert_eq!(mean_seen(0, Some(9)), 0.0);
+    }
+}
