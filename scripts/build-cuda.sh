@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the three commands with the feature `cuda`, on a machine that needs neither a GPU nor CUDA.
 #
-#   scripts/build-cuda.sh [CARGO ARGS]     # about 30 minutes on 2 cores, most of them candle's kernels
+#   scripts/build-cuda.sh [CARGO ARGS]     # 30 minutes of CPU time, most of it for candle's kernels
 #
 # It uses the CUDA at $CUDA_HOME or $CUDA_PATH, of the nvcc on the PATH, or in /usr/local/cuda. Where there is
 # none that cudarc knows, it installs one from PyPI, once, into $REMIT_CACHE/cuda13 (~/.cache/remit/cuda13).
@@ -99,7 +99,9 @@ command -v g++ >/dev/null || die "g++ is not on the PATH, and nvcc needs it"
 find_cuda
 choose_capability
 make_link_dir
-say "for GPUs of compute capability $CUDA_COMPUTE_CAP and later (CUDA_COMPUTE_CAP)"
+reach="and later"
+[ "${CUDA_COMPUTE_CAP//[!0-9]/}" -lt 90 ] || reach="only; CUDA_COMPUTE_CAP=80 makes one for all from the A100 on"
+say "for GPUs of compute capability $CUDA_COMPUTE_CAP $reach"
 export CUDA_HOME="$cuda" CUDA_PATH="$cuda" NVCC="$cuda/bin/nvcc" PATH="$cuda/bin:$PATH"
 
 # Lazy loading: candle asks cudarc to link to libcuda.so.1 and the like, so that not even --help would work
