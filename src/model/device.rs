@@ -100,15 +100,20 @@ fn cuda(_number: usize) -> Result<Device, String> {
 /// Opens a GPU, or says why that is impossible.
 #[cfg(feature = "cuda")]
 fn cuda(number: usize) -> Result<Device, String> {
-    // The loader of the driver's library panics where there is none.
+    // The loader of CUDA's libraries panics where one is missing, and says which.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let opened = std::panic::catch_unwind(|| Device::new_cuda(number));
     std::panic::set_hook(hook);
+    // The first line: with RUST_BACKTRACE set, a backtrace follows.
+    let first_line = |text: String| text.lines().next().unwrap_or_default().to_owned();
     match opened {
         Ok(Ok(device)) => Ok(device),
-        Ok(Err(error)) => Err(format!("CUDA reports: {error}")),
-        Err(_) => Err("no CUDA driver was found (libcuda.so.1)".to_owned()),
+        Ok(Err(error)) => Err(format!("CUDA reports: {}", first_line(error.to_string()))),
+        Err(panic) => Err(match panic.downcast::<String>() {
+            Ok(reason) => first_line(*reason),
+            Err(_) => "CUDA's libraries can't be loaded".to_owned(),
+        }),
     }
 }
 

@@ -321,16 +321,15 @@ impl Models {
 fn special_tokens(options: &ScoreOptions, tokenizer: &TextTokenizer) -> Result<SpecialTokens> {
     let source = options.base.as_ref().unwrap_or(&options.rl);
     let named = |key: &str| -> Result<Option<TokenId>> {
-        let config = json_of(source, "tokenizer_config.json")?;
-        let token = config.as_ref().and_then(|config| {
-            let token = config.get(key)?;
-            token
-                .as_str()
-                .or_else(|| token.get("content")?.as_str())
-                .map(str::to_owned)
-        });
-        if let Some(id) = token.and_then(|token| tokenizer.token_to_id(&token)) {
-            return Ok(Some(id));
+        for file in ["tokenizer_config.json", "special_tokens_map.json"] {
+            let config = json_of(source, file)?;
+            let token = config.as_ref().and_then(|config| {
+                let token = config.get(key)?;
+                token.as_str().or_else(|| token.get("content")?.as_str())
+            });
+            if let Some(id) = token.and_then(|token| tokenizer.token_to_id(token)) {
+                return Ok(Some(id));
+            }
         }
         let config = json_of(source, "config.json")?;
         let id = config.as_ref().and_then(|config| {
@@ -350,7 +349,11 @@ fn special_tokens(options: &ScoreOptions, tokenizer: &TextTokenizer) -> Result<S
     };
     Ok(SpecialTokens {
         bos: match options.bos {
-            AddToken::Auto => tokenizer.default_bos(),
+            AddToken::Auto => match explicit_bos(source)? {
+                None => tokenizer.default_bos(),
+                Some(true) => named("bos_token")?,
+                Some(false) => None,
+            },
             AddToken::Always => required("bos_token", "--bos")?,
             AddToken::Never => None,
         },
@@ -359,6 +362,17 @@ fn special_tokens(options: &ScoreOptions, tokenizer: &TextTokenizer) -> Result<S
             AddToken::Always => required("eos_token", "--eos")?,
             AddToken::Never => None,
         },
+    })
+}
+
+/// Whether tokenizer_config.json puts its own template in place of tokenizer.json's, and if so,
+/// whether with BOS. As in transformers, naming either of the two fields does that.
+fn explicit_bos(source: &ModelSource) -> Result<Option<bool>> {
+    let config = json_of(source, "tokenizer_config.json")?;
+    let flag = |key: &str| config.as_ref()?.get(key)?.as_bool();
+    Ok(match (flag("add_bos_token"), flag("add_eos_token")) {
+        (None, None) => None,
+        (bos, _) => Some(bos.unwrap_or(false)),
     })
 }
 
