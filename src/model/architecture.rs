@@ -221,11 +221,12 @@ impl Block {
                 self.num_heads, self.num_kv_heads
             ));
         }
-        if self.head_dim < 2 || !self.head_dim.is_multiple_of(2) {
-            return Err(format!(
-                "head_dim {} is not even, as RoPE needs",
-                self.head_dim
-            ));
+        let (name, turned) = match self.projections {
+            Projections::Latent(latent) => ("qk_rope_head_dim", latent.rotary_dim),
+            _ => ("head_dim", self.head_dim),
+        };
+        if turned < 2 || !turned.is_multiple_of(2) {
+            return Err(format!("{name} {turned} is not even, as RoPE needs"));
         }
         if self.head_dim > MAX_HEAD_DIM || self.value_dim > MAX_HEAD_DIM {
             return Err(format!(

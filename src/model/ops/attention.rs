@@ -47,7 +47,7 @@ impl Shape {
     }
 
     /// First position that the query at `position` sees.
-    pub(super) fn first_seen(self, position: usize) -> usize {
+    fn first_seen(self, position: usize) -> usize {
         self.window
             .map_or(0, |window| (position + 1).saturating_sub(window))
     }

@@ -281,18 +281,27 @@ fn tiles(len: usize) -> impl Iterator<Item = Range<usize>> {
         .map(move |start| start..(start + QUERY_TILE).min(len))
 }
 
-/// 0 where a query sees a key, minus infinity elsewhere: `[group * tile, seen]`.
+/// 0 where a query sees a key, minus infinity elsewhere: `[group * tile, seen]`. Made on the device from
+/// positions, of which f32 holds the first 2^24 exactly.
 fn mask(tile: &Range<usize>, shape: Shape, device: &Device) -> Result<Tensor, Error> {
     let seen = shape.seen(tile);
-    let mut values = Vec::with_capacity(tile.len() * seen.len());
-    for query in tile.clone() {
-        let visible = shape.first_seen(query)..query + 1;
-        values.extend(seen.clone().map(|key| match visible.contains(&key) {
-            true => 0.0,
-            false => f32::NEG_INFINITY,
-        }));
+    let positions = |range: &Range<usize>| -> Result<Tensor, Error> {
+        Ok(Tensor::arange(
+            range.start as f32,
+            range.end as f32,
+            device,
+        )?)
+    };
+    let queries = positions(tile)?.unsqueeze(1)?;
+    let keys = positions(&seen)?.unsqueeze(0)?;
+    let mut visible = keys.broadcast_le(&queries)?;
+    if let Some(window) = shape.window {
+        let is_near = keys.broadcast_gt(&(queries - window as f64)?)?;
+        visible = visible.mul(&is_near)?;
     }
-    let one = upload(&values, &[tile.len(), seen.len()], device)?;
+    let zeros = Tensor::zeros((tile.len(), seen.len()), DType::F32, device)?;
+    let hidden = Tensor::full(f32::NEG_INFINITY, (tile.len(), seen.len()), device)?;
+    let one = visible.where_cond(&zeros, &hidden)?;
     Ok(one.repeat((shape.heads / shape.kv_heads, 1))?)
 }
 
