@@ -17,3 +17,4 @@ mod harness;
 mod interface;
 mod regressions;
 mod resume;
+mod second_implementation;
