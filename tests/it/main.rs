@@ -18,3 +18,4 @@ mod inspect_model;
 mod interface;
 mod regressions;
 mod resume;
+mod second_implementation;
