@@ -39,24 +39,47 @@ impl Architecture {
 }
 
 /// Fields without influence on the forward pass of a decoder.
-const WITHOUT_INFLUENCE: [&str; 17] = [
+const WITHOUT_INFLUENCE: [&str; 30] = [
     "architectures",
     "auto_map",
     "bos_token_id",
     "chunk_size_feed_forward",
+    "decoder_start_token_id",
     "dtype",
     "eos_token_id",
+    "finetuning_task",
+    "gradient_checkpointing",
     "id2label",
     "initializer_range",
     "is_encoder_decoder",
     "label2id",
+    "name_or_path",
     "output_attentions",
     "output_hidden_states",
     "pad_token_id",
+    "prefix",
+    "problem_type",
     "return_dict",
+    "sep_token_id",
+    "task_specific_params",
+    "tokenizer_class",
     "torch_dtype",
+    "torchscript",
     "transformers_version",
+    "unk_token_id",
+    "unsloth_fixed",
+    "unsloth_version",
     "use_cache",
+];
+
+/// Switches that some families have and others only spell out; where a family does not read them,
+/// they have to be off.
+const SWITCHES: [&str; 5] = [
+    "attention_bias",
+    "lm_head_bias",
+    "mlp_bias",
+    "use_mrope",
+    "use_bidirectional_attention",
 ];
 
 /// The object of config.json, with a record of what was read.
@@ -150,6 +173,7 @@ impl<'a> Fields<'a> {
                     && !name.starts_with('_')
                     && !self.read.contains(name.as_str())
                     && !WITHOUT_INFLUENCE.contains(&name.as_str())
+                    && !(SWITCHES.contains(&name.as_str()) && **value == Value::Bool(false))
             })
             .map(|(name, _)| name.as_str())
             .collect();
@@ -210,6 +234,42 @@ mod tests {
             map.insert("attention_dropout".into(), json!(0.1));
         });
         assert_eq!(message, "attention_dropout is 0.1; only 0.0 is implemented");
+    }
+
+    /// fixtures/configs has the fields that published checkpoints of these sizes come with; the counts
+    /// are those of transformers 5.23, from `AutoModelForCausalLM.from_config` on the meta device.
+    #[test]
+    fn configs_of_published_checkpoints_are_read_in_full() {
+        for (name, num_parameters) in [
+            ("gemma2-2b", 2_614_341_888),
+            ("gemma3-1b", 999_885_952),
+            ("llama3.2-1b", 1_235_814_400),
+            ("mistral-7b-v0.3", 7_248_023_552),
+            ("olmo2-1b", 1_484_916_736),
+            ("olmo3-7b", 7_298_011_136),
+            ("phi3-mini-4k", 3_821_079_552),
+            ("phi4-mini", 3_836_021_760),
+            ("qwen2.5-0.5b", 494_032_768),
+            ("qwen3-0.6b", 596_049_920),
+            ("smollm3", 3_075_098_624),
+            ("youtu-2b", 1_961_560_064_u64),
+        ] {
+            let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/configs");
+            let text = crate::fs::read(&folder.join(format!("{name}.json"))).unwrap();
+            let architecture = Architecture::from_json(&text, name).unwrap();
+            assert_eq!(architecture.num_parameters(), num_parameters, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_switch_that_a_family_does_not_have_may_be_off_but_not_on() {
+        let mut value = config();
+        value["lm_head_bias"] = json!(false);
+        Architecture::from_value(&value).unwrap();
+        let message = problem(|map| {
+            map.insert("lm_head_bias".into(), json!(true));
+        });
+        assert!(message.contains("lm_head_bias"), "{message}");
     }
 
     #[test]

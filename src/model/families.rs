@@ -212,6 +212,10 @@ fn smollm3(fields: &mut Fields<'_>) -> Result<Architecture, String> {
         mlp_bias: fields.boolean("mlp_bias", false)?,
         ..usual_block(fields)?
     };
+    // Published configs have both; SmolLM3's modelling file reads neither.
+    for unused in ["max_window_layers", "pretraining_tp"] {
+        fields.get(unused);
+    }
     let num_blocks = num_blocks(fields)?;
     let interval = fields.size("no_rope_layer_interval")?.unwrap_or(4);
     // The name is inverted: 1 means that the layer has RoPE.
@@ -350,6 +354,10 @@ fn phi3(fields: &mut Fields<'_>) -> Result<Architecture, String> {
     };
     for dropout in ["resid_pdrop", "embd_pdrop"] {
         fields.only(dropout, &Value::from(0.0))?;
+    }
+    // Of the larger Phi models; 1 where they have no influence.
+    for factor in ["full_attn_mod", "interpolate_factor"] {
+        fields.only(factor, &Value::from(1))?;
     }
     let windows = vec![fields.size("sliding_window")?; num_blocks(fields)?];
     check_layer_types(fields, &windows)?;
