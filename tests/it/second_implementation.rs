@@ -10,7 +10,8 @@
 //! Not here, since candle lacks them: Olmo 3; odd-llama (biases, a head_dim that does not follow from
 //! the hidden size, linear scaling) and odd-qwen2 (such a head_dim).
 
-use std::fs;
+use std::collections::HashMap;
+use std::path::Path;
 
 use candle_core::{DType, Device, Result, Tensor, safetensors};
 use candle_nn::VarBuilder;
@@ -85,12 +86,16 @@ fn as_candle_has_it(config: &Value) -> Value {
             config["rope_scaling"] = rope;
         }
     }
-    // candle counts the keys before the query's own, transformers its own as well.
-    if let Some(window) = config["sliding_window"].as_u64() {
-        config["sliding_window"] = json!(window - 1);
-    }
     if config["num_key_value_heads"].is_null() {
         config["num_key_value_heads"] = config["num_attention_heads"].clone();
+    }
+    config
+}
+
+/// The masks count the keys before the query's own, transformers its own as well.
+fn without_own_key(mut config: Value) -> Value {
+    if let Some(window) = config["sliding_window"].as_u64() {
+        config["sliding_window"] = json!(window - 1);
     }
     config
 }
@@ -118,7 +123,7 @@ fn mistral(config: Value, weights: VarBuilder<'static>) -> Result<Forward> {
         "lm_head.weight" if is_tied => "model.embed_tokens.weight".to_owned(),
         other => other.to_owned(),
     });
-    let mut model = mistral::Model::new(&parse(config), weights)?;
+    let mut model = mistral::Model::new(&parse(without_own_key(config)), weights)?;
     Ok(Box::new(move |ids| {
         model.clear_kv_cache();
         model.forward(ids, 0)
@@ -134,7 +139,7 @@ fn olmo2(config: Value, weights: VarBuilder<'static>) -> Result<Forward> {
 }
 
 fn qwen2(config: Value, weights: VarBuilder<'static>) -> Result<Forward> {
-    let mut model = qwen2::ModelForCausalLM::new(&parse(config), weights)?;
+    let mut model = qwen2::ModelForCausalLM::new(&parse(without_own_key(config)), weights)?;
     Ok(Box::new(move |ids| {
         model.clear_kv_cache();
         model.forward(ids, 0)
@@ -155,6 +160,16 @@ fn smollm3(config: Value, weights: VarBuilder<'static>) -> Result<Forward> {
         model.clear_kv_cache();
         model.forward(ids, 0)
     }))
+}
+
+fn weights(folder: &Path) -> VarBuilder<'static> {
+    let mut tensors = HashMap::new();
+    harness::visit(folder, &mut |path| {
+        if path.extension() == Some("safetensors".as_ref()) {
+            tensors.extend(safetensors::load(path, &Device::Cpu).unwrap());
+        }
+    });
+    VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu)
 }
 
 /// log p of every target of a row by candle.
@@ -186,19 +201,15 @@ fn row(length: usize, vocab_size: u64) -> Vec<u32> {
 fn log_probs_are_within_1e_4_nats_of_candle_transformers() {
     for (name, replacement) in cases() {
         let workspace = Workspace::new();
-        let text = fs::read_to_string(harness::model(name).join("config.json")).unwrap();
-        let mut config: Value = serde_json::from_str(&text).unwrap();
-        for (field, value) in replacement.as_object().unwrap() {
-            config[field] = value.clone();
-        }
-        workspace.write("model/config.json", config.to_string());
-        let file = workspace.path("model/model.safetensors");
-        fs::copy(harness::model(name).join("model.safetensors"), &file).unwrap();
-
+        workspace.copy_model(name, "model");
+        workspace.edit_json("model/config.json", |config| {
+            for (field, value) in replacement.as_object().unwrap() {
+                config[field] = value.clone();
+            }
+        });
+        let config: Value = serde_json::from_slice(&workspace.read("model/config.json")).unwrap();
         let ours = Decoder::load(&ModelSource::Directory(workspace.path("model"))).unwrap();
-        let tensors = safetensors::load(&file, &Device::Cpu).unwrap();
-        let weights = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
-        let mut theirs = candle(&config, weights).unwrap();
+        let mut theirs = candle(&config, weights(&workspace.path("model"))).unwrap();
 
         let mut worst = 0.0_f64;
         for length in ROW_LENGTHS {
