@@ -5,17 +5,20 @@
 //!
 //! A fixture is loaded twice from one folder, in f32 on the CPU. candle's models return logits of the
 //! last position alone, so they are given every prefix of a row, each with an empty cache: the window
-//! is in the mask of a whole prefix, and nowhere when tokens are fed one by one.
+//! is in the mask of a whole prefix, and for most nowhere when tokens are fed one by one.
 //!
-//! Not here, since candle lacks them: Olmo 3; odd-llama (biases, a head_dim that does not follow from
-//! the hidden size, linear scaling) and odd-qwen2 (such a head_dim).
+//! Not here, since candle lacks them: Olmo 3; odd-gemma2 (an untied head), odd-llama (biases, a
+//! head_dim that does not follow from the hidden size, linear scaling), odd-qwen2 (such a head_dim) and
+//! odd-phi3-long (LongRoPE: candle multiplies frequencies by what transformers divides them by).
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Result, Tensor, safetensors};
 use candle_nn::VarBuilder;
-use candle_transformers::models::{llama, mistral, olmo2, qwen2, qwen3, smol::smollm3};
+use candle_transformers::models::{
+    deepseek2, gemma2, gemma3, llama, mistral, olmo2, phi3, qwen2, qwen3, smol::smollm3,
+};
 use remit::model::{Decoder, ModelSource};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -35,11 +38,30 @@ const ROW_LENGTHS: [usize; 2] = [40, 90];
 fn cases() -> Vec<(&'static str, Value)> {
     vec![
         ("demo-rl", json!({})),
+        // One mask for all layers, and scores scaled by the head alone.
+        (
+            "tiny-gemma2",
+            json!({"layer_types": vec!["sliding_attention"; 3], "query_pre_attn_scalar": 12}),
+        ),
+        // Scores scaled by the head alone, and no scaled rotation.
+        (
+            "tiny-gemma3",
+            json!({"query_pre_attn_scalar": 12, "rope_scaling": null}),
+        ),
+        // The same, and layers by a pattern.
+        (
+            "odd-gemma3",
+            json!({"query_pre_attn_scalar": 10, "layer_types": null, "sliding_window_pattern": 2}),
+        ),
         ("tiny-llama", json!({})),
         ("tiny-mistral", json!({})),
         ("odd-mistral", json!({})),
         ("tiny-olmo2", json!({})),
         ("odd-olmo2", json!({})),
+        // No LongRoPE that agrees with transformers.
+        ("tiny-phi3", json!({"rope_scaling": null})),
+        // No windows.
+        ("odd-phi3", json!({"sliding_window": null})),
         // One mask for all layers, whatever layer_types says.
         (
             "tiny-qwen2",
@@ -57,20 +79,43 @@ fn cases() -> Vec<(&'static str, Value)> {
         ("tiny-smollm3", json!({})),
         // No windows.
         ("odd-smollm3", json!({"use_sliding_window": false})),
+        // Norms inside the projections have the epsilon of the others.
+        ("tiny-youtu", json!({"rms_norm_eps": 1e-6})),
+        // The same, with scaling of the rotation and of the scores.
+        (
+            "tiny-youtu",
+            json!({
+                "rms_norm_eps": 1e-6,
+                "rope_parameters": {
+                    "rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0,
+                    "beta_fast": 4.0, "beta_slow": 1.0, "mscale": 1.5, "mscale_all_dim": 0.7,
+                    "original_max_position_embeddings": 64
+                }
+            }),
+        ),
+        // The same, and neighbours are rotated together, nothing else.
+        (
+            "odd-youtu",
+            json!({"rms_norm_eps": 1e-6, "rope_interleave": true}),
+        ),
     ]
 }
 
-/// Token ids to logits of the last one.
+/// Token ids to logits of the last one; called with the prefixes of a row, shortest first.
 type Forward = Box<dyn FnMut(&Tensor) -> Result<Tensor>>;
 
 fn candle(config: &Value, weights: VarBuilder<'static>) -> Result<Forward> {
     let family = match config["model_type"].as_str().unwrap() {
+        "gemma2" => gemma2,
+        "gemma3_text" => gemma3,
         "llama" => llama,
         "mistral" => mistral,
         "olmo2" => olmo2,
+        "phi3" => phi3,
         "qwen2" => qwen2,
         "qwen3" => qwen3,
         "smollm3" => smollm3,
+        "youtu" => youtu,
         other => panic!("{other} is not in the table of candle's models"),
     };
     family(as_candle_has_it(config), weights)
@@ -102,6 +147,33 @@ fn without_own_key(mut config: Value) -> Value {
 
 fn parse<T: DeserializeOwned>(config: Value) -> T {
     serde_json::from_value(config).unwrap()
+}
+
+fn gemma2(config: Value, weights: VarBuilder<'static>) -> Result<Forward> {
+    let mut model = gemma2::Model::new(false, &parse(without_own_key(config)), weights)?;
+    Ok(Box::new(move |ids| {
+        model.clear_kv_cache();
+        model.forward(ids, 0)
+    }))
+}
+
+fn gemma3(mut config: Value, weights: VarBuilder<'static>) -> Result<Forward> {
+    // Newer configs have an object for each kind of layer.
+    if let Some(ropes) = config.get("rope_parameters").cloned() {
+        config["rope_theta"] = ropes["full_attention"]["rope_theta"].clone();
+        config["rope_local_base_freq"] = ropes["sliding_attention"]["rope_theta"].clone();
+    }
+    let mut model = gemma3::Model::new(false, &parse(config), weights)?;
+    // More than one token at a time is an error with more than one key head: the values in its cache
+    // have to be contiguous. The cache of a layer with a window holds as many keys as that, so tokens
+    // one by one do well.
+    Ok(Box::new(move |ids| {
+        let last = ids.dim(1)? - 1;
+        if last == 0 {
+            model.clear_kv_cache();
+        }
+        model.forward(&ids.narrow(1, last, 1)?, last)
+    }))
 }
 
 fn llama(config: Value, weights: VarBuilder<'static>) -> Result<Forward> {
@@ -138,6 +210,17 @@ fn olmo2(config: Value, weights: VarBuilder<'static>) -> Result<Forward> {
     }))
 }
 
+fn phi3(mut config: Value, weights: VarBuilder<'static>) -> Result<Forward> {
+    if let Some(rope) = config.get("rope_parameters").cloned() {
+        config["partial_rotary_factor"] = rope["partial_rotary_factor"].clone();
+    }
+    let mut model = phi3::Model::new(&parse(config), weights)?;
+    Ok(Box::new(move |ids| {
+        model.clear_kv_cache();
+        model.forward(ids, 0)
+    }))
+}
+
 fn qwen2(config: Value, weights: VarBuilder<'static>) -> Result<Forward> {
     let mut model = qwen2::ModelForCausalLM::new(&parse(without_own_key(config)), weights)?;
     Ok(Box::new(move |ids| {
@@ -156,6 +239,22 @@ fn qwen3(config: Value, weights: VarBuilder<'static>) -> Result<Forward> {
 
 fn smollm3(config: Value, weights: VarBuilder<'static>) -> Result<Forward> {
     let mut model = smollm3::ModelForCausalLM::new(&parse(config), weights)?;
+    Ok(Box::new(move |ids| {
+        model.clear_kv_cache();
+        model.forward(ids, 0)
+    }))
+}
+
+/// DeepSeek-V2 has the same latent attention; with no experts it is the same model.
+fn youtu(mut config: Value, weights: VarBuilder<'static>) -> Result<Forward> {
+    for unused in ["moe_intermediate_size", "n_group", "topk_group"] {
+        config[unused] = json!(1);
+    }
+    if let Some(kind) = config["rope_scaling"].get("rope_type").cloned() {
+        config["rope_scaling"]["type"] = kind;
+    }
+    let config: deepseek2::DeepSeekV2Config = parse(config);
+    let mut model = deepseek2::DeepSeekV2::new(&config, weights)?;
     Ok(Box::new(move |ids| {
         model.clear_kv_cache();
         model.forward(ids, 0)
