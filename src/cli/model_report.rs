@@ -92,9 +92,9 @@ pub fn text(report: &ModelReport) -> String {
     );
     line(
         "tokenizer",
-        match &report.tokenizer {
-            Ok(ids) => format!("{} ids", grouped(*ids as u64)),
-            Err(reason) => format!("not usable: {reason}"),
+        match (&report.tokenizer_ids, &report.tokenizer_problem) {
+            (Some(ids), _) => format!("{} ids", grouped(*ids as u64)),
+            (None, reason) => format!("not usable: {}", reason.as_deref().unwrap_or("unknown")),
         },
     );
     text
@@ -146,7 +146,7 @@ fn attention(block: &Block) -> String {
     if block.value_dim != block.head_dim {
         let _ = write!(text, " ({} of values)", block.value_dim);
     }
-    let usual = (block.head_dim as f32).sqrt().recip();
+    let usual = (block.head_dim as f64).powf(-0.5) as f32;
     if (block.score_scale - usual).abs() > 1e-6 * usual {
         let _ = write!(text, ", scores x {:.4}", block.score_scale);
     }

@@ -81,7 +81,7 @@ impl Architecture {
         let row = per_token.saturating_mul(seq_len);
         let batch = per_token.saturating_mul(batch_tokens);
         let activations = batch.min(SCORING_ACTIVATION_BYTES).max(row);
-        self.num_parameters() * bytes_per_weight as u64 + activations as u64
+        (self.num_parameters() * bytes_per_weight as u64).saturating_add(activations as u64)
     }
 
     /// About how many bytes training needs on the CPU: weights, gradients and moments, and what the
@@ -100,9 +100,10 @@ impl Architecture {
             .max()
             .unwrap_or(0);
         let per_token = (kept + widest + 4 * self.hidden_size) as u64 * F32_BYTES;
-        self.num_parameters() * COPIES_IN_TRAINING * F32_BYTES
-            + per_token * micro_batch_tokens as u64
-            + super::head::LOGITS_BYTES as u64
+        let activations = per_token.saturating_mul(micro_batch_tokens as u64);
+        (self.num_parameters() * COPIES_IN_TRAINING * F32_BYTES)
+            .saturating_add(activations)
+            .saturating_add(super::head::LOGITS_BYTES as u64)
     }
 }
 

@@ -96,7 +96,7 @@ fn block_of(head_dim: usize, intermediate_size: usize) -> Block {
         qk_norm: None,
         rotary: Some(0),
         window: None,
-        score_scale: (head_dim as f32).sqrt().recip(),
+        score_scale: (head_dim as f64).powf(-0.5) as f32,
         score_soft_cap: None,
         norms: NormPlacement::Before,
         intermediate_size,
@@ -114,8 +114,6 @@ fn llama(fields: &mut Fields<'_>) -> Result<Architecture, String> {
         mlp_bias: fields.boolean("mlp_bias", false)?,
         ..usual_block(fields)?
     };
-    // Tensor parallelism of the pre-training run; 1 in every checkpoint that transformers runs as is.
-    fields.only("pretraining_tp", &Value::from(1))?;
     let windows = vec![None; num_blocks(fields)?];
     check_layer_types(fields, &windows)?;
     decoder("llama", block, &windows, USUAL, fields)
@@ -212,18 +210,21 @@ fn smollm3(fields: &mut Fields<'_>) -> Result<Architecture, String> {
         mlp_bias: fields.boolean("mlp_bias", false)?,
         ..usual_block(fields)?
     };
-    // Published configs have both; SmolLM3's modelling file reads neither.
-    for unused in ["max_window_layers", "pretraining_tp"] {
-        fields.get(unused);
-    }
+    // Published configs have it; SmolLM3's modelling file does not read it.
+    fields.get("max_window_layers");
     let num_blocks = num_blocks(fields)?;
     let interval = fields.size("no_rope_layer_interval")?.unwrap_or(4);
     // The name is inverted: 1 means that the layer has RoPE.
     let rope: Vec<bool> = match fields.get("no_rope_layers") {
         Some(list) => list
             .as_array()
-            .map(|list| list.iter().map(|flag| flag.as_u64() != Some(0)).collect())
-            .ok_or("no_rope_layers is not a list")?,
+            .ok_or("no_rope_layers is not a list")?
+            .iter()
+            .map(|flag| match flag.as_i64() {
+                Some(flag) => Ok(flag != 0),
+                None => Err(format!("no_rope_layers holds {flag}, not a whole number")),
+            })
+            .collect::<Result<_, _>>()?,
         None if interval == 0 => return Err("no_rope_layer_interval is 0".to_owned()),
         None => (1..=num_blocks)
             .map(|i| !i.is_multiple_of(interval))
@@ -293,9 +294,9 @@ fn soft_cap(
     match fields.get(name) {
         None if is_given => Ok(None),
         None => Ok(default.map(|cap| cap as f32)),
-        Some(_) => match fields.float(name, 0.0)? {
-            cap if cap.is_finite() && cap > 0.0 => Ok(Some(cap as f32)),
-            cap => Err(format!("{name} is {cap}, not a positive number")),
+        Some(_) => match fields.float(name, 0.0)? as f32 {
+            cap if cap.is_normal() && cap > 0.0 => Ok(Some(cap)),
+            cap => Err(format!("{name} is {cap} in f32, not a positive number")),
         },
     }
 }
@@ -378,7 +379,7 @@ fn phi3(fields: &mut Fields<'_>) -> Result<Architecture, String> {
         &RopeDefaults {
             theta: fields.float("rope_theta", 10_000.0)?,
             head_dim: block.head_dim,
-            partial: fields.float("partial_rotary_factor", 1.0)?,
+            partial: Some(fields.float("partial_rotary_factor", 1.0)?),
             max_positions: fields.required_size("max_position_embeddings")?,
             original_positions: Some(original),
         },
@@ -411,7 +412,8 @@ fn youtu(fields: &mut Fields<'_>) -> Result<Architecture, String> {
         query_rank,
         kv_rank: fields.size("kv_lora_rank")?.unwrap_or(512),
         rotary_dim,
-        interleaved: fields.boolean("rope_interleave", true)?,
+        // Null is false, absent is true.
+        interleaved: fields.boolean("rope_interleave", !fields.contains("rope_interleave"))?,
         bias,
     };
     // Follow from the others; a config that says something else would be misread.

@@ -97,6 +97,7 @@ pub(super) fn by_layer_type(
     thetas: [f64; 2],
 ) -> Result<[Rope; 2], String> {
     let max_positions = fields.required_size("max_position_embeddings")?;
+    fields.only("partial_rotary_factor", &Value::from(1.0))?;
     let empty = Map::new();
     let newer = object(fields, "rope_parameters")?.unwrap_or(&empty);
     let older = object(fields, "rope_scaling")?;
@@ -107,7 +108,10 @@ pub(super) fn by_layer_type(
     }
     let rope = |kind: &str, theta: f64, scaling: Option<&Map<String, Value>>| {
         let mut parameters = match newer.get(kind) {
-            None | Some(Value::Null) => Map::new(),
+            // transformers begins with these where it finds none, so an older `type` does not count.
+            None | Some(Value::Null) => [("rope_type".to_owned(), Value::from("default"))]
+                .into_iter()
+                .collect(),
             Some(Value::Object(map)) => map.clone(),
             Some(_) => return Err(format!("rope_parameters.{kind} is not an object")),
         };
@@ -126,7 +130,7 @@ pub(super) fn by_layer_type(
             &RopeDefaults {
                 theta,
                 head_dim,
-                partial: 1.0,
+                partial: None,
                 max_positions,
                 original_positions: None,
             },

@@ -14,8 +14,9 @@ pub(super) struct RopeDefaults {
     pub theta: f64,
     /// Features of a head.
     pub head_dim: usize,
-    /// Fraction of them that is rotated where none is given.
-    pub partial: f64,
+    /// Fraction of them that is rotated where none is given; `None` for a family that rotates all,
+    /// whatever a config says, which therefore may say nothing else.
+    pub partial: Option<f64>,
     /// `max_position_embeddings`.
     pub max_positions: usize,
     /// `original_max_position_embeddings` at the top level.
@@ -33,7 +34,11 @@ pub(super) struct Rope {
 /// `rope_scaling` (older ones, and before the other where both are).
 pub(super) fn rope_object(fields: &mut Fields<'_>) -> Result<Map<String, Value>, String> {
     let newer = fields.get("rope_parameters");
-    match fields.get("rope_scaling").or(newer) {
+    // An empty object counts as none, as it does in Python.
+    let older = fields
+        .get("rope_scaling")
+        .filter(|value| value.as_object().is_none_or(|map| !map.is_empty()));
+    match older.or(newer) {
         Some(Value::Object(map)) => Ok(map.clone()),
         Some(_) => Err("the RoPE parameters are not an object".to_owned()),
         None => Ok(Map::new()),
@@ -46,23 +51,13 @@ pub(super) fn uniform(
     head_dim: usize,
     theta: f64,
 ) -> Result<Rope, String> {
-    let original = fields.size("original_max_position_embeddings")?;
-    uniform_from(fields, head_dim, theta, original)
-}
-
-/// [`uniform`], given the context of the first training.
-pub(super) fn uniform_from(
-    fields: &mut Fields<'_>,
-    head_dim: usize,
-    theta: f64,
-    original_positions: Option<usize>,
-) -> Result<Rope, String> {
+    fields.only("partial_rotary_factor", &Value::from(1.0))?;
     let defaults = RopeDefaults {
         theta: fields.float("rope_theta", theta)?,
         head_dim,
-        partial: fields.float("partial_rotary_factor", 1.0)?,
+        partial: None,
         max_positions: fields.required_size("max_position_embeddings")?,
-        original_positions,
+        original_positions: fields.size("original_max_position_embeddings")?,
     };
     parse(&rope_object(fields)?, &defaults)
 }
@@ -90,7 +85,13 @@ fn parse_fields(rope: &mut Fields<'_>, defaults: &RopeDefaults) -> Result<Rope, 
     if !(theta.is_finite() && theta > 0.0) {
         return Err(format!("rope_theta {theta} is not a positive number"));
     }
-    let partial = rope.float("partial_rotary_factor", defaults.partial)?;
+    let partial = match defaults.partial {
+        Some(default) => rope.float("partial_rotary_factor", default)?,
+        None => {
+            rope.only("partial_rotary_factor", &Value::from(1.0))?;
+            1.0
+        }
+    };
     if !(partial > 0.0 && partial <= 1.0) {
         return Err(format!(
             "partial_rotary_factor {partial} is not above 0 and at most 1"

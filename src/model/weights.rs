@@ -249,7 +249,17 @@ impl Checkpoint {
             // rotary frequencies, which follow from config.json.
             let redundant =
                 (architecture.tied_head && name == HEAD) || name.ends_with("rotary_emb.inv_freq");
-            if !expected.contains(name) && !redundant {
+            let stored = &self.tensors[name];
+            let is_head = architecture.tied_head && name == HEAD;
+            if is_head
+                && (width(stored.dtype).is_none()
+                    || stored.shape != [architecture.vocab_size, architecture.hidden_size])
+            {
+                problems.push(format!(
+                    "{name} is {:?} of the shape {:?}; as a copy of the embedding it is F32, F16 or BF16 of [{}, {}]",
+                    stored.dtype, stored.shape, architecture.vocab_size, architecture.hidden_size
+                ));
+            } else if !expected.contains(name) && !redundant {
                 problems.push(format!(
                     "{name} has no place in a {} model as config.json describes it",
                     architecture.model_type
@@ -343,14 +353,14 @@ impl Checkpoint {
             .map(|(name, bytes)| (name.as_str(), bytes.len() as u64))
     }
 
-    /// Reads every tensor and checks that all of its elements are numbers.
+    /// Reads every tensor of the architecture and checks that all of its elements are numbers.
     ///
     /// # Errors
     ///
-    /// [`Error::NotFinite`] for the first that holds NaN or an infinity, in byte order of the names.
-    pub fn check_values(&self) -> Result<(), Error> {
-        for name in self.tensors.keys() {
-            self.load(name)?;
+    /// [`Error::NotFinite`] for the first that holds NaN or an infinity, in the order of the forward pass.
+    pub fn check_values(&self, architecture: &Architecture) -> Result<(), Error> {
+        for (name, _) in architecture.tensors() {
+            self.load(&name)?;
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::anneal::DEFAULT_MICRO_BATCH_TOKENS;
 use super::score::{DEFAULT_BATCH_TOKENS, DEFAULT_SEQ_LEN};
-use super::tokenizer_of;
+use super::{Usage, tokenizer_of};
 use crate::model::{Architecture, Checkpoint, ModelSource};
 use crate::shard::manifest::Manifest;
 use crate::shard::read::ShardSet;
@@ -68,11 +68,14 @@ pub struct ModelReport {
     pub annealing_bytes: u64,
     /// Tokens of the micro-batch that `annealing_bytes` is for.
     pub micro_batch_tokens: usize,
-    /// Number of ids of the tokenizer, or why there is none that fits.
-    pub tokenizer: Result<usize, String>,
+    /// Number of ids of the tokenizer, if there is one that fits.
+    pub tokenizer_ids: Option<usize>,
+    /// Why there is none.
+    pub tokenizer_problem: Option<String>,
 }
 
-/// Describes a model; only headers are read unless `check_values` is set.
+/// Describes a model. Of the weights only headers are read, and both copies of a tied head that is
+/// stored twice, unless `check_values` is set.
 ///
 /// # Errors
 ///
@@ -87,10 +90,19 @@ pub fn model(
     let checkpoint = Checkpoint::open(source)?;
     checkpoint.verify(&architecture)?;
     if check_values {
-        checkpoint.check_values()?;
+        checkpoint.check_values(&architecture)?;
     }
     let longest = architecture.max_position_embeddings;
-    let seq_len = seq_len.unwrap_or_else(|| longest.min(DEFAULT_SEQ_LEN as usize));
+    let seq_len = match seq_len {
+        Some(seq_len) if seq_len > longest => {
+            return Err(Usage(format!(
+                "--seq-len {seq_len} exceeds the {longest} positions that the model was made for"
+            ))
+            .into());
+        }
+        Some(seq_len) => seq_len,
+        None => longest.min(DEFAULT_SEQ_LEN as usize),
+    };
     let micro_batch_tokens = DEFAULT_MICRO_BATCH_TOKENS.max(seq_len);
     let parameters = architecture.num_parameters();
     let embedding = architecture.vocab_size as u64 * architecture.hidden_size as u64;
@@ -123,7 +135,8 @@ pub fn model(
         scoring_bytes_bf16: architecture.scoring_bytes(2, DEFAULT_BATCH_TOKENS, seq_len),
         annealing_bytes: architecture.annealing_bytes(micro_batch_tokens),
         micro_batch_tokens,
-        tokenizer,
+        tokenizer_ids: tokenizer.as_ref().ok().copied(),
+        tokenizer_problem: tokenizer.err(),
         architecture,
     })
 }
