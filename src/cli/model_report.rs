@@ -219,12 +219,12 @@ fn rotation(architecture: &Architecture, block: &Block) -> String {
     let Some(rotary) = block.rotary.and_then(|i| architecture.rotaries.get(i)) else {
         return "none".to_owned();
     };
-    let longest = rotary.frequencies.iter().copied().fold(f32::MAX, f32::min);
+    let slowest = rotary.frequencies.iter().copied().fold(f32::MAX, f32::min);
     let mut text = format!(
         "{} of {} features, wavelengths up to {:.0} tokens",
         2 * rotary.frequencies.len(),
         block.head_dim,
-        2.0 * std::f32::consts::PI / longest
+        2.0 * std::f32::consts::PI / slowest
     );
     if rotary.scale != 1.0 {
         let _ = write!(text, ", x {:.3}", rotary.scale);

@@ -312,14 +312,12 @@ impl Block {
             add(name, &[hidden]);
         }
         let wide = self.intermediate_size;
-        let first: &[(&str, usize)] = if self.fused_mlp {
-            &[("gate_up_proj", 2 * wide)]
-        } else {
-            &[("gate_proj", wide), ("up_proj", wide)]
+        let mut projections = match self.fused_mlp {
+            true => vec![("gate_up_proj", 2 * wide, hidden)],
+            false => vec![("gate_proj", wide, hidden), ("up_proj", wide, hidden)],
         };
-        let last = ("down_proj", hidden);
-        for &(name, out) in first.iter().chain([&last]) {
-            let inner = if name == last.0 { wide } else { hidden };
+        projections.push(("down_proj", hidden, wide));
+        for (name, out, inner) in projections {
             add(&format!("mlp.{name}.weight"), &[out, inner]);
             if self.mlp_bias {
                 add(&format!("mlp.{name}.bias"), &[out]);

@@ -5,7 +5,7 @@
 use candle_core::Tensor;
 
 use super::Error;
-use super::block_params::{Around, BlockParams, Norm, Projection, Qkv};
+use super::block_params::{Around, BlockParams, LatentQuery, LowRank, Norm, Projection, Qkv};
 use super::decoder::{Batch, Decoder};
 use super::ops::{add_assign, attention, latent, linear, mlp, norm};
 use super::parameters::Gradients;
@@ -13,15 +13,17 @@ use super::parameters::Gradients;
 /// Tokens that go through the feed-forward part of a block at a time when no gradient is needed.
 const MLP_TILE_TOKENS: usize = 1024;
 
+const OTHER_TAPE: Error = Error::Internal("a tape of another kind of attention");
+
+/// What a [`LowRank`] computed in between: before and after its norm.
+type LowRankTape = (Tensor, Tensor);
+
 /// What the backward of the projections needs of their forward.
 enum QkvTape {
     /// Queries and keys before their norm, when there is one.
     Direct(Option<(Tensor, Tensor)>),
-    /// The low-rank queries, when there are any, and keys and values: before and after their norm.
-    Latent {
-        q_low: Option<(Tensor, Tensor)>,
-        kv_low: (Tensor, Tensor),
-    },
+    /// Of the queries, when they are of low rank, and of keys and values.
+    Latent(Option<LowRankTape>, LowRankTape),
 }
 
 /// What a block's backward needs of its forward.
@@ -136,13 +138,35 @@ impl Decoder {
         }
     }
 
-    /// Queries, keys and values, ready for the attention.
+    fn low_rank(&self, x: &Tensor, p: LowRank) -> Result<(Tensor, LowRankTape), Error> {
+        let raw = self.project(x, p.down)?;
+        let normed = self.norm(&raw, p.norm)?;
+        Ok((self.project(&normed, p.up)?, (raw, normed)))
+    }
+
+    /// Adds the gradients of both projections and the norm, and returns that of their input.
+    fn low_rank_backward(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        (raw, normed): &LowRankTape,
+        p: LowRank,
+        grads: &mut Gradients,
+        onto: Option<Tensor>,
+    ) -> Result<Tensor, Error> {
+        let d_normed = self.project_backward(dy, normed, p.up, grads, None)?;
+        let d_raw = self.norm_backward(&d_normed, raw, p.norm, grads, None)?;
+        self.project_backward(&d_raw, x, p.down, grads, onto)
+    }
+
+    /// Queries, keys and values, ready for the attention; with `keep`, what the backward needs.
     fn qkv_forward(
         &self,
         p: &BlockParams,
         x: &Tensor,
         batch: &Batch,
-    ) -> Result<(Tensor, Tensor, Tensor, QkvTape), Error> {
+        keep: bool,
+    ) -> Result<(Tensor, Tensor, Tensor, Option<QkvTape>), Error> {
         let rotation = batch.rotation(p.rotary)?;
         match p.qkv {
             Qkv::Direct { q, k, v, norms } => {
@@ -151,50 +175,32 @@ impl Decoder {
                 let mut raw = None;
                 if let Some((q_norm, k_norm)) = norms {
                     let normed = (self.norm(&q, q_norm)?, self.norm(&k, k_norm)?);
-                    raw = Some((q, k));
+                    raw = keep.then_some((q, k));
                     (q, k) = normed;
                 }
                 if let Some(rotation) = rotation {
                     q = rotation.forward(&q, p.turned)?;
                     k = rotation.forward(&k, p.turned)?;
                 }
-                Ok((q, k, v, QkvTape::Direct(raw)))
+                Ok((q, k, v, keep.then_some(QkvTape::Direct(raw))))
             }
-            Qkv::Latent {
-                q_low,
-                q,
-                kv_low,
-                kv_norm,
-                kv,
-                shared,
-                parts,
-                shared_turned,
-            } => {
-                let mut q_kept = None;
-                let mut queries = match q_low {
-                    None => self.project(x, q)?,
-                    Some((low, norm)) => {
-                        let raw = self.project(x, low)?;
-                        let normed = self.norm(&raw, norm)?;
-                        let queries = self.project(&normed, q)?;
-                        q_kept = Some((raw, normed));
-                        queries
+            Qkv::Latent(p_latent) => {
+                let (mut q, q_tape) = match p_latent.q {
+                    LatentQuery::Direct(q) => (self.project(x, q)?, None),
+                    LatentQuery::LowRank(q) => {
+                        let (q, tape) = self.low_rank(x, q)?;
+                        (q, keep.then_some(tape))
                     }
                 };
-                let raw = self.project(x, kv_low)?;
-                let normed = self.norm(&raw, kv_norm)?;
-                let kv = self.project(&normed, kv)?;
-                let mut shared = self.project(x, shared)?;
+                let (kv, kv_tape) = self.low_rank(x, p_latent.kv)?;
+                let tape = keep.then_some(QkvTape::Latent(q_tape, kv_tape));
+                let mut shared = self.project(x, p_latent.shared)?;
                 if let Some(rotation) = rotation {
-                    queries = rotation.forward(&queries, p.turned)?;
-                    shared = rotation.forward(&shared, shared_turned)?;
+                    q = rotation.forward(&q, p.turned)?;
+                    shared = rotation.forward(&shared, p_latent.shared_turned)?;
                 }
-                let (keys, values) = latent::forward(&kv, &shared, parts)?;
-                let tape = QkvTape::Latent {
-                    q_low: q_kept,
-                    kv_low: (raw, normed),
-                };
-                Ok((queries, keys, values, tape))
+                let (k, v) = latent::forward(&kv, &shared, p_latent.parts)?;
+                Ok((q, k, v, tape))
             }
         }
     }
@@ -226,41 +232,26 @@ impl Decoder {
                 let d_in = self.project_backward(&dk, x, k, grads, Some(d_in))?;
                 self.project_backward(&dv, x, v, grads, Some(d_in))
             }
-            (
-                Qkv::Latent {
-                    q_low,
-                    q,
-                    kv_low,
-                    kv_norm,
-                    kv,
-                    shared,
-                    parts,
-                    shared_turned,
-                },
-                QkvTape::Latent {
-                    q_low: q_kept,
-                    kv_low: (raw, normed),
-                },
-            ) => {
-                let (d_kv, mut d_shared) = latent::backward(&dk, &dv, parts)?;
+            (Qkv::Latent(p_latent), QkvTape::Latent(q_tape, kv_tape)) => {
+                let (d_kv, mut d_shared) = latent::backward(&dk, &dv, p_latent.parts)?;
                 drop((dk, dv));
                 if let Some(rotation) = rotation {
-                    d_shared = rotation.backward(&d_shared, shared_turned)?;
+                    d_shared = rotation.backward(&d_shared, p_latent.shared_turned)?;
                 }
-                let d_in = self.project_backward(&d_shared, x, shared, grads, None)?;
-                let d_normed = self.project_backward(&d_kv, normed, kv, grads, None)?;
-                let d_raw = self.norm_backward(&d_normed, raw, kv_norm, grads, None)?;
-                let d_in = self.project_backward(&d_raw, x, kv_low, grads, Some(d_in))?;
-                match (q_low, q_kept) {
-                    (Some((low, norm)), Some((raw, normed))) => {
-                        let d_normed = self.project_backward(&dq, normed, q, grads, None)?;
-                        let d_raw = self.norm_backward(&d_normed, raw, norm, grads, None)?;
-                        self.project_backward(&d_raw, x, low, grads, Some(d_in))
+                let d_in = self.project_backward(&d_shared, x, p_latent.shared, grads, None)?;
+                let d_in =
+                    self.low_rank_backward(&d_kv, x, kv_tape, p_latent.kv, grads, Some(d_in))?;
+                match (p_latent.q, q_tape) {
+                    (LatentQuery::Direct(q), None) => {
+                        self.project_backward(&dq, x, q, grads, Some(d_in))
                     }
-                    _ => self.project_backward(&dq, x, q, grads, Some(d_in)),
+                    (LatentQuery::LowRank(q), Some(tape)) => {
+                        self.low_rank_backward(&dq, x, tape, q, grads, Some(d_in))
+                    }
+                    _ => Err(OTHER_TAPE),
                 }
             }
-            _ => Err(Error::Internal("a tape of another kind of attention")),
+            _ => Err(OTHER_TAPE),
         }
     }
 
@@ -273,10 +264,10 @@ impl Decoder {
         tapes: Option<&mut Vec<BlockTape>>,
     ) -> Result<Tensor, Error> {
         let attn_in = self.enter(&x, p.attn_norms)?;
-        let (q, k, v, qkv) = self.qkv_forward(p, &attn_in, batch)?;
+        let (q, k, v, qkv) = self.qkv_forward(p, &attn_in, batch, tapes.is_some())?;
 
-        let Some(tapes) = tapes else {
-            drop((attn_in, qkv));
+        let (Some(tapes), Some(qkv)) = (tapes, qkv) else {
+            drop(attn_in);
             let attn_out = attention::forward(&q, &k, &v, &batch.layout, p.shape)?;
             drop((q, k, v));
             let (y, _) = self.leave(self.project(&attn_out, p.o)?, p.attn_norms)?;

@@ -31,6 +31,17 @@ pub(super) struct Norm {
     pub rms: Rms,
 }
 
+impl Norm {
+    /// A norm of this architecture; those inside latent attention have an epsilon of their own.
+    pub fn new(weight: ParamId, eps: f32, architecture: &Architecture) -> Self {
+        let offset = architecture.norm_offset;
+        Self {
+            weight,
+            rms: Rms { eps, offset },
+        }
+    }
+}
+
 /// The norms around a sublayer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Around {
@@ -47,18 +58,33 @@ pub(super) enum Qkv {
         v: Projection,
         norms: Option<(Norm, Norm)>,
     },
-    Latent {
-        /// The first projection of the queries and its norm, when there are two.
-        q_low: Option<(Projection, Norm)>,
-        q: Projection,
-        kv_low: Projection,
-        kv_norm: Norm,
-        kv: Projection,
-        shared: Projection,
-        parts: Parts,
-        /// How the shared key turns.
-        shared_turned: Turned,
-    },
+    Latent(LatentParams),
+}
+
+/// Two projections with a norm in between.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LowRank {
+    pub down: Projection,
+    pub norm: Norm,
+    pub up: Projection,
+}
+
+/// The queries of latent attention.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum LatentQuery {
+    Direct(Projection),
+    LowRank(LowRank),
+}
+
+/// The projections of latent attention.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LatentParams {
+    pub q: LatentQuery,
+    pub kv: LowRank,
+    /// The part of the keys that all heads share, and how it turns.
+    pub shared: Projection,
+    pub shared_turned: Turned,
+    pub parts: Parts,
 }
 
 /// Where the parameters of one block are, and what it does with them.
@@ -100,13 +126,7 @@ impl<F: Fn(&str) -> Result<ParamId, Error>> Finder<'_, F> {
     }
 
     fn norm(&self, name: &str, eps: f32) -> Result<Norm, Error> {
-        Ok(Norm {
-            weight: self.id(name)?,
-            rms: Rms {
-                eps,
-                offset: self.architecture.norm_offset,
-            },
-        })
+        Ok(Norm::new(self.id(name)?, eps, self.architecture))
     }
 
     fn around(&self, names: NormNames) -> Result<Around, Error> {
@@ -146,38 +166,44 @@ impl<F: Fn(&str) -> Result<ParamId, Error>> Finder<'_, F> {
         }))
     }
 
-    fn latent(&self, block: &Block, sizes: Latent) -> Result<Qkv, Error> {
-        let low_norm = |name: &str| self.norm(name, LATENT_NORM_EPS);
-        let (q_low, q) = match sizes.query_rank {
-            None => (None, self.projection("self_attn.q_proj", false)?),
-            Some(_) => {
-                let low = self.projection("self_attn.q_a_proj", sizes.bias)?;
-                let norm = low_norm("self_attn.q_a_layernorm.weight")?;
-                let q = self.projection("self_attn.q_b_proj", false)?;
-                (Some((low, norm)), q)
-            }
+    fn latent(&self, block: &Block, sizes: Latent) -> Result<LatentParams, Error> {
+        let low_rank = |down, norm: &str, up: &str| -> Result<LowRank, Error> {
+            Ok(LowRank {
+                down,
+                norm: self.norm(norm, LATENT_NORM_EPS)?,
+                up: self.projection(up, false)?,
+            })
         };
-        let [kv_low, shared] = self.fused(
+        let q = match sizes.query_rank {
+            None => LatentQuery::Direct(self.projection("self_attn.q_proj", false)?),
+            Some(_) => LatentQuery::LowRank(low_rank(
+                self.projection("self_attn.q_a_proj", sizes.bias)?,
+                "self_attn.q_a_layernorm.weight",
+                "self_attn.q_b_proj",
+            )?),
+        };
+        let [down, shared] = self.fused(
             "self_attn.kv_a_proj_with_mqa",
             sizes.bias,
             [sizes.kv_rank, sizes.rotary_dim],
         )?;
-        Ok(Qkv::Latent {
-            q_low,
+        Ok(LatentParams {
             q,
-            kv_low,
-            kv_norm: low_norm("self_attn.kv_a_layernorm.weight")?,
-            kv: self.projection("self_attn.kv_b_proj", false)?,
+            kv: low_rank(
+                down,
+                "self_attn.kv_a_layernorm.weight",
+                "self_attn.kv_b_proj",
+            )?,
             shared,
-            parts: Parts {
-                plain: block.head_dim - sizes.rotary_dim,
-                rotated: sizes.rotary_dim,
-                value: block.value_dim,
-            },
             shared_turned: Turned {
                 head_dim: sizes.rotary_dim,
                 first: 0,
                 interleaved: sizes.interleaved,
+            },
+            parts: Parts {
+                plain: block.head_dim - sizes.rotary_dim,
+                rotated: sizes.rotary_dim,
+                value: block.value_dim,
             },
         })
     }
@@ -229,7 +255,7 @@ impl BlockParams {
             Projections::Latent(sizes) => {
                 turned.first = block.head_dim - sizes.rotary_dim;
                 turned.interleaved = sizes.interleaved;
-                finder.latent(block, sizes)?
+                Qkv::Latent(finder.latent(block, sizes)?)
             }
         };
         let wide = block.intermediate_size;

@@ -7,7 +7,7 @@
 use candle_core::{D, DType, Tensor};
 
 use super::Error;
-use super::head::{Head, LogSumExp, Weigh, targets};
+use super::head::{Head, LogSumExp, Weigh, targets, weigh_rows};
 use super::ops::composed::{indices, soft_cap, soft_cap_slope, upload};
 use super::ops::{RowLayout, add_assign, to_host};
 
@@ -69,8 +69,13 @@ fn gather(hidden: &Tensor, positions: &[usize]) -> Result<Tensor, Error> {
 fn position_indices(positions: &[usize], like: &Tensor) -> Result<Tensor, Error> {
     let positions: Vec<u32> = positions
         .iter()
-        .map(|&position| u32::try_from(position).unwrap_or(u32::MAX))
-        .collect();
+        .map(|&position| {
+            u32::try_from(position).map_err(|_| Error::TooLarge {
+                rows: position,
+                cols: 1,
+            })
+        })
+        .collect::<Result<_, _>>()?;
     indices(&positions, like.device())
 }
 
@@ -98,12 +103,7 @@ pub(super) fn gradients(
     let (positions, next) = targets(ids, layout);
     let (sums, log_probs) = score(hidden, head, &positions, &next)?;
     let mut weights = vec![0.0; next.len()];
-    let mut at = 0;
-    for (i, row) in layout.rows().enumerate() {
-        let end = at + row.len().saturating_sub(1);
-        weigh(i, &log_probs[at..end], &mut weights[at..end])?;
-        at = end;
-    }
+    weigh_rows(layout, 0, &log_probs, &mut weights, weigh)?;
     let (vocab, device) = (head.weight.dim(0)?, hidden.device());
     let tile = (LOGITS_BYTES / (vocab * size_of::<f32>())).max(1);
     let mut d_hidden = hidden.zeros_like()?;

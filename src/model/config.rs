@@ -162,6 +162,19 @@ impl<'a> Fields<'a> {
         self.size(name)?.ok_or_else(|| format!("it has no {name}"))
     }
 
+    /// A size that may be null, which means none; `default` where the field is absent.
+    pub(super) fn nullable_size(
+        &mut self,
+        name: &'static str,
+        default: usize,
+    ) -> Result<Option<usize>, String> {
+        if self.contains(name) {
+            self.size(name)
+        } else {
+            Ok(Some(default))
+        }
+    }
+
     pub(super) fn float(&mut self, name: &'static str, default: f64) -> Result<f64, String> {
         self.get(name).map_or(Ok(default), |value| {
             value
@@ -273,7 +286,7 @@ mod tests {
         assert_eq!(message, "attention_dropout is 0.1; only 0.0 is implemented");
     }
 
-    /// fixtures/configs has the fields that published checkpoints of these sizes come with; the counts
+    /// fixtures/configs has, written down by hand, the fields and sizes of published checkpoints; the counts
     /// are those of transformers 5.23, from `AutoModelForCausalLM.from_config` on the meta device.
     #[test]
     fn configs_of_published_checkpoints_are_read_in_full() {

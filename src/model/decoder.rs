@@ -13,7 +13,6 @@ use super::block_params::{BlockParams, Norm};
 use super::device::{Compute, ComputeDtype};
 use super::head::Head;
 use super::ops::adamw::{self, Moments};
-use super::ops::norm::Rms;
 use super::ops::rope::Rotation;
 use super::ops::{RowLayout, lookup, lookup_backward, narrowed, tensor};
 use super::parameters::{Gradients, ParamId, Parameter};
@@ -117,13 +116,7 @@ impl Decoder {
             name: source.to_string(),
             second_head: checkpoint.dtype(HEAD).filter(|_| architecture.tied_head),
             embedding,
-            final_norm: Norm {
-                weight: find(FINAL_NORM)?,
-                rms: Rms {
-                    eps: architecture.norm_eps,
-                    offset: architecture.norm_offset,
-                },
-            },
+            final_norm: Norm::new(find(FINAL_NORM)?, architecture.norm_eps, &architecture),
             head: if architecture.tied_head {
                 embedding
             } else {

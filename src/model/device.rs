@@ -75,9 +75,6 @@ impl ComputeDevice {
 
     /// Moves a tensor there.
     pub(super) fn take(&self, tensor: Tensor) -> Result<Tensor, Error> {
-        if self.0.is_cpu() {
-            return Ok(tensor);
-        }
         Ok(tensor.to_device(&self.0)?)
     }
 }

@@ -24,7 +24,7 @@ pub enum Error {
         model: String,
         /// The absent file.
         file: String,
-        /// What to do, with a leading space, or nothing.
+        /// What to do, as a line that begins with `hint:`, or nothing.
         hint: &'static str,
     },
     /// A JSON file of the model is not valid.

@@ -10,8 +10,7 @@ use super::architecture::{
 };
 use super::config::Fields;
 use super::layers::{
-    by_layer_type, check_layer_types, num_blocks, qwen_windows, window_if_used, window_or,
-    windows_of,
+    by_layer_type, num_blocks, qwen_windows, same_windows, window_if_used, windows_of,
 };
 use super::rotary::{self, Rope, RopeDefaults};
 
@@ -72,16 +71,33 @@ const USUAL: Defaults = Defaults {
 
 /// A block with what most families have; the fields that differ are set by the family.
 fn usual_block(fields: &mut Fields<'_>) -> Result<Block, String> {
-    let heads = fields.required_size("num_attention_heads")?;
     let hidden = fields.required_size("hidden_size")?;
+    let heads = fields.required_size("num_attention_heads")?;
+    // Without heads the block is refused, whatever their size.
+    block_with(fields, hidden.checked_div(heads).unwrap_or(0))
+}
+
+/// A usual block of a family whose head_dim has a default of its own.
+fn block_with(fields: &mut Fields<'_>, default_head_dim: usize) -> Result<Block, String> {
+    let heads = fields.required_size("num_attention_heads")?;
     if heads == 0 {
         return Err("num_attention_heads is 0".to_owned());
     }
-    let head_dim = fields.size("head_dim")?.unwrap_or(hidden / heads);
+    let head_dim = fields.size("head_dim")?.unwrap_or(default_head_dim);
     Ok(Block {
         num_heads: heads,
         num_kv_heads: fields.size("num_key_value_heads")?.unwrap_or(heads),
         ..block_of(head_dim, fields.required_size("intermediate_size")?)
+    })
+}
+
+/// The block with biases in all of its attention, if `attention_bias` says so.
+fn with_attention_bias(fields: &mut Fields<'_>, block: Block) -> Result<Block, String> {
+    let bias = fields.boolean("attention_bias", false)?;
+    Ok(Block {
+        projections: Projections::Separate { bias },
+        output_bias: bias,
+        ..block
     })
 }
 
@@ -107,31 +123,26 @@ fn block_of(head_dim: usize, intermediate_size: usize) -> Block {
 }
 
 fn llama(fields: &mut Fields<'_>) -> Result<Architecture, String> {
-    let bias = fields.boolean("attention_bias", false)?;
+    let usual = usual_block(fields)?;
     let block = Block {
-        projections: Projections::Separate { bias },
-        output_bias: bias,
         mlp_bias: fields.boolean("mlp_bias", false)?,
-        ..usual_block(fields)?
+        ..with_attention_bias(fields, usual)?
     };
-    let windows = vec![None; num_blocks(fields)?];
-    check_layer_types(fields, &windows)?;
+    let windows = same_windows(fields, None)?;
     decoder("llama", block, &windows, USUAL, fields)
 }
 
 fn mistral(fields: &mut Fields<'_>) -> Result<Architecture, String> {
     fields.required_size("num_key_value_heads")?;
     let block = usual_block(fields)?;
-    let window = window_or(fields, 4096)?;
-    let windows = vec![window; num_blocks(fields)?];
-    check_layer_types(fields, &windows)?;
+    let window = fields.nullable_size("sliding_window", 4096)?;
+    let windows = same_windows(fields, window)?;
     decoder("mistral", block, &windows, USUAL, fields)
 }
 
 fn olmo2(fields: &mut Fields<'_>) -> Result<Architecture, String> {
     let block = olmo_block(fields)?;
-    let windows = vec![None; num_blocks(fields)?];
-    check_layer_types(fields, &windows)?;
+    let windows = same_windows(fields, None)?;
     let defaults = Defaults {
         norm_eps: 1e-5,
         ..USUAL
@@ -140,20 +151,18 @@ fn olmo2(fields: &mut Fields<'_>) -> Result<Architecture, String> {
 }
 
 fn olmo_block(fields: &mut Fields<'_>) -> Result<Block, String> {
-    let bias = fields.boolean("attention_bias", false)?;
+    let usual = usual_block(fields)?;
     Ok(Block {
-        projections: Projections::Separate { bias },
-        output_bias: bias,
         qk_norm: Some(QkNorm::Projection),
         norms: NormPlacement::After,
-        ..usual_block(fields)?
+        ..with_attention_bias(fields, usual)?
     })
 }
 
 /// Olmo 3: windows on three layers of four, and a rotation for each kind of layer.
 fn olmo3(fields: &mut Fields<'_>) -> Result<Architecture, String> {
     let block = olmo_block(fields)?;
-    let window = window_or(fields, 4096)?;
+    let window = fields.nullable_size("sliding_window", 4096)?;
     let windows = windows_of(fields, window, &|i| (i + 1) % 4 != 0)?;
     // As in transformers 5, a rope_theta outside rope_parameters is for the full layers alone.
     let default = 500_000.0;
@@ -177,38 +186,22 @@ fn qwen2(fields: &mut Fields<'_>) -> Result<Architecture, String> {
 }
 
 fn qwen3(fields: &mut Fields<'_>) -> Result<Architecture, String> {
-    let bias = fields.boolean("attention_bias", false)?;
     fields.required_size("num_key_value_heads")?;
-    let block = with_head_dim(fields, 128)?;
+    let usual = block_with(fields, 128)?;
     let block = Block {
-        projections: Projections::Separate { bias },
-        output_bias: bias,
         qk_norm: Some(QkNorm::Head),
-        ..block
+        ..with_attention_bias(fields, usual)?
     };
     let windows = qwen_windows(fields)?;
     decoder("qwen3", block, &windows, USUAL, fields)
 }
 
-/// A usual block of a family whose head_dim has a default of its own.
-fn with_head_dim(fields: &mut Fields<'_>, default: usize) -> Result<Block, String> {
-    let head_dim = fields.size("head_dim")?.unwrap_or(default);
-    let usual = usual_block(fields)?;
-    Ok(Block {
-        num_heads: usual.num_heads,
-        num_kv_heads: usual.num_kv_heads,
-        ..block_of(head_dim, usual.intermediate_size)
-    })
-}
-
 fn smollm3(fields: &mut Fields<'_>) -> Result<Architecture, String> {
-    let bias = fields.boolean("attention_bias", false)?;
     fields.required_size("num_key_value_heads")?;
+    let usual = usual_block(fields)?;
     let block = Block {
-        projections: Projections::Separate { bias },
-        output_bias: bias,
         mlp_bias: fields.boolean("mlp_bias", false)?,
-        ..usual_block(fields)?
+        ..with_attention_bias(fields, usual)?
     };
     // Published configs have it; SmolLM3's modelling file does not read it.
     fields.get("max_window_layers");
@@ -254,34 +247,35 @@ fn smollm3(fields: &mut Fields<'_>) -> Result<Architecture, String> {
 /// on scores that does not follow from the head.
 fn gemma_block(fields: &mut Fields<'_>) -> Result<Block, String> {
     fields.only("use_bidirectional_attention", &Value::from(false))?;
-    fields.only("hidden_activation", &Value::from(GELU))?;
+    fields.only("hidden_activation", &Value::from("gelu_pytorch_tanh"))?;
     // The published configs carry an older field beside it; transformers reads hidden_activation.
     fields.string("hidden_act")?;
-    let bias = fields.boolean("attention_bias", false)?;
+    // In older configs, of a kind of cache.
+    fields.get("cache_implementation");
     let scalar = fields.float("query_pre_attn_scalar", 256.0)?;
-    let usual = with_head_dim(fields, 256)?;
+    let usual = block_with(fields, 256)?;
     Ok(Block {
         num_kv_heads: fields.size("num_key_value_heads")?.unwrap_or(4),
-        projections: Projections::Separate { bias },
-        output_bias: bias,
         score_scale: scalar.powf(-0.5) as f32,
         norms: NormPlacement::Both,
         activation: Activation::GeluTanh,
-        ..usual
+        ..with_attention_bias(fields, usual)?
     })
 }
 
-const GELU: &str = "gelu_pytorch_tanh";
 const GEMMA: Defaults = Defaults {
     tied_head: true,
     ..USUAL
 };
 
 /// Sets what a Gemma model has outside its blocks.
-fn as_gemma(mut architecture: Architecture) -> Architecture {
-    architecture.norm_offset = 1.0;
-    architecture.embedding_scale = (architecture.hidden_size as f64).sqrt() as f32;
-    architecture
+fn as_gemma(architecture: Architecture, logit_soft_cap: Option<f32>) -> Architecture {
+    Architecture {
+        norm_offset: 1.0,
+        embedding_scale: (architecture.hidden_size as f64).sqrt() as f32,
+        logit_soft_cap,
+        ..architecture
+    }
 }
 
 /// A soft cap; `default` where the field is absent, none where it is null.
@@ -307,15 +301,10 @@ fn gemma2(fields: &mut Fields<'_>) -> Result<Architecture, String> {
         ..gemma_block(fields)?
     };
     let logit_soft_cap = soft_cap(fields, "final_logit_softcapping", Some(30.0))?;
-    let window = window_or(fields, 4096)?;
+    let window = fields.nullable_size("sliding_window", 4096)?;
     let windows = windows_of(fields, window, &|i| i % 2 == 0)?;
-    // In older configs, of a kind of cache.
-    fields.get("cache_implementation");
     let architecture = decoder("gemma2", block, &windows, GEMMA, fields)?;
-    Ok(Architecture {
-        logit_soft_cap,
-        ..as_gemma(architecture)
-    })
+    Ok(as_gemma(architecture, logit_soft_cap))
 }
 
 /// Gemma 3: norms of queries and keys, windows on all but every sixth layer, and a rotation for
@@ -327,23 +316,19 @@ fn gemma3_text(fields: &mut Fields<'_>) -> Result<Architecture, String> {
         ..gemma_block(fields)?
     };
     let logit_soft_cap = soft_cap(fields, "final_logit_softcapping", None)?;
-    let window = window_or(fields, 4096)?;
+    let window = fields.nullable_size("sliding_window", 4096)?;
     let pattern = fields.size("sliding_window_pattern")?.unwrap_or(6);
     if pattern == 0 {
         return Err("sliding_window_pattern is 0".to_owned());
     }
     let windows = windows_of(fields, window, &|i| !(i + 1).is_multiple_of(pattern))?;
-    fields.get("cache_implementation");
     let thetas = [
         fields.float("rope_theta", 1_000_000.0)?,
         fields.float("rope_local_base_freq", 10_000.0)?,
     ];
     let rotaries = by_layer_type(fields, block.head_dim, thetas)?;
     let architecture = two_rotations("gemma3_text", block, &windows, rotaries, GEMMA, fields)?;
-    Ok(Architecture {
-        logit_soft_cap,
-        ..as_gemma(architecture)
-    })
+    Ok(as_gemma(architecture, logit_soft_cap))
 }
 
 /// Phi-3: one matrix for queries, keys and values, one for gate and up; part of a head rotated.
@@ -360,8 +345,8 @@ fn phi3(fields: &mut Fields<'_>) -> Result<Architecture, String> {
     for factor in ["full_attn_mod", "interpolate_factor"] {
         fields.only(factor, &Value::from(1))?;
     }
-    let windows = vec![fields.size("sliding_window")?; num_blocks(fields)?];
-    check_layer_types(fields, &windows)?;
+    let window = fields.size("sliding_window")?;
+    let windows = same_windows(fields, window)?;
     let original = fields
         .size("original_max_position_embeddings")?
         .unwrap_or(4096);
@@ -399,17 +384,12 @@ fn youtu(fields: &mut Fields<'_>) -> Result<Architecture, String> {
             "num_key_value_heads is not the number of heads, {heads}; latent attention makes keys and values for each"
         ));
     }
-    // An absent rank is the configuration class's, a null one means a single projection.
-    let has_no_rank = fields.contains("q_lora_rank");
-    let query_rank = match fields.size("q_lora_rank")? {
-        None if !has_no_rank => Some(1536),
-        rank => rank,
-    };
     let rotary_dim = fields.size("qk_rope_head_dim")?.unwrap_or(64);
     let plain_dim = fields.size("qk_nope_head_dim")?.unwrap_or(128);
     let bias = fields.boolean("attention_bias", false)?;
     let latent = Latent {
-        query_rank,
+        // Null: queries have a single projection.
+        query_rank: fields.nullable_size("q_lora_rank", 1536)?,
         kv_rank: fields.size("kv_lora_rank")?.unwrap_or(512),
         rotary_dim,
         // Null is false, absent is true.
@@ -436,8 +416,7 @@ fn youtu(fields: &mut Fields<'_>) -> Result<Architecture, String> {
         output_bias: bias,
         ..block_of(head_dim, fields.required_size("intermediate_size")?)
     };
-    let windows = vec![None; num_blocks(fields)?];
-    check_layer_types(fields, &windows)?;
+    let windows = same_windows(fields, None)?;
     let defaults = Defaults {
         tied_head: true,
         ..USUAL

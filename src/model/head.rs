@@ -7,10 +7,10 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::Error;
 use super::gemm::{self, Mat, MatMut, Threads, Write};
-use super::ops::{RowLayout, tensor, update, view, widened};
+use super::ops::{RowLayout, is_ours, tensor, update, view, widened};
 use super::simd::{exp, exp_shifted, max, soft_cap, soft_cap_slope, sum_exp_shifted, vectorized};
+use super::{Error, composed_head};
 
 /// Targets of a tile when only log-probs are wanted.
 const TOKEN_TILE: usize = 256;
@@ -39,21 +39,23 @@ impl LogSumExp {
 
     #[inline(always)]
     fn push(&mut self, logits: &[f32]) {
-        let block_max = max(logits);
+        self.raise(max(logits));
+        self.sum += f64::from(sum_exp_shifted(logits, self.max));
+    }
+
+    /// Counts the sum from the largest logit so far.
+    #[inline(always)]
+    fn raise(&mut self, block_max: f32) {
         if block_max > self.max {
             self.sum *= f64::from(self.max - block_max).exp();
             self.max = block_max;
         }
-        self.sum += f64::from(sum_exp_shifted(logits, self.max));
     }
 
     /// Takes in a block whose largest logit is `block_max`, and whose sum of `e^(logit - block_max)`
     /// is `sum`.
     pub(super) fn merge(&mut self, block_max: f32, sum: f32) {
-        if block_max > self.max {
-            self.sum *= f64::from(self.max - block_max).exp();
-            self.max = block_max;
-        }
+        self.raise(block_max);
         self.sum += f64::from(sum) * f64::from(block_max - self.max).exp();
     }
 
@@ -114,6 +116,9 @@ pub(crate) fn log_probs(
     ids: &[u32],
     layout: &RowLayout,
 ) -> Result<Vec<f32>, Error> {
+    if !is_ours(hidden) {
+        return composed_head::log_probs(hidden, head, ids, layout);
+    }
     let (vocab, width) = head.weight.dims2()?;
     let cap = head.soft_cap;
     let hidden: &[f32] = &view(hidden)?;
@@ -158,6 +163,24 @@ pub(crate) fn log_probs(
 /// to fill one weight a target. The weights are constants to the gradient.
 pub type Weigh<'a> = dyn FnMut(usize, &[f32], &mut [f32]) -> Result<(), Error> + 'a;
 
+/// Calls `weigh` for every row of a layout, of which the first has the number `first`, with its part
+/// of the log-probs and weights of all.
+pub(super) fn weigh_rows(
+    layout: &RowLayout,
+    first: usize,
+    log_probs: &[f32],
+    weights: &mut [f32],
+    weigh: &mut Weigh<'_>,
+) -> Result<(), Error> {
+    let mut at = 0;
+    for (i, row) in layout.rows().enumerate() {
+        let end = at + row.len().saturating_sub(1);
+        weigh(first + i, &log_probs[at..end], &mut weights[at..end])?;
+        at = end;
+    }
+    Ok(())
+}
+
 /// Gradients of `sum over targets of weight * -log p`, not divided by anything: added to
 /// `head_sum` `[V, H]` for the head, returned `[T, H]` for the hidden states.
 ///
@@ -172,6 +195,9 @@ pub(crate) fn gradients(
     layout: &RowLayout,
     weigh: &mut Weigh<'_>,
 ) -> Result<Tensor, Error> {
+    if !is_ours(hidden) {
+        return composed_head::gradients(hidden, head, head_sum, ids, layout, weigh);
+    }
     let (vocab, width) = head.weight.dims2()?;
     let cap = head.soft_cap;
     let tile_rows = (LOGITS_BYTES / (vocab * size_of::<f32>())).max(LEAST_LOGITS_ROWS);
@@ -207,13 +233,7 @@ pub(crate) fn gradients(
                 *position += start;
             }
             let result = tile.rows(&positions, &next, tile_rows, &mut |log_probs, weights| {
-                let mut at = 0;
-                for (i, row) in rows.iter().enumerate().take(last).skip(first) {
-                    let end = at + row.len().saturating_sub(1);
-                    weigh(i, &log_probs[at..end], &mut weights[at..end])?;
-                    at = end;
-                }
-                Ok(())
+                weigh_rows(&layout, first, log_probs, weights, weigh)
             });
             if let Err(error) = result {
                 failed = Some(error);

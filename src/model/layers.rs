@@ -21,15 +21,6 @@ pub(super) fn num_blocks(fields: &mut Fields<'_>) -> Result<usize, String> {
     }
 }
 
-/// `sliding_window`: none where it is null, `default` where it is absent.
-pub(super) fn window_or(fields: &mut Fields<'_>, default: usize) -> Result<Option<usize>, String> {
-    if fields.contains("sliding_window") {
-        fields.size("sliding_window")
-    } else {
-        Ok(Some(default))
-    }
-}
-
 /// `sliding_window`, where `use_sliding_window` says that it counts.
 pub(super) fn window_if_used(fields: &mut Fields<'_>) -> Result<Option<usize>, String> {
     let is_used = fields.boolean("use_sliding_window", false)?;
@@ -77,14 +68,15 @@ pub(super) fn windows_of(
         .collect()
 }
 
-/// For a family whose layers are all alike: `layer_types`, where it stands, has to say the same.
-pub(super) fn check_layer_types(
+/// The windows of a family whose layers are all alike; `layer_types`, where it stands, has to say the
+/// same.
+pub(super) fn same_windows(
     fields: &mut Fields<'_>,
-    windows: &[Option<usize>],
-) -> Result<(), String> {
-    let window = windows.first().copied().flatten();
-    if windows_of(fields, window, &|_| true)? == windows {
-        return Ok(());
+    window: Option<usize>,
+) -> Result<Vec<Option<usize>>, String> {
+    let windows = windows_of(fields, window, &|_| true)?;
+    if windows.iter().all(|found| *found == window) {
+        return Ok(windows);
     }
     Err("layer_types differs from what this model_type does in every layer".to_owned())
 }

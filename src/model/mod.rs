@@ -70,11 +70,7 @@ impl Decoder {
     pub fn target_log_probs(&self, rows: &[&[TokenId]]) -> Result<Vec<Vec<f32>>, Error> {
         let batch = self.batch(rows)?;
         let hidden = self.forward(&batch, None)?;
-        let compute = match ops::is_ours(&hidden) {
-            true => head::log_probs,
-            false => composed_head::log_probs,
-        };
-        let all = compute(&hidden, self.head().1, &batch.ids, &batch.layout)?;
+        let all = head::log_probs(&hidden, self.head().1, &batch.ids, &batch.layout)?;
         let mut rest = all.as_slice();
         let mut out = Vec::with_capacity(rows.len());
         for row in rows {
@@ -107,11 +103,7 @@ impl Decoder {
         let hidden = self.forward(&batch, Some(&mut tape))?;
         let (id, head) = self.head();
         let head_sum = gradients.sum(id, head.weight)?;
-        let compute = match ops::is_ours(&hidden) {
-            true => head::gradients,
-            false => composed_head::gradients,
-        };
-        let d_hidden = compute(
+        let d_hidden = head::gradients(
             &hidden,
             head,
             &head_sum,
@@ -143,14 +135,14 @@ impl Decoder {
     ///
     /// [`Error::NotFinite`] for the first that is not.
     pub fn check_exportable(&self) -> Result<(), Error> {
-        for parameter in self.parameters() {
-            let values = parameter.to_vec()?;
-            let limit = weights::largest(parameter.stored_dtype);
+        for (name, tensor, dtype) in self.stored() {
+            let values: &[f32] = &ops::on_host(tensor)?;
+            let limit = weights::largest(dtype);
             let bad = |value: &f32| !(value.is_finite() && value.abs() <= limit);
             if let Some(element) = values.iter().position(bad) {
                 return Err(Error::NotFinite {
                     model: self.name().to_owned(),
-                    tensor: parameter.name.clone(),
+                    tensor: name.to_owned(),
                     element,
                     value: values[element],
                 });
@@ -193,9 +185,9 @@ impl safetensors::View for Export<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        match ops::to_host(self.tensor) {
+        match ops::on_host(self.tensor) {
             Ok(values) => Cow::Owned(weights::narrow(&values, self.dtype)),
-            // Seen before by `check_exportable`, which copies every parameter in the same way.
+            // Seen before by `check_exportable`, which reads every parameter in the same way.
             Err(error) => panic!("a parameter can't be copied from its device: {error}"),
         }
     }

@@ -154,14 +154,12 @@ fn optional_positive(
     kind: &str,
     name: &'static str,
 ) -> Result<Option<f64>, String> {
-    let value = rope.float(name, f64::NAN)?;
     if rope.get(name).is_none() {
         return Ok(None);
     }
-    if value.is_finite() && value > 0.0 {
-        Ok(Some(value))
-    } else {
-        Err(format!("rope_type {kind} needs a positive {name}"))
+    match rope.float(name, 0.0)? {
+        value if value.is_finite() && value > 0.0 => Ok(Some(value)),
+        _ => Err(format!("rope_type {kind} needs a positive {name}")),
     }
 }
 

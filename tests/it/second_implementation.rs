@@ -149,12 +149,24 @@ fn parse<T: DeserializeOwned>(config: Value) -> T {
     serde_json::from_value(config).unwrap()
 }
 
+/// The forward of a model that is given every prefix whole, with an empty cache. A macro, since candle's
+/// models share their methods, but no trait.
+macro_rules! on_whole_prefixes {
+    ($model:expr) => {{
+        let mut model = $model;
+        Ok(Box::new(move |ids| {
+            model.clear_kv_cache();
+            model.forward(ids, 0)
+        }))
+    }};
+}
+
 fn gemma2(config: Value, weights: VarBuilder<'static>) -> Result<Forward> {
-    let mut model = gemma2::Model::new(false, &parse(without_own_key(config)), weights)?;
-    Ok(Box::new(move |ids| {
-        model.clear_kv_cache();
-        model.forward(ids, 0)
-    }))
+    on_whole_prefixes!(gemma2::Model::new(
+        false,
+        &parse(without_own_key(config)),
+        weights
+    )?)
 }
 
 fn gemma3(mut config: Value, weights: VarBuilder<'static>) -> Result<Forward> {
@@ -195,54 +207,36 @@ fn mistral(config: Value, weights: VarBuilder<'static>) -> Result<Forward> {
         "lm_head.weight" if is_tied => "model.embed_tokens.weight".to_owned(),
         other => other.to_owned(),
     });
-    let mut model = mistral::Model::new(&parse(without_own_key(config)), weights)?;
-    Ok(Box::new(move |ids| {
-        model.clear_kv_cache();
-        model.forward(ids, 0)
-    }))
+    on_whole_prefixes!(mistral::Model::new(
+        &parse(without_own_key(config)),
+        weights
+    )?)
 }
 
 fn olmo2(config: Value, weights: VarBuilder<'static>) -> Result<Forward> {
-    let mut model = olmo2::Model::new(&parse(config), weights)?;
-    Ok(Box::new(move |ids| {
-        model.clear_kv_cache();
-        model.forward(ids, 0)
-    }))
+    on_whole_prefixes!(olmo2::Model::new(&parse(config), weights)?)
 }
 
 fn phi3(mut config: Value, weights: VarBuilder<'static>) -> Result<Forward> {
     if let Some(rope) = config.get("rope_parameters").cloned() {
         config["partial_rotary_factor"] = rope["partial_rotary_factor"].clone();
     }
-    let mut model = phi3::Model::new(&parse(config), weights)?;
-    Ok(Box::new(move |ids| {
-        model.clear_kv_cache();
-        model.forward(ids, 0)
-    }))
+    on_whole_prefixes!(phi3::Model::new(&parse(config), weights)?)
 }
 
 fn qwen2(config: Value, weights: VarBuilder<'static>) -> Result<Forward> {
-    let mut model = qwen2::ModelForCausalLM::new(&parse(without_own_key(config)), weights)?;
-    Ok(Box::new(move |ids| {
-        model.clear_kv_cache();
-        model.forward(ids, 0)
-    }))
+    on_whole_prefixes!(qwen2::ModelForCausalLM::new(
+        &parse(without_own_key(config)),
+        weights
+    )?)
 }
 
 fn qwen3(config: Value, weights: VarBuilder<'static>) -> Result<Forward> {
-    let mut model = qwen3::ModelForCausalLM::new(&parse(config), weights)?;
-    Ok(Box::new(move |ids| {
-        model.clear_kv_cache();
-        model.forward(ids, 0)
-    }))
+    on_whole_prefixes!(qwen3::ModelForCausalLM::new(&parse(config), weights)?)
 }
 
 fn smollm3(config: Value, weights: VarBuilder<'static>) -> Result<Forward> {
-    let mut model = smollm3::ModelForCausalLM::new(&parse(config), weights)?;
-    Ok(Box::new(move |ids| {
-        model.clear_kv_cache();
-        model.forward(ids, 0)
-    }))
+    on_whole_prefixes!(smollm3::ModelForCausalLM::new(&parse(config), weights)?)
 }
 
 /// DeepSeek-V2 has the same latent attention; with no experts it is the same model.
@@ -254,11 +248,7 @@ fn youtu(mut config: Value, weights: VarBuilder<'static>) -> Result<Forward> {
         config["rope_scaling"]["type"] = kind;
     }
     let config: deepseek2::DeepSeekV2Config = parse(config);
-    let mut model = deepseek2::DeepSeekV2::new(&config, weights)?;
-    Ok(Box::new(move |ids| {
-        model.clear_kv_cache();
-        model.forward(ids, 0)
-    }))
+    on_whole_prefixes!(deepseek2::DeepSeekV2::new(&config, weights)?)
 }
 
 fn weights(folder: &Path) -> VarBuilder<'static> {

@@ -166,30 +166,24 @@ fn sigmoid(x: &Tensor) -> Result<Tensor, Error> {
     Ok((x.neg()?.exp()? + 1.0)?.recip()?)
 }
 
-/// `activation(x)` and its slope.
-fn curve(x: &Tensor, activation: Activation) -> Result<(Tensor, Tensor), Error> {
-    const ROOT: f64 = 0.797_884_560_802_865_4;
-    const CUBIC: f64 = 0.044_715;
-    let (s, du) = match activation {
-        Activation::Silu => (sigmoid(x)?, None),
+const GELU_ROOT: f64 = 0.797_884_560_802_865_4;
+const GELU_CUBIC: f64 = 0.044_715;
+
+/// What both activations multiply their input by: a sigmoid, of the input or of a polynomial in it.
+fn gate_factor(x: &Tensor, activation: Activation) -> Result<Tensor, Error> {
+    match activation {
+        Activation::Silu => sigmoid(x),
         Activation::GeluTanh => {
-            let squared = x.sqr()?;
-            let u = x.mul(&((&squared * (2.0 * ROOT * CUBIC))? + 2.0 * ROOT)?)?;
-            let du = ((squared * (6.0 * ROOT * CUBIC))? + 2.0 * ROOT)?;
-            (sigmoid(&u)?, Some(du))
+            let cubic = (x.sqr()? * (2.0 * GELU_ROOT * GELU_CUBIC))?;
+            sigmoid(&x.mul(&(cubic + 2.0 * GELU_ROOT)?)?)
         }
-    };
-    let value = x.mul(&s)?;
-    let mut bend = value.mul(&(1.0 - &s)?)?;
-    if let Some(du) = du {
-        bend = bend.mul(&du)?;
     }
-    Ok((value, s.add(&bend)?))
 }
 
 /// See [`super::mlp::forward`].
 pub(super) fn mlp(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor, Error> {
-    let (value, _) = curve(&f32_of(gate)?, activation)?;
+    let gate = f32_of(gate)?;
+    let value = gate.mul(&gate_factor(&gate, activation)?)?;
     Ok(value.to_dtype(up.dtype())?.mul(up)?)
 }
 
@@ -200,7 +194,14 @@ pub(super) fn mlp_backward(
     up: &Tensor,
     activation: Activation,
 ) -> Result<(Tensor, Tensor), Error> {
-    let (value, slope) = curve(gate, activation)?;
+    let s = gate_factor(gate, activation)?;
+    let value = gate.mul(&s)?;
+    let mut bend = value.mul(&(1.0 - &s)?)?;
+    if activation == Activation::GeluTanh {
+        let du = (gate.sqr()? * (6.0 * GELU_ROOT * GELU_CUBIC))?;
+        bend = bend.mul(&(du + 2.0 * GELU_ROOT)?)?;
+    }
+    let slope = s.add(&bend)?;
     Ok((dy.mul(up)?.mul(&slope)?, dy.mul(&value)?))
 }
 

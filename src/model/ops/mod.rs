@@ -1,7 +1,7 @@
 //! The operations of a decoder, each with the gradient that belongs to it.
 //!
-//! Every operation is a pair of functions, forward and backward, on contiguous f32 tensors; the
-//! decoder calls both by hand, so no gradient can go missing behind an operation that does not
+//! Every operation is a pair of functions, forward and backward, on contiguous tensors; the decoder
+//! calls both by hand, so no gradient can go missing behind an operation that does not
 //! record one. Token tensors are `[tokens, features]`, where the tokens of all rows of a batch stand
 //! one after another without padding (see [`RowLayout`]).
 //!
@@ -178,6 +178,14 @@ pub(crate) fn narrowed(values: &[f32], shape: impl Into<Shape>) -> Result<Tensor
     )?)
 }
 
+/// The elements as f32, row-major, wherever they are: a view where that is enough.
+pub(crate) fn on_host(x: &Tensor) -> Result<Widened<'_>, Error> {
+    match x.device().is_cpu() {
+        true => widened(x),
+        false => Ok(Widened::Owned(to_host(x)?)),
+    }
+}
+
 /// A copy of the elements in memory, row-major, wherever they are.
 pub(crate) fn to_host(x: &Tensor) -> Result<Vec<f32>, Error> {
     Ok(x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
@@ -185,21 +193,14 @@ pub(crate) fn to_host(x: &Tensor) -> Result<Vec<f32>, Error> {
 
 /// Rows of a table `[entries, width]`, each multiplied by `scale`: `[ids, width]`.
 pub(crate) fn lookup(table: &Tensor, ids: &[u32], scale: f32) -> Result<Tensor, Error> {
-    if !is_ours(table) {
-        let rows = table.index_select(&composed::indices(ids, table.device())?, 0)?;
-        return Ok((rows * f64::from(scale))?);
+    let mut rows = table.index_select(&composed::indices(ids, table.device())?, 0)?;
+    if is_ours(table) {
+        rows = rows.to_dtype(DType::F32)?;
     }
-    let (_, width) = dims(table)?;
-    let mut x = Vec::with_capacity(ids.len() * width);
-    for &id in ids {
-        let row = table.narrow(0, id as usize, 1)?;
-        let row: &[f32] = &widened(&row)?;
-        match scale {
-            1.0 => x.extend_from_slice(row),
-            _ => x.extend(row.iter().map(|value| value * scale)),
-        }
+    match scale {
+        1.0 => Ok(rows),
+        _ => Ok((rows * f64::from(scale))?),
     }
-    tensor(x, (ids.len(), width))
 }
 
 /// Adds `scale * dx` `[ids, width]` to the rows of `sum` `[entries, width]` that `ids` name.

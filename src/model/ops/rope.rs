@@ -38,15 +38,14 @@ impl Rotation {
     /// Angles are `position * frequency`, in f32 as in transformers; a row's length decides which
     /// frequencies count for it.
     pub fn new(layout: &RowLayout, rotary: &Rotary) -> Self {
-        let frequencies: Vec<(u32, &[f32])> = layout
+        let frequencies: Vec<(usize, &[f32])> = layout
             .rows()
             .flat_map(|row| {
                 let frequencies = match &rotary.long {
                     Some(long) if row.len() > long.above_tokens => &long.frequencies,
                     _ => &rotary.frequencies,
                 };
-                (0..u32::try_from(row.len()).unwrap_or(u32::MAX))
-                    .map(|position| (position, frequencies.as_slice()))
+                (0..row.len()).map(|position| (position, frequencies.as_slice()))
             })
             .collect();
         let table = |f: fn(f64) -> f64| {

@@ -300,6 +300,16 @@ const TENSORS: &[Case] = &[
         ],
     },
     Case {
+        input: "a tied head whose stored copy is of another dtype",
+        prepare: |w| {
+            w.copy_model("tiny-youtu", "rl");
+            edit_tensors(w, |all| find(all, "lm_head.weight").dtype = Dtype::I16);
+        },
+        command: SCORE_WITH_RL,
+        exit: BAD_DATA,
+        stderr: &["\n  lm_head.weight is I16; F32, F16 and BF16 can be read\n"],
+    },
+    Case {
         input: "an empty file of weights",
         prepare: |w| w.write(WEIGHTS, ""),
         command: SCORE_WITH_RL,
