@@ -10,7 +10,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::File;
+pub use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -137,6 +137,21 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).during("read", path)
 }
 
+/// Reads a list of paths, one a line; `-` is stdin. Blank lines are left out.
+pub fn read_list(path: &Path) -> Result<Vec<PathBuf>> {
+    let text = if path == Path::new("-") {
+        io::read_to_string(io::stdin()).during("read the list from", Path::new("stdin"))?
+    } else {
+        std::fs::read_to_string(path).during("read", path)?
+    };
+    Ok(text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .map(PathBuf::from)
+        .collect())
+}
+
 /// Whether anything exists at the path; an error other than "not found" is reported.
 pub fn exists(path: &Path) -> Result<bool> {
     path.try_exists().during("look at", path)
@@ -212,6 +227,37 @@ pub fn walk(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Why a pattern gives no paths.
+#[derive(Debug)]
+pub enum GlobError {
+    /// It isn't a pattern.
+    Pattern(&'static str),
+    /// A folder can't be read.
+    Io(Error),
+}
+
+/// What a pattern of `*`, `?`, `[...]` and `**` matches; names that begin with a dot only where the
+/// pattern spells the dot out.
+pub fn glob(pattern: &str) -> std::result::Result<Vec<PathBuf>, GlobError> {
+    let options = glob::MatchOptions {
+        case_sensitive: true,
+        require_literal_separator: true,
+        require_literal_leading_dot: true,
+    };
+    let paths = glob::glob_with(pattern, options).map_err(|error| GlobError::Pattern(error.msg))?;
+    paths
+        .map(|path| {
+            path.map_err(|error| {
+                GlobError::Io(Error {
+                    action: "list",
+                    path: error.path().to_owned(),
+                    source: error.into(),
+                })
+            })
+        })
+        .collect()
+}
+
 /// Size and BLAKE3 digest of a file, streamed: memory does not grow with the file.
 ///
 /// `observe` sees every block once, in order, so that a caller can count records in the same pass.
@@ -233,6 +279,42 @@ pub fn hash_file(path: &Path, mut observe: impl FnMut(&[u8])) -> Result<(u64, Di
         size_bytes += read as u64;
     }
     Ok((size_bytes, Digest(*hasher.finalize().as_bytes())))
+}
+
+/// A file that is read from its start and hashed as it is read.
+pub struct HashingFile {
+    path: PathBuf,
+    file: File,
+    hasher: blake3::Hasher,
+    size_bytes: u64,
+}
+
+impl HashingFile {
+    /// Opens a file.
+    pub fn open(path: &Path) -> Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            file: open(path)?,
+            hasher: blake3::Hasher::new(),
+            size_bytes: 0,
+        })
+    }
+
+    /// Reads what is left; size and digest of the whole file.
+    pub fn finish(mut self) -> Result<(u64, Digest)> {
+        io::copy(&mut self, &mut io::sink()).during("read", &self.path.clone())?;
+        Ok((self.size_bytes, Digest(*self.hasher.finalize().as_bytes())))
+    }
+}
+
+impl Read for HashingFile {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(buf)?;
+        self.hasher
+            .update_rayon(buf.get(..read).unwrap_or_default());
+        self.size_bytes += read as u64;
+        Ok(read)
+    }
 }
 
 /// A read-only memory map of a whole file; dereferences to its bytes. Cheap to clone.

@@ -76,7 +76,8 @@ pub enum Error {
     },
 }
 
-/// What went in, what came out, and what was left out. `in = tokens + dropped_tokens`.
+/// What went in, what came out, and what was left out: the tokens that went in are `tokens +
+/// dropped_tokens + short_tokens`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PackStats {
     /// Documents that went in, empty ones included.
@@ -93,6 +94,12 @@ pub struct PackStats {
     pub dropped_rows: u64,
     /// Tokens in the rows that were left out.
     pub dropped_tokens: u64,
+    /// Documents that were left out since they had too few tokens, empty ones aside.
+    pub short_documents: u64,
+    /// Tokens in these documents.
+    pub short_tokens: u64,
+    /// Records that were left out since they can't be read; they are no documents.
+    pub rejected_records: u64,
 }
 
 impl AddAssign for PackStats {
@@ -105,6 +112,9 @@ impl AddAssign for PackStats {
             tokens,
             dropped_rows,
             dropped_tokens,
+            short_documents,
+            short_tokens,
+            rejected_records,
         } = other;
         self.documents += documents;
         self.empty_documents += empty_documents;
@@ -113,6 +123,9 @@ impl AddAssign for PackStats {
         self.tokens += tokens;
         self.dropped_rows += dropped_rows;
         self.dropped_tokens += dropped_tokens;
+        self.short_documents += short_documents;
+        self.short_tokens += short_tokens;
+        self.rejected_records += rejected_records;
     }
 }
 
@@ -138,6 +151,7 @@ impl AddAssign for PackStats {
 pub struct Packer {
     packing: Packing,
     seq_len: u32,
+    min_tokens: usize,
     /// The row being filled (window packing).
     open: Option<Row>,
     stats: PackStats,
@@ -156,9 +170,17 @@ impl Packer {
         Ok(Self {
             packing,
             seq_len,
+            min_tokens: 0,
             open: None,
             stats: PackStats::default(),
         })
+    }
+
+    /// Leaves out documents of fewer tokens than this, BOS and EOS included.
+    #[must_use]
+    pub fn with_min_tokens(mut self, min_tokens: usize) -> Self {
+        self.min_tokens = min_tokens;
+        self
     }
 
     /// Takes the next document and returns the rows that are complete with it, in order.
@@ -166,6 +188,11 @@ impl Packer {
         self.stats.documents += 1;
         if document.input_ids.is_empty() {
             self.stats.empty_documents += 1;
+            return Vec::new();
+        }
+        if document.input_ids.len() < self.min_tokens {
+            self.stats.short_documents += 1;
+            self.stats.short_tokens += document.input_ids.len() as u64;
             return Vec::new();
         }
         match self.packing {
@@ -304,6 +331,7 @@ mod tests {
                 tokens: 8,
                 dropped_rows: 2,
                 dropped_tokens: 2,
+                ..PackStats::default()
             }
         );
     }
@@ -323,6 +351,33 @@ mod tests {
         let (rows, stats) = pack(Packing::Window, 4, &[5]);
         assert_eq!(rows.len(), 1);
         assert_eq!((stats.dropped_rows, stats.dropped_tokens), (1, 1));
+    }
+
+    #[test]
+    fn documents_that_are_too_short_are_left_out_and_counted() {
+        for packing in [Packing::Document, Packing::Window] {
+            let mut packer = Packer::new(packing, 4).unwrap().with_min_tokens(3);
+            let rows: Vec<_> = [vec![1, 2], vec![], vec![3, 4, 5]]
+                .into_iter()
+                .flat_map(|ids| packer.push(document(0, ids)))
+                .collect();
+            let (tail, stats) = packer.finish();
+            let rows: Vec<_> = rows
+                .into_iter()
+                .chain(tail)
+                .map(|row| row.input_ids)
+                .collect();
+            assert_eq!(rows, [[3, 4, 5]]);
+            assert_eq!(
+                (
+                    stats.documents,
+                    stats.empty_documents,
+                    stats.short_documents
+                ),
+                (3, 1, 1)
+            );
+            assert_eq!(stats.short_tokens, 2);
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokenizers::{ModelWrapper, Tokenizer};
 
 use crate::fs::Digest;
-use crate::types::{Document, TokenId, TokenizedDocument};
+use crate::types::{Content, Document, Reject, TokenId, TokenizedDocument};
 
 mod canonical;
 
@@ -52,6 +52,27 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// The document that can't be encoded, as it is listed in rejects.jsonl, when that is what is
+    /// wrong.
+    pub fn reject(&self) -> Option<Reject> {
+        let Self::Encode {
+            document,
+            index,
+            reason,
+            ..
+        } = self
+        else {
+            return None;
+        };
+        Some(Reject {
+            source: document.clone(),
+            doc_index: *index,
+            reason: format!("the tokenizer can't encode the text: {reason}"),
+        })
+    }
+}
+
 /// Two tokenizers do not turn text into the same ids.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the tokenizers of {this} and {other} differ: {difference}")]
@@ -87,7 +108,7 @@ pub struct SpecialTokens {
 /// let tokenizer = TextTokenizer::from_bytes(&json, "model")?;
 /// let eos = tokenizer.token_to_id("<|endoftext|>");
 /// let tokenizer = tokenizer.with_special_tokens(SpecialTokens { bos: None, eos });
-/// let documents = tokenizer.encode_batch(Vec::new())?;
+/// let documents = tokenizer.encode_batch(Vec::new());
 /// assert!(documents.is_empty());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -176,22 +197,31 @@ impl TextTokenizer {
     /// the same on any number of threads.
     ///
     /// A document whose text gives no ids stays empty: it gets no special tokens either, so that
-    /// it can't become a row.
+    /// it can't become a row. A document that consists of ids stays as it is.
     ///
     /// # Errors
     ///
-    /// [`Error::Encode`] for the first document that can't be encoded.
-    pub fn encode_batch(&self, docs: Vec<Document>) -> Result<Vec<TokenizedDocument>, Error> {
-        let results: Vec<_> = docs.into_par_iter().map(|doc| self.encode(doc)).collect();
-        results.into_iter().collect()
+    /// [`Error::Encode`] in the place of each document that can't be encoded.
+    pub fn encode_batch(&self, docs: Vec<Document>) -> Vec<Result<TokenizedDocument, Error>> {
+        docs.into_par_iter().map(|doc| self.encode(doc)).collect()
     }
 
     fn encode(&self, document: Document) -> Result<TokenizedDocument, Error> {
         let Document {
             source,
             index,
-            text,
+            content,
         } = document;
+        let text = match content {
+            Content::Text(text) => text,
+            Content::Ids(input_ids) => {
+                return Ok(TokenizedDocument {
+                    source,
+                    index,
+                    input_ids,
+                });
+            }
+        };
         let encoding = guarded(|| self.tokenizer.encode_fast(text, false)).map_err(|reason| {
             Error::Encode {
                 name: self.name.clone(),

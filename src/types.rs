@@ -7,6 +7,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 /// A token's id in the vocabulary of the model.
 pub type TokenId = u32;
 
@@ -17,8 +19,60 @@ pub struct Document {
     pub source: Arc<str>,
     /// Number of the record in its file, from 0.
     pub index: u64,
-    /// The text.
-    pub text: String,
+    /// What it says.
+    pub content: Content,
+}
+
+/// The content of a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// Text, still to be tokenized.
+    Text(String),
+    /// Token ids that somebody else's tokenizer made; they are taken as they are.
+    Ids(Vec<TokenId>),
+}
+
+impl Content {
+    /// Size in memory, bytes.
+    pub fn size_bytes(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Ids(ids) => size_of_val(ids.as_slice()),
+        }
+    }
+}
+
+/// Dtype of the ids in a file without a header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenDtype {
+    /// Two bytes an id, little-endian.
+    Uint16,
+    /// Four bytes an id, little-endian.
+    Uint32,
+}
+
+/// What is done with a record that can't be read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum OnBadRecord {
+    /// It ends the run.
+    #[default]
+    Fail,
+    /// It is left out, and listed in rejects.jsonl.
+    Skip,
+}
+
+/// A record that was left out since it can't be read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reject {
+    /// As in [`Document::source`].
+    pub source: String,
+    /// As in [`Document::index`].
+    pub doc_index: u64,
+    /// What is wrong with it.
+    pub reason: String,
 }
 
 /// One document as token ids.

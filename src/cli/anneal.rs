@@ -202,7 +202,7 @@ pub fn run(args: AnnealArgs) -> Result<()> {
     } = resolve(args)?;
     super::set_threads(threads)?;
     let stop = StopFlag::on_signals()?;
-    let report = pipeline::anneal::run(&options, &stop, &Console::new())?;
+    let report = pipeline::anneal::run(&options, &stop, &Console::new(json))?;
     super::print(&if json {
         as_json(&report)?
     } else {

@@ -51,6 +51,7 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
             other => match other.kind() {
                 corpus::ErrorKind::Missing => MISSING,
                 corpus::ErrorKind::Io => IO,
+                corpus::ErrorKind::Stopped => RESUME,
                 _ => BAD_DATA,
             },
         });

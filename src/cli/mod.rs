@@ -10,6 +10,7 @@ mod model_report;
 mod progress;
 mod report;
 pub mod score;
+mod worker;
 
 use std::process::ExitCode;
 
@@ -75,6 +76,23 @@ pub(crate) fn positive(text: &str) -> Result<usize, String> {
         Ok(0) => Err("it must be at least 1".to_owned()),
         Ok(n) => Ok(n),
         Err(_) => Err("it is not a whole number".to_owned()),
+    }
+}
+
+/// Parses a number of bytes greater than 0: `1048576`, `1024K`, `1M`, `1MiB`.
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match text.get(digits.len()..).unwrap_or_default() {
+        "" => 1,
+        "K" | "KiB" => 1 << 10,
+        "M" | "MiB" => 1 << 20,
+        "G" | "GiB" => 1 << 30,
+        other => return Err(format!("{other:?} is no unit; there are K, M and G")),
+    };
+    match digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)) {
+        Some(0) => Err("it must be at least 1".to_owned()),
+        Some(bytes) => Ok(bytes),
+        None => Err("it is not a number of bytes".to_owned()),
     }
 }
 

@@ -1,18 +1,23 @@
-//! Progress on stderr: a bar on a terminal, now and then a plain line elsewhere.
+//! Progress on stderr: a bar on a terminal, now and then a plain line elsewhere, or JSON objects.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
 
 use crate::pipeline::Progress;
 
 /// Time between two plain lines.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
+/// Time between two JSON objects.
+const OBJECT_EVERY: Duration = Duration::from_secs(1);
+
 /// Shows how far a run is.
 pub struct Console {
+    json: bool,
     state: Mutex<State>,
 }
 
@@ -27,10 +32,12 @@ struct State {
 }
 
 impl Console {
-    /// A bar if stderr is a terminal, plain lines otherwise.
-    pub fn new() -> Self {
+    /// JSON objects, a line each, if `json` is set; else a bar if stderr is a terminal, and plain
+    /// lines if not.
+    pub fn new(json: bool) -> Self {
         let now = Instant::now();
         Self {
+            json,
             state: Mutex::new(State {
                 bar: None,
                 task: "",
@@ -43,6 +50,15 @@ impl Console {
         }
     }
 
+    /// A warning that everyone should see.
+    pub fn warn(&self, line: &str) {
+        if self.json {
+            print_object(&json!({"event": "warning", "message": line}));
+        } else {
+            tracing::warn!("{line}");
+        }
+    }
+
     fn with(&self, f: impl FnOnce(&mut State)) {
         // A poisoned lock only means that a message was cut short.
         f(&mut self
@@ -52,7 +68,24 @@ impl Console {
     }
 }
 
+/// Writes one line to stderr; a reader that has gone is no reason to end.
+fn print_object(object: &Value) {
+    let _ = writeln!(std::io::stderr(), "{object}");
+}
+
 impl State {
+    fn object(&self, event: &str) -> Value {
+        json!({
+            "event": event,
+            "task": self.task,
+            "done": self.done.min(self.total),
+            "total": self.total,
+            "tokens": self.tokens,
+            "tokens_per_second": self.rate(),
+            "seconds_left": self.eta().map(|eta| eta.as_secs_f64()),
+        })
+    }
+
     fn rate(&self) -> f64 {
         self.tokens as f64 / self.started.elapsed().as_secs_f64().max(1e-9)
     }
@@ -74,7 +107,9 @@ impl Progress for Console {
             (state.total, state.done, state.tokens) = (total, 0, 0);
             state.started = Instant::now();
             state.last_line = state.started;
-            if std::io::stderr().is_terminal() {
+            if self.json {
+                print_object(&state.object("begin"));
+            } else if std::io::stderr().is_terminal() {
                 let bar = ProgressBar::new(total.max(1));
                 let style = ProgressStyle::with_template("{prefix} [{bar:30}] {percent:>3}% {msg}");
                 bar.set_style(
@@ -92,6 +127,13 @@ impl Progress for Console {
         self.with(|state| {
             state.done = done;
             state.tokens += tokens;
+            if self.json {
+                if state.last_line.elapsed() >= OBJECT_EVERY {
+                    state.last_line = Instant::now();
+                    print_object(&state.object("progress"));
+                }
+                return;
+            }
             let eta = state.eta().map_or("?".to_owned(), |eta| {
                 indicatif::HumanDuration(eta).to_string()
             });
@@ -113,6 +155,9 @@ impl Progress for Console {
 
     fn finish(&self) {
         self.with(|state| {
+            if self.json {
+                print_object(&state.object("end"));
+            }
             if let Some(bar) = state.bar.take() {
                 bar.finish_and_clear();
             }
@@ -121,6 +166,7 @@ impl Progress for Console {
 
     fn note(&self, line: &str) {
         self.with(|state| match &state.bar {
+            _ if self.json => print_object(&json!({"event": "note", "message": line})),
             Some(bar) => bar.suspend(|| tracing::info!("{line}")),
             None => tracing::info!("{line}"),
         });

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::pipeline::estimate::Estimate;
 use crate::shard::manifest::Manifest;
 use crate::shard::statistics::Statistics;
 
@@ -64,6 +65,26 @@ pub fn summary(manifest: &Manifest) -> String {
             grouped(documents.dropped_rows)
         ),
     );
+    if documents.short_documents > 0 {
+        line(
+            "short",
+            format!(
+                "{} documents of fewer than {} tokens left out",
+                grouped(documents.short_documents),
+                plan.min_tokens
+            ),
+        );
+    }
+    if let Some(rejects) = &manifest.rejects {
+        line(
+            "rejects",
+            format!(
+                "{} records that can't be read left out, see {}",
+                grouped(rejects.records),
+                rejects.file
+            ),
+        );
+    }
     line(
         "shards",
         format!(
@@ -74,6 +95,61 @@ pub fn summary(manifest: &Manifest) -> String {
     );
     text.push('\n');
     table(&mut text, manifest);
+    text
+}
+
+/// What a run would take.
+pub fn estimate(estimate: &Estimate) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<12}{value}");
+    };
+    let time = |seconds: f64| {
+        indicatif::HumanDuration(std::time::Duration::from_secs_f64(seconds)).to_string()
+    };
+    line(
+        "corpus",
+        format!(
+            "{} files, {} bytes, {} bytes of text",
+            grouped(estimate.files as u64),
+            grouped(estimate.stored_bytes),
+            grouped(estimate.text_bytes)
+        ),
+    );
+    line(
+        "parts",
+        format!(
+            "{}, {} of them there already; {} are this worker's",
+            grouped(estimate.parts as u64),
+            grouped(estimate.finished_parts as u64),
+            grouped(estimate.parts_of_this_worker as u64)
+        ),
+    );
+    line(
+        "tokens",
+        format!(
+            "about {} in {} rows (from {} documents with {} tokens)",
+            grouped(estimate.tokens),
+            grouped(estimate.rows),
+            grouped(estimate.sampled_documents),
+            grouped(estimate.sampled_tokens)
+        ),
+    );
+    line(
+        "output",
+        format!("about {} bytes", grouped(estimate.output_bytes)),
+    );
+    match (estimate.tokens_per_second, estimate.seconds) {
+        (Some(rate), Some(seconds)) => line(
+            "time",
+            format!(
+                "about {} for this worker, at {rate:.0} tokens/s",
+                time(seconds)
+            ),
+        ),
+        _ => line("time", "unknown: there was no row to score".to_owned()),
+    }
+    text.push_str("\nnothing was written: this was a dry run\n");
     text
 }
 

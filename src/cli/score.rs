@@ -1,30 +1,39 @@
 //! The command line of remit-score.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Parser;
 
 use super::progress::Console;
 use super::report;
-use crate::corpus::DEFAULT_TEXT_FIELD;
+use super::worker::Worker;
+use crate::corpus::{DEFAULT_MAX_RECORD_BYTES, DEFAULT_ZSTD_WINDOW_LOG, Input};
 use crate::demo;
+use crate::fs;
 use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::pack::Packing;
 use crate::pipeline::score::{AddToken, DEFAULT_BATCH_TOKENS, ScoreOptions, ScoreReport};
-use crate::pipeline::{self, StopFlag, Usage};
+use crate::pipeline::{self, Progress, StopFlag, Usage};
+use crate::types::{OnBadRecord, TokenDtype, TokenId};
 use crate::weight::{DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
 
 /// Score a corpus with an RL-tuned model: one log-probability a token, in Parquet shards
 ///
-/// Reads .txt and .md (a document a file), .jsonl and .ndjson, each plain, .gz or .zst, and .parquet.
+/// Reads .txt and .md (a document a file), .jsonl and .ndjson, each plain, .gz or .zst; .parquet and
+/// .arrow; and token ids: lists of integers in any of these, .npy and .bin.
 /// Running the same command again does only what is missing.
 #[derive(Debug, Parser)]
 #[command(name = "remit-score", version, max_term_width = 100, after_help = EXAMPLES)]
 pub struct ScoreArgs {
-    /// Files and folders to score
-    #[arg(required = true, value_name = "INPUT")]
+    /// Files and folders to score; a pattern with *, ? or [...] is expanded, ** reaches into folders
+    #[arg(required_unless_present = "files_from", value_name = "INPUT")]
     inputs: Vec<PathBuf>,
+
+    /// File that lists more files to score, one a line; - reads the list from stdin
+    #[arg(long, value_name = "FILE")]
+    files_from: Option<PathBuf>,
 
     /// Folder for the shards and the manifest
     #[arg(short, long, value_name = "DIR")]
@@ -46,9 +55,37 @@ pub struct ScoreArgs {
     #[arg(long, value_enum, default_value_t)]
     packing: Packing,
 
-    /// JSONL key or Parquet column that holds the text
-    #[arg(long, value_name = "NAME", default_value = DEFAULT_TEXT_FIELD)]
-    text_field: String,
+    /// JSONL key or column that holds the text, or lists of token ids [default: text, else input_ids]
+    #[arg(long, value_name = "NAME")]
+    text_field: Option<String>,
+
+    /// Score the first N documents only
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    limit_docs: Option<u64>,
+
+    /// Leave out documents of fewer tokens, BOS and EOS included
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    min_tokens: usize,
+
+    /// What to do with a record that can't be read: stop, or leave it out and list it in rejects.jsonl
+    #[arg(long, value_enum, default_value_t)]
+    on_bad_record: OnBadRecord,
+
+    /// Most bytes of one record: a line, a file of text, a value; K, M and G stand for 2^10, 2^20, 2^30
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MAX_RECORD_BYTES, value_parser = super::bytes)]
+    max_record_bytes: u64,
+
+    /// Largest window of a zstd frame, as a power of two; files made with zstd --long=31 need 31
+    #[arg(long, value_name = "LOG2", default_value_t = DEFAULT_ZSTD_WINDOW_LOG, value_parser = clap::value_parser!(u32).range(10..=31))]
+    zstd_window_log: u32,
+
+    /// How ids are stored in .npy and .bin files that don't say it themselves
+    #[arg(long, value_enum, value_name = "DTYPE")]
+    token_dtype: Option<TokenDtype>,
+
+    /// Id that ends a document in .npy and .bin files [default: the model's EOS]
+    #[arg(long, value_name = "ID")]
+    separator: Option<TokenId>,
 
     /// Whether a document begins with BOS; auto: if the tokenizer's template says so
     #[arg(long, value_enum, default_value_t)]
@@ -84,22 +121,26 @@ pub struct ScoreArgs {
 
     /// Target size of a part, the unit of resumption [default: a 64th of the corpus, within 256 KiB
     /// and 16 MiB]
-    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "BYTES", value_parser = super::bytes)]
     part_bytes: Option<u64>,
 
-    /// Number of workers that share the parts
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    num_workers: u32,
+    /// Number of workers that share the parts [default: SLURM_ARRAY_TASK_COUNT, else 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    num_workers: Option<u32>,
 
-    /// Number of this worker, from 0
-    #[arg(long, value_name = "I", default_value_t = 0)]
-    worker_index: u32,
+    /// Number of this worker, from 0 [default: SLURM_ARRAY_TASK_ID, JOB_COMPLETION_INDEX, else 0]
+    #[arg(long, value_name = "I")]
+    worker_index: Option<u32>,
+
+    /// Say what a run would take, from a few rows that are scored for it; write nothing
+    #[arg(long)]
+    dry_run: bool,
 
     /// Threads [default: one a core]
     #[arg(long, value_name = "N", value_parser = super::positive)]
     threads: Option<usize>,
 
-    /// Print the result as one JSON object
+    /// Print the result as one JSON object, and progress on stderr as one a line
     #[arg(long)]
     json: bool,
 }
@@ -113,19 +154,30 @@ Examples:
 struct Resolved {
     options: ScoreOptions,
     threads: Option<usize>,
+    dry_run: bool,
     json: bool,
     is_demo: bool,
+    /// Where this worker's number comes from, if it was not given.
+    worker_from: Option<&'static str>,
 }
 
 fn resolve(args: ScoreArgs) -> Result<Resolved> {
     let ScoreArgs {
         inputs,
+        files_from,
         output,
         rl_model,
         base_model,
         seq_len,
         packing,
         text_field,
+        limit_docs,
+        min_tokens,
+        on_bad_record,
+        max_record_bytes,
+        zstd_window_log,
+        token_dtype,
+        separator,
         bos,
         eos,
         batch_tokens,
@@ -137,13 +189,14 @@ fn resolve(args: ScoreArgs) -> Result<Resolved> {
         part_bytes,
         num_workers,
         worker_index,
+        dry_run,
         threads,
         json,
     } = args;
-    if worker_index >= num_workers {
-        bail!(Usage(format!(
-            "--worker-index {worker_index} is not below --num-workers {num_workers}"
-        )));
+    let worker = Worker::find(num_workers, worker_index, |name| std::env::var(name).ok())?;
+    let mut all_inputs: Vec<Input> = inputs.into_iter().map(Input::Path).collect();
+    if let Some(list) = files_from {
+        all_inputs.push(Input::List(fs::read_list(&list)?));
     }
     let is_demo = rl_model.is_none();
     let (rl, base) = match rl_model {
@@ -157,13 +210,20 @@ fn resolve(args: ScoreArgs) -> Result<Resolved> {
         WeightFormula::new(epsilon, temperature).map_err(|error| Usage(error.to_string()))?;
     Ok(Resolved {
         options: ScoreOptions {
-            inputs,
+            inputs: all_inputs,
             output,
             rl,
             base,
             seq_len,
             packing,
             text_field,
+            limit_docs,
+            min_tokens,
+            on_bad_record,
+            max_record_bytes,
+            zstd_window_log,
+            token_dtype,
+            separator,
             bos,
             eos,
             batch_tokens,
@@ -172,12 +232,14 @@ fn resolve(args: ScoreArgs) -> Result<Resolved> {
             formula,
             exact,
             part_bytes,
-            num_workers,
-            worker_index,
+            num_workers: worker.count,
+            worker_index: worker.index,
         },
         threads,
+        dry_run,
         json,
         is_demo,
+        worker_from: worker.from,
     })
 }
 
@@ -186,17 +248,34 @@ pub fn run(args: ScoreArgs) -> Result<()> {
     let Resolved {
         options,
         threads,
+        dry_run,
         json,
         is_demo,
+        worker_from,
     } = resolve(args)?;
     super::set_threads(threads)?;
     let stop = StopFlag::on_signals()?;
+    let console = Console::new(json);
     if is_demo {
-        tracing::warn!(
-            "DEMO: no --rl-model was given, so a tiny built-in pair of models that only knows arithmetic scores the corpus"
+        console.warn(
+            "DEMO: no --rl-model was given, so a tiny built-in pair of models that only knows arithmetic scores the corpus",
         );
     }
-    let report = pipeline::score::run(&options, &stop, &Console::new())?;
+    if let Some(variable) = worker_from {
+        console.note(&format!(
+            "{variable} is set: this is worker {} of {}",
+            options.worker_index, options.num_workers
+        ));
+    }
+    if dry_run {
+        let estimate = pipeline::estimate::run(&options, &stop, &console)?;
+        return super::print(&if json {
+            format!("{}\n", serde_json::to_string(&estimate)?)
+        } else {
+            report::estimate(&estimate)
+        });
+    }
+    let report = pipeline::score::run(&options, &stop, &console)?;
     super::print(&if json {
         as_json(&report)?
     } else {
@@ -231,23 +310,41 @@ fn as_text(options: &ScoreOptions, report: &ScoreReport) -> String {
                 report::summary(manifest)
             ));
         }
-        None => {
-            let listed: Vec<String> = report
-                .missing_parts
-                .iter()
-                .take(10)
-                .map(u32::to_string)
-                .collect();
-            text.push_str(&format!(
-                "{output} is not complete: {} of {} parts are missing ({}{}); run the other workers, then any of them once more\n",
-                report.missing_parts.len(),
-                report.num_parts,
-                listed.join(", "),
-                if report.missing_parts.len() > 10 { ", ..." } else { "" }
-            ));
-        }
+        None => text.push_str(&format!(
+            "{output} is not complete: {} of {} parts are missing ({})\n{}",
+            report.missing_parts.len(),
+            report.num_parts,
+            listed(&report.missing_parts),
+            how_to_run(options, &report.missing_parts)
+        )),
     }
     text
+}
+
+/// The first few of many numbers.
+fn listed(numbers: &[u32]) -> String {
+    let first: Vec<String> = numbers.iter().take(10).map(u32::to_string).collect();
+    let more = if numbers.len() > first.len() {
+        ", ..."
+    } else {
+        ""
+    };
+    format!("{}{more}", first.join(", "))
+}
+
+/// What makes the missing parts.
+fn how_to_run(options: &ScoreOptions, missing: &[u32]) -> String {
+    let workers: BTreeSet<u32> = missing
+        .iter()
+        .map(|part| part % options.num_workers.max(1))
+        .collect();
+    let workers: Vec<u32> = workers.into_iter().collect();
+    format!(
+        "to make them, run the same command with --num-workers {} and --worker-index {}, or with \
+         --num-workers 1 for all of them\n",
+        options.num_workers,
+        listed(&workers)
+    )
 }
 
 fn as_json(report: &ScoreReport) -> Result<String> {

@@ -1,230 +1,201 @@
-//! From inputs to named, hashed files and their parts.
+//! From named files to a corpus: hashed, and cut into parts.
 
-use std::collections::BTreeMap;
-use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::inputs::{Found, Input, find};
 use super::parts::{self, Cuts, LineCutter};
+use super::tokens::{self, TokenCutter};
 use super::{
-    Compression, Corpus, CorpusFile, CorpusOptions, Error, Format, MAX_RECORD_BYTES, classify,
-    parquet,
+    ASSUMED_EXPANSION, Compression, Corpus, CorpusFile, CorpusOptions, Error, Format,
+    TokenFileProblem, arrow, parquet, stream,
 };
 use crate::fs;
-
-/// A supported file, before anything of it has been read.
-struct Found {
-    path: PathBuf,
-    source: String,
-    format: Format,
-    compression: Compression,
-}
 
 /// What is known of a file before it is hashed.
 struct Sized {
     size_bytes: u64,
-    /// Row groups, for Parquet.
+    format: Format,
+    /// Row groups, for Parquet; batches, for Arrow.
     row_groups: Option<Vec<parts::RowGroup>>,
 }
 
 impl Sized {
-    /// Size as it counts towards a part.
-    fn weight(&self) -> u64 {
+    /// Size as it counts towards the default size of a part.
+    fn weight(&self, compression: Compression) -> u64 {
         match &self.row_groups {
             Some(groups) => groups
                 .iter()
                 .fold(0, |sum, group| group.text_bytes.saturating_add(sum)),
-            None => self.size_bytes,
+            None if compression == Compression::None => self.size_bytes,
+            None => self.size_bytes.saturating_mul(ASSUMED_EXPANSION),
         }
     }
 }
 
-pub(super) fn discover(inputs: &[PathBuf], options: &CorpusOptions) -> Result<Corpus, Error> {
+pub(super) fn discover(inputs: &[Input], options: &CorpusOptions) -> Result<Corpus, Error> {
     let (found, skipped) = find(inputs)?;
-    let sized = in_order(&found, |_, file| look_at(file, options))?;
-    let total = sized
-        .iter()
-        .fold(0, |sum: u64, file| sum.saturating_add(file.weight()));
+    let empty = |num_files| Error::Empty {
+        num_files,
+        num_skipped: skipped.len(),
+    };
+    let num_files = found.len();
+    let sized = in_order(&found, |file| look_at(file, options))?;
+    let total = found.iter().zip(&sized).fold(0, |sum: u64, (file, sized)| {
+        sum.saturating_add(sized.weight(file.compression))
+    });
     if total == 0 {
-        return Err(Error::Empty {
-            num_files: found.len(),
-            num_skipped: skipped.len(),
-        });
+        return Err(empty(num_files));
     }
     let part_bytes = options
         .part_bytes
         .unwrap_or_else(|| parts::default_part_bytes(total))
         .max(1);
-    let scanned = in_order(&found, |index, file| {
-        let size_bytes = sized.get(index).map_or(0, |sized| sized.size_bytes);
-        scan(file, size_bytes, part_bytes)
-    })?;
+    let scanned = scan_all(found.into_iter().zip(sized).collect(), part_bytes, options)?;
 
-    let mut files = Vec::with_capacity(found.len());
-    let mut cuts = Vec::with_capacity(found.len());
-    for ((found, sized), (digest, lines)) in found.into_iter().zip(sized).zip(scanned) {
-        cuts.push(match (sized.row_groups, lines) {
-            (Some(groups), _) => Cuts::RowGroups(groups),
-            (None, Some(lines)) => lines,
-            (None, None) => Cuts::Never {
-                size_bytes: sized.size_bytes,
-            },
-        });
-        files.push(CorpusFile {
-            path: found.path,
-            source: Arc::from(found.source),
-            format: found.format,
-            compression: found.compression,
-            size_bytes: sized.size_bytes,
-            digest,
-        });
+    let mut files = Vec::with_capacity(scanned.len());
+    let mut cuts = Vec::with_capacity(scanned.len());
+    for (file, file_cuts) in scanned {
+        files.push(file);
+        cuts.push(file_cuts);
     }
-    let parts = parts::group(&cuts, part_bytes).ok_or(Error::TooManyParts { part_bytes })?;
+    let parts = parts::group(&cuts, part_bytes, options.limit_docs)
+        .ok_or(Error::TooManyParts { part_bytes })?;
+    if parts.is_empty() {
+        return Err(empty(num_files));
+    }
     Ok(Corpus {
         files,
         parts,
         skipped,
-        text_field: options.text_field.clone(),
+        options: options.clone(),
         part_bytes,
     })
+}
+
+/// Scans the files, all at a time, or one after the other until there are enough documents.
+fn scan_all(
+    files: Vec<(Found, Sized)>,
+    part_bytes: u64,
+    options: &CorpusOptions,
+) -> Result<Vec<(CorpusFile, Cuts)>, Error> {
+    let scan = |(found, sized)| scan(found, sized, part_bytes, options);
+    let Some(limit) = options.limit_docs else {
+        return files
+            .into_par_iter()
+            .map(scan)
+            .collect::<Vec<_>>()
+            .into_iter()
+            .collect();
+    };
+    let mut scanned = Vec::new();
+    let mut documents = 0_u64;
+    for file in files {
+        if documents >= limit {
+            break;
+        }
+        let (file, cuts) = scan(file)?;
+        documents = documents.saturating_add(cuts.num_documents());
+        scanned.push((file, cuts));
+    }
+    Ok(scanned)
 }
 
 /// Runs `work` on all files in parallel; of several errors, that of the first file is returned, so
 /// that a broken corpus gives the same message every time.
 fn in_order<T: Send>(
     files: &[Found],
-    work: impl Fn(usize, &Found) -> Result<T, Error> + Sync,
+    work: impl Fn(&Found) -> Result<T, Error> + Send + Sync,
 ) -> Result<Vec<T>, Error> {
-    let results: Vec<_> = files
-        .par_iter()
-        .enumerate()
-        .map(|(index, file)| work(index, file))
-        .collect();
+    let results: Vec<_> = files.par_iter().map(work).collect();
     results.into_iter().collect()
-}
-
-/// The supported files of the inputs in the order of their sources, and those that are skipped.
-fn find(inputs: &[PathBuf]) -> Result<(Vec<Found>, Vec<PathBuf>), Error> {
-    let mut by_source: BTreeMap<String, Found> = BTreeMap::new();
-    let mut skipped = Vec::new();
-    let mut add = |path: PathBuf, source: Option<String>, kind: (Format, Compression)| {
-        let Some(source) = source else {
-            return Err(Error::NameNotUtf8 { path });
-        };
-        if let Some(other) = by_source.get(&source) {
-            return Err(Error::Collision {
-                name: source,
-                first: other.path.clone(),
-                second: path,
-            });
-        }
-        let (format, compression) = kind;
-        let found = Found {
-            path,
-            source: source.clone(),
-            format,
-            compression,
-        };
-        by_source.insert(source, found);
-        Ok(())
-    };
-    for input in inputs {
-        if !fs::exists(input)? {
-            return Err(Error::Missing {
-                path: input.clone(),
-            });
-        }
-        if !fs::is_dir(input) {
-            let Some(kind) = classify(input) else {
-                return Err(Error::Unsupported {
-                    path: input.clone(),
-                });
-            };
-            let source = input.file_name().and_then(|name| name.to_str());
-            add(input.clone(), source.map(str::to_owned), kind)?;
-            continue;
-        }
-        let prefix = match inputs {
-            [_] => None,
-            _ => Some(own_name(input)?),
-        };
-        for path in fs::walk(input)? {
-            match classify(&path) {
-                Some(kind) => {
-                    let source = relative(input, &path, prefix.as_deref());
-                    add(path, source, kind)?;
-                }
-                None => skipped.push(path),
-            }
-        }
-    }
-    // Byte order of strings is the order of a BTreeMap's keys.
-    Ok((by_source.into_values().collect(), skipped))
-}
-
-/// A folder's name, also for `.` and `..`; empty for the root.
-fn own_name(dir: &Path) -> Result<PathBuf, Error> {
-    Ok(match dir.file_name() {
-        Some(name) => PathBuf::from(name),
-        None => fs::canonicalize(dir)?
-            .file_name()
-            .map(PathBuf::from)
-            .unwrap_or_default(),
-    })
-}
-
-/// A path relative to a folder, with `/` between its components; `None` when it isn't UTF-8.
-fn relative(dir: &Path, path: &Path, prefix: Option<&Path>) -> Option<String> {
-    let below = path.strip_prefix(dir).unwrap_or(path);
-    let mut components = Vec::new();
-    for component in prefix
-        .into_iter()
-        .flat_map(Path::components)
-        .chain(below.components())
-    {
-        if let Component::Normal(name) = component {
-            components.push(name.to_str()?);
-        }
-    }
-    Some(components.join("/"))
 }
 
 /// Sizes and footers: what has to be known before the part size can be chosen.
 fn look_at(file: &Found, options: &CorpusOptions) -> Result<Sized, Error> {
     let size_bytes = fs::size_bytes(&file.path)?;
-    let plain_text = file.format == Format::Text && file.compression == Compression::None;
-    if plain_text && size_bytes > MAX_RECORD_BYTES {
-        return Err(Error::TooLong {
-            path: file.path.clone(),
-            place: "the document".to_owned(),
-        });
-    }
+    let field = options.text_field.as_deref();
+    let mut format = file.format;
     let row_groups = match file.format {
-        Format::Parquet => Some(parquet::row_groups(&file.path, &options.text_field)?),
-        Format::Text | Format::Jsonl => None,
+        Format::Parquet => Some(parquet::row_groups(&file.path, field)?),
+        Format::Arrow => Some(arrow::batches(&file.path, field)?),
+        Format::Tokens(_) if size_bytes > 0 => {
+            let layout = tokens::layout(&file.path, size_bytes, options.token_dtype)?;
+            if layout.row_len.is_none() && options.separator.is_none() {
+                return Err(Error::TokenFile {
+                    path: file.path.clone(),
+                    problem: TokenFileProblem::NoSeparator,
+                });
+            }
+            format = Format::Tokens(layout);
+            None
+        }
+        Format::Tokens(_) | Format::Text | Format::Jsonl => None,
     };
     Ok(Sized {
         size_bytes,
+        format,
         row_groups,
     })
 }
 
 /// Hashes a file and finds, in the same pass, where it can be cut.
-fn scan(file: &Found, expected: u64, part_bytes: u64) -> Result<(fs::Digest, Option<Cuts>), Error> {
-    let plain_lines = file.format == Format::Jsonl && file.compression == Compression::None;
-    let mut cutter = plain_lines.then(|| LineCutter::new(part_bytes));
-    let (actual, digest) = fs::hash_file(&file.path, |block| {
-        if let Some(cutter) = &mut cutter {
-            cutter.observe(block);
+fn scan(
+    found: Found,
+    sized: Sized,
+    part_bytes: u64,
+    options: &CorpusOptions,
+) -> Result<(CorpusFile, Cuts), Error> {
+    let Found {
+        path,
+        source,
+        compression,
+        ..
+    } = found;
+    let Sized {
+        size_bytes,
+        format,
+        row_groups,
+    } = sized;
+    let plain = Compression::None;
+    let (hashed, cuts) = match (format, row_groups) {
+        (_, Some(groups)) => {
+            let hashed = stream::scan(&path, plain, options, |_| ())?;
+            (hashed, Cuts::RowGroups(groups))
         }
-    })?;
-    if actual != expected {
+        (Format::Jsonl, _) => {
+            let mut cutter = LineCutter::new(part_bytes);
+            let hashed = stream::scan(&path, compression, options, |block| {
+                cutter.observe(block);
+            })?;
+            (hashed, cutter.finish())
+        }
+        (Format::Tokens(layout), _) => {
+            let mut cutter = TokenCutter::new(layout, options.separator, part_bytes);
+            let hashed = stream::scan(&path, plain, options, |block| cutter.observe(block))?;
+            (hashed, cutter.finish())
+        }
+        (Format::Text | Format::Parquet | Format::Arrow, _) => {
+            let hashed = stream::scan(&path, plain, options, |_| ())?;
+            (hashed, Cuts::Never { size_bytes })
+        }
+    };
+    let (actual, digest) = hashed;
+    if actual != size_bytes {
         return Err(Error::Changed {
-            path: file.path.clone(),
-            expected,
+            path,
+            expected: size_bytes,
             actual,
         });
     }
-    Ok((digest, cutter.map(LineCutter::finish)))
+    let file = CorpusFile {
+        path,
+        source: Arc::from(source),
+        format,
+        compression,
+        size_bytes,
+        digest,
+    };
+    Ok((file, cuts))
 }

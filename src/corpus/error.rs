@@ -1,18 +1,21 @@
 //! What can be wrong with a corpus, in words that say where and what to do.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
 use ::parquet::errors::ParquetError;
 
-use super::{Compression, MAX_RECORD_BYTES};
+use super::{Compression, MAX_EXPANSION};
 use crate::fs;
+use crate::types::Reject;
 
 /// Most keys or columns that a message lists.
 const MAX_LISTED: usize = 20;
 
 /// What is supported, as the messages list it.
-const SUPPORTED: &str = ".txt, .md, .jsonl and .ndjson (plain, .gz or .zst), and .parquet";
+const SUPPORTED: &str =
+    ".txt, .md, .jsonl and .ndjson (plain, .gz or .zst), .parquet, .arrow, .npy and .bin";
 
 /// The class of an error, for exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,11 +27,13 @@ pub enum ErrorKind {
     BadData,
     /// The operating system failed to read.
     Io,
+    /// It was asked to stop.
+    Stopped,
 }
 
 /// Why a corpus can't be read.
 ///
-/// Lines are counted from 1 and rows from 0; byte offsets are those of the uncompressed text.
+/// Lines are counted from 1 and rows from 0; byte offsets are those of the unpacked text.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -96,91 +101,15 @@ pub enum Error {
         /// Size now, bytes.
         actual: u64,
     },
-    /// A record is longer than [`MAX_RECORD_BYTES`].
-    #[error(
-        "{}: {place} is longer than {MAX_RECORD_BYTES} bytes, the most that one document may have; \
-         split it",
-        path.display()
-    )]
-    TooLong {
+    /// One record can't be read; the file can be read on after it.
+    #[error("{}{place}: {problem}", path.display())]
+    BadRecord {
         /// The file.
         path: PathBuf,
-        /// Which record: "line 3", "row 7", "the document".
-        place: String,
-    },
-    /// Text is not UTF-8.
-    #[error(
-        "{}, line {line}: not valid UTF-8 at byte {byte_offset} of the text; convert the file to \
-         UTF-8",
-        path.display()
-    )]
-    NotUtf8 {
-        /// The file.
-        path: PathBuf,
-        /// Line, from 1.
-        line: u64,
-        /// Offset of the first bad byte in the uncompressed file, from 0.
-        byte_offset: u64,
-    },
-    /// A line of a JSONL file is no JSON.
-    #[error("{}, line {line}: not valid JSON: {reason} (column {column})", path.display())]
-    Json {
-        /// The file.
-        path: PathBuf,
-        /// Line, from 1.
-        line: u64,
-        /// Byte in the line, from 1.
-        column: usize,
-        /// What the parser says.
-        reason: String,
-    },
-    /// A line of a JSONL file is JSON, but no object.
-    #[error(
-        "{}, line {line}: expected an object like {{{field:?}: \"...\"}}, found {found}",
-        path.display()
-    )]
-    NotObject {
-        /// The file.
-        path: PathBuf,
-        /// Line, from 1.
-        line: u64,
-        /// The field that was looked for.
-        field: String,
-        /// What the value is.
-        found: &'static str,
-    },
-    /// A record lacks the text field.
-    #[error(
-        "{}, line {line}: no field {field:?}; the record has {}; name the field that holds the \
-         text with --text-field",
-        path.display(),
-        listed(keys)
-    )]
-    NoTextField {
-        /// The file.
-        path: PathBuf,
-        /// Line, from 1.
-        line: u64,
-        /// The field that was looked for.
-        field: String,
-        /// The keys that the record has, in its order.
-        keys: Vec<String>,
-    },
-    /// A record's text field is no string.
-    #[error(
-        "{}, line {line}: the field {field:?} is {found}, not a string; name the field that holds \
-         the text with --text-field",
-        path.display()
-    )]
-    TextNotString {
-        /// The file.
-        path: PathBuf,
-        /// Line, from 1.
-        line: u64,
-        /// The field.
-        field: String,
-        /// What its value is.
-        found: &'static str,
+        /// Which record.
+        place: Place,
+        /// What is wrong with it.
+        problem: Box<RecordProblem>,
     },
     /// A compressed file can't be unpacked to its end.
     #[error("{}: the {compression} data is damaged or cut short", path.display())]
@@ -192,7 +121,32 @@ pub enum Error {
         /// What the decoder says.
         source: io::Error,
     },
-    /// A Parquet file lacks the text column.
+    /// A compressed file unpacks to far more than its size.
+    #[error(
+        "{}: the {compression} data unpacks to more than {MAX_EXPANSION} times its size; if that is \
+         meant, unpack the file first",
+        path.display()
+    )]
+    Expansion {
+        /// The file.
+        path: PathBuf,
+        /// How it is compressed.
+        compression: Compression,
+    },
+    /// A Zstandard frame asks for a larger window than is allowed.
+    #[error(
+        "{}: to unpack it takes a zstd window of more than {} MiB; if the memory is there, allow it \
+         with --zstd-window-log 31",
+        path.display(),
+        1_u64 << window_log.saturating_sub(20)
+    )]
+    Window {
+        /// The file.
+        path: PathBuf,
+        /// The largest window that is allowed, as a power of two.
+        window_log: u32,
+    },
+    /// A Parquet or Arrow file lacks the text column.
     #[error(
         "{}: no column {field:?}; the file has {}; name the column that holds the text with \
          --text-field",
@@ -207,29 +161,19 @@ pub enum Error {
         /// The columns that the file has, in its order.
         columns: Vec<String>,
     },
-    /// A Parquet file's text column holds no strings.
+    /// The text column of a Parquet or Arrow file holds neither strings nor lists of ids.
     #[error(
-        "{}: the column {field:?} is of type {found}, not a string; name the column that holds the \
-         text with --text-field",
+        "{}: the column {field:?} is of type {found}, not a string or a list of integers; name the \
+         column that holds the text or the token ids with --text-field",
         path.display()
     )]
-    ColumnNotString {
+    ColumnNotText {
         /// The file.
         path: PathBuf,
         /// The column.
         field: String,
         /// Its type, as Arrow calls it.
         found: String,
-    },
-    /// A row of a Parquet file has no text.
-    #[error("{}, row {row}: the text in column {field:?} is null; remove the row", path.display())]
-    NullText {
-        /// The file.
-        path: PathBuf,
-        /// Row in the file, from 0.
-        row: u64,
-        /// The column.
-        field: String,
     },
     /// A Parquet file can't be parsed.
     #[error("{}: not a readable Parquet file", path.display())]
@@ -247,6 +191,39 @@ pub enum Error {
         /// In what.
         reason: String,
     },
+    /// An Arrow file can't be parsed.
+    #[error("{}: not a readable Arrow IPC file: {reason}", path.display())]
+    Arrow {
+        /// The file.
+        path: PathBuf,
+        /// What the parser says.
+        reason: String,
+    },
+    /// A file of token ids is of no layout that can be read.
+    #[error("{}: {problem}", path.display())]
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: TokenFileProblem,
+    },
+    /// A pattern matches no file.
+    #[error("no file matches {pattern}")]
+    NoMatch {
+        /// The pattern.
+        pattern: String,
+    },
+    /// A pattern is none.
+    #[error("{pattern}: not a pattern of file names: {reason}")]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// It was asked to stop, by [`CorpusOptions::stop`](super::CorpusOptions::stop).
+    #[error("interrupted\nhint: run the same command again")]
+    Stopped,
     /// Reading failed.
     #[error(transparent)]
     Io(#[from] fs::Error),
@@ -256,12 +233,179 @@ impl Error {
     /// The class of the error, for exit codes.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Missing { .. } => ErrorKind::Missing,
+            Self::Missing { .. } | Self::NoMatch { .. } => ErrorKind::Missing,
             Self::Io(error) if error.is_missing() => ErrorKind::Missing,
             Self::Io(_) => ErrorKind::Io,
+            Self::Stopped => ErrorKind::Stopped,
             _ => ErrorKind::BadData,
         }
     }
+
+    /// The record that can't be read, as it is listed in rejects.jsonl, when the error is one of
+    /// that kind: everything after it can still be read. The path isn't part of it, so that the
+    /// same corpus in another place gives the same.
+    pub fn reject(&self, source: &str) -> Option<Reject> {
+        let Self::BadRecord { place, problem, .. } = self else {
+            return None;
+        };
+        Some(Reject {
+            source: source.to_owned(),
+            doc_index: place.index(),
+            reason: problem.to_string(),
+        })
+    }
+}
+
+/// Where a record is in its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Place {
+    /// The whole file is the record.
+    File,
+    /// The whole file is the record, and the trouble is in this line of it, from 1.
+    TextLine(u64),
+    /// A line, from 1.
+    Line(u64),
+    /// A row of a table, from 0.
+    Row(u64),
+    /// A document in a file of token ids, from 0.
+    Document(u64),
+}
+
+impl Place {
+    /// Number of the record in its file, from 0.
+    pub fn index(self) -> u64 {
+        match self {
+            Self::File | Self::TextLine(_) => 0,
+            Self::Line(line) => line.saturating_sub(1),
+            Self::Row(index) | Self::Document(index) => index,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File => Ok(()),
+            Self::TextLine(line) | Self::Line(line) => write!(f, ", line {line}"),
+            Self::Row(row) => write!(f, ", row {row}"),
+            Self::Document(index) => write!(f, ", document {index}"),
+        }
+    }
+}
+
+/// What is wrong with a record.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordProblem {
+    /// It is too long to be held in memory.
+    #[error(
+        "longer than {max_bytes} bytes, the most that a record may have; split it, or give a larger \
+         --max-record-bytes"
+    )]
+    TooLong {
+        /// The limit.
+        max_bytes: u64,
+    },
+    /// Text is not UTF-8.
+    #[error("not valid UTF-8 at byte {byte_offset} of the text; convert the file to UTF-8")]
+    NotUtf8 {
+        /// Offset of the first bad byte in the uncompressed file, from 0.
+        byte_offset: u64,
+    },
+    /// A line of a JSONL file is no JSON.
+    #[error("not valid JSON: {reason} (column {column})")]
+    Json {
+        /// Byte in the line, from 1.
+        column: usize,
+        /// What the parser says.
+        reason: String,
+    },
+    /// A line of a JSONL file is JSON, but no object.
+    #[error("expected an object like {{{field:?}: \"...\"}}, found {found}")]
+    NotObject {
+        /// The field that was looked for.
+        field: String,
+        /// What the value is.
+        found: &'static str,
+    },
+    /// A record lacks the text field.
+    #[error(
+        "no field {field:?}; the record has {}; name the field that holds the text with --text-field",
+        listed(keys)
+    )]
+    NoTextField {
+        /// The field that was looked for.
+        field: String,
+        /// The keys that the record has, in its order.
+        keys: Vec<String>,
+    },
+    /// A record's text field is no string.
+    #[error(
+        "the field {field:?} is {found}, not a string; name the field that holds the text with \
+         --text-field"
+    )]
+    TextNotString {
+        /// The field.
+        field: String,
+        /// What its value is.
+        found: &'static str,
+    },
+    /// A row has no text.
+    #[error("the text in column {field:?} is null; remove the row")]
+    NullText {
+        /// The column.
+        field: String,
+    },
+    /// A list of token ids has a hole.
+    #[error("the token id at position {position} is null")]
+    NullId {
+        /// Position in the list.
+        position: usize,
+    },
+    /// A token id that the models don't have.
+    #[error("the token id at position {position} is {id}; the models have the ids 0 to {}", num_ids.saturating_sub(1))]
+    IdOutOfRange {
+        /// Position in the document.
+        position: usize,
+        /// The id.
+        id: i128,
+        /// Number of ids that there are.
+        num_ids: u64,
+    },
+}
+
+/// What is wrong with a file of token ids.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenFileProblem {
+    /// Nothing says how wide an id is.
+    #[error(
+        "a file of token ids without a header; say what they are with --token-dtype uint16 or uint32"
+    )]
+    NoDtype,
+    /// Nothing says where documents end.
+    #[error(
+        "a file of token ids in a line, and the models have no EOS; say which id ends a document with \
+         --separator"
+    )]
+    NoSeparator,
+    /// The size does not fit the dtype.
+    #[error("{size_bytes} bytes are no whole number of ids of {width} bytes")]
+    Size {
+        /// Bytes of ids in the file.
+        size_bytes: u64,
+        /// Bytes of an id.
+        width: u64,
+    },
+    /// The header of a .npy file says something that isn't supported.
+    #[error("a .npy file with {found}; expected {expected}")]
+    Header {
+        /// What is there.
+        found: String,
+        /// What is read.
+        expected: &'static str,
+    },
 }
 
 fn empty_reason(num_files: usize, num_skipped: usize) -> String {

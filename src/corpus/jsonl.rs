@@ -1,47 +1,50 @@
-//! Documents from lines of JSON: only the text field is built, the rest is skipped over.
+//! Documents from lines of JSON: only the field that is wanted is built, the rest is skipped over.
 
 use std::fmt;
-use std::path::Path;
 
 use serde::de::{
     DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
 
-use super::Error;
+use super::{DEFAULT_IDS_FIELD, DEFAULT_TEXT_FIELD, RecordProblem, columns};
+use crate::types::Content;
 
-/// The text of one record. `line` counts from 1 and is for messages.
-pub(super) fn text_of(json: &str, field: &str, path: &Path, line: u64) -> Result<String, Error> {
-    let record = parse(json, RecordSeed { field }).map_err(|error| {
+/// The content of one record: the field that is named, else `text`, else `input_ids`. Ids have to be
+/// below `num_ids`.
+pub(super) fn content_of(
+    json: &str,
+    field: Option<&str>,
+    num_ids: u64,
+) -> Result<Content, RecordProblem> {
+    let fallback = field.is_none().then_some(DEFAULT_IDS_FIELD);
+    let field = field.unwrap_or(DEFAULT_TEXT_FIELD);
+    let record = parse(json, RecordSeed { field, fallback }).map_err(|error| {
         let text = error.to_string();
         let reason = text
             .rfind(" at line ")
             .and_then(|at| text.get(..at))
             .unwrap_or(&text);
-        Error::Json {
-            path: path.to_owned(),
-            line,
+        RecordProblem::Json {
             column: error.column(),
             reason: reason.to_owned(),
         }
     })?;
+    let field = || field.to_owned();
     match record {
-        Record::Object(Some(Value::Text(text))) => Ok(text),
-        Record::Object(Some(Value::Other(found))) => Err(Error::TextNotString {
-            path: path.to_owned(),
-            line,
-            field: field.to_owned(),
+        Record::Object(Some(Value::Text(text))) => Ok(Content::Text(text)),
+        Record::Object(Some(Value::Integers(ids))) => {
+            columns::checked_ids(ids.into_iter().map(i128::from), num_ids).map(Content::Ids)
+        }
+        Record::Object(Some(Value::Other(found))) => Err(RecordProblem::TextNotString {
+            field: field(),
             found,
         }),
-        Record::Object(None) => Err(Error::NoTextField {
-            path: path.to_owned(),
-            line,
-            field: field.to_owned(),
+        Record::Object(None) => Err(RecordProblem::NoTextField {
+            field: field(),
             keys: parse(json, KeysSeed).unwrap_or_default(),
         }),
-        Record::Other(found) => Err(Error::NotObject {
-            path: path.to_owned(),
-            line,
-            field: field.to_owned(),
+        Record::Other(found) => Err(RecordProblem::NotObject {
+            field: field(),
             found,
         }),
     }
@@ -54,9 +57,12 @@ fn parse<'de, S: DeserializeSeed<'de>>(json: &'de str, seed: S) -> serde_json::R
     Ok(value)
 }
 
-/// A value: its text when it is a string, else the name of its type.
+/// A value: its text when it is a string, its elements when it is a list of integers, else the name
+/// of its type.
 enum Value {
     Text(String),
+    /// Beyond the range of the type, its bound: no model has such an id.
+    Integers(Vec<i64>),
     Other(&'static str),
 }
 
@@ -112,8 +118,15 @@ impl<'de> Visitor<'de> for ValueSeed {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Value::Other("an array"))
+        let mut integers = Vec::new();
+        while let Some(element) = seq.next_element_seed(IntegerSeed)? {
+            let Some(integer) = element else {
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                return Ok(Value::Other("an array"));
+            };
+            integers.push(integer);
+        }
+        Ok(Value::Integers(integers))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
@@ -122,8 +135,63 @@ impl<'de> Visitor<'de> for ValueSeed {
     }
 }
 
+/// An integer, or `None` for anything else.
+struct IntegerSeed;
+
+impl<'de> DeserializeSeed<'de> for IntegerSeed {
+    type Value = Option<i64>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for IntegerSeed {
+    type Value = Option<i64>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_i64<E>(self, integer: i64) -> Result<Self::Value, E> {
+        Ok(Some(integer))
+    }
+
+    fn visit_u64<E>(self, integer: u64) -> Result<Self::Value, E> {
+        Ok(Some(i64::try_from(integer).unwrap_or(i64::MAX)))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(None)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(None)
+    }
+}
+
 struct RecordSeed<'a> {
     field: &'a str,
+    /// Key that is taken where `field` isn't there.
+    fallback: Option<&'a str>,
 }
 
 impl<'de> DeserializeSeed<'de> for RecordSeed<'_> {
@@ -171,43 +239,58 @@ impl<'de> Visitor<'de> for RecordSeed<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Record, A::Error> {
-        let mut text = None;
-        while let Some(is_text) = map.next_key_seed(KeyIs(self.field))? {
-            if !is_text {
-                map.next_value::<IgnoredAny>()?;
-            } else if text.is_some() {
-                return Err(A::Error::custom(format_args!(
-                    "duplicate field {:?}",
-                    self.field
-                )));
-            } else {
-                text = Some(map.next_value_seed(ValueSeed)?);
+        let (mut value, mut fallback) = (None, None);
+        while let Some(key) = map.next_key_seed(KeySeed(&self))? {
+            let (slot, name) = match key {
+                Key::Field => (&mut value, self.field),
+                Key::Fallback => (&mut fallback, self.fallback.unwrap_or_default()),
+                Key::Other => {
+                    map.next_value::<IgnoredAny>()?;
+                    continue;
+                }
+            };
+            if slot.is_some() {
+                return Err(A::Error::custom(format_args!("duplicate field {name:?}")));
             }
+            *slot = Some(map.next_value_seed(ValueSeed)?);
         }
-        Ok(Record::Object(text))
+        Ok(Record::Object(value.or(fallback)))
     }
 }
 
-/// Whether a key is the wanted one, without a copy of the key.
-struct KeyIs<'a>(&'a str);
+/// What a key is to the reader.
+enum Key {
+    Field,
+    Fallback,
+    Other,
+}
 
-impl<'de> DeserializeSeed<'de> for KeyIs<'_> {
-    type Value = bool;
+/// Compares a key without a copy of it.
+struct KeySeed<'a>(&'a RecordSeed<'a>);
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+impl<'de> DeserializeSeed<'de> for KeySeed<'_> {
+    type Value = Key;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Key, D::Error> {
         deserializer.deserialize_str(self)
     }
 }
 
-impl Visitor<'_> for KeyIs<'_> {
-    type Value = bool;
+impl Visitor<'_> for KeySeed<'_> {
+    type Value = Key;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a key")
     }
 
-    fn visit_str<E>(self, key: &str) -> Result<bool, E> {
-        Ok(key == self.0)
+    fn visit_str<E>(self, key: &str) -> Result<Key, E> {
+        Ok(if key == self.0.field {
+            Key::Field
+        } else if Some(key) == self.0.fallback {
+            Key::Fallback
+        } else {
+            Key::Other
+        })
     }
 }
 

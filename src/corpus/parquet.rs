@@ -1,4 +1,4 @@
-//! Documents from a string column of a Parquet file.
+//! Documents from a column of a Parquet file: strings, or lists of token ids.
 //!
 //! The parser is not written for hostile files and panics on some damaged ones, so every call into
 //! it is guarded and a panic becomes an error that names the file.
@@ -11,23 +11,31 @@ use ::parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader,
     ParquetRecordBatchReaderBuilder,
 };
-use arrow_array::cast::AsArray;
-use arrow_array::{Array, StringArray};
-use arrow_schema::DataType;
+use ::parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
+use arrow_array::ArrayRef;
 
-use super::Error;
+use super::columns::{self, NoColumn};
 use super::parts::RowGroup;
+use super::{Error, MAX_EXPANSION, Place, RecordProblem};
 use crate::fs;
+use crate::types::Content;
 
-/// Rows that are decoded at a time: few, since a row is a document of any length.
-const BATCH_ROWS: usize = 64;
+/// Most rows that are decoded at a time.
+const MAX_BATCH_ROWS: u64 = 64;
+
+/// Bytes that are decoded at a time, as far as the footer tells how long rows are.
+const BATCH_BYTES: u64 = 8 << 20;
+
+/// Bytes that a row group may unpack to, whatever its size.
+const MAX_ROW_GROUP_BYTES: u64 = 64 << 20;
 
 /// Rows of consecutive row groups.
 pub(super) struct Rows {
     path: PathBuf,
     field: String,
     reader: ParquetRecordBatchReader,
-    batch: Option<StringArray>,
+    num_ids: u64,
+    batch: Option<ArrayRef>,
     next_in_batch: usize,
     /// Number of the next row in the file.
     row: u64,
@@ -38,20 +46,32 @@ impl Rows {
     /// Opens the row groups `start..end`, whose first row has the number `first_row`.
     pub(super) fn open(
         path: &Path,
-        field: &str,
+        field: Option<&str>,
         row_groups: std::ops::Range<usize>,
         first_row: u64,
         num_rows: u64,
+        num_ids: u64,
     ) -> Result<Self, Error> {
         let file = fs::open(path)?;
         let metadata = load(path, &file)?;
-        let root = text_column(path, &metadata, field)?;
-        let reader = guarded(path, || {
+        let (root, field) = text_column(path, &metadata, field)?;
+        let bytes = metadata
+            .metadata()
+            .row_groups()
+            .get(row_groups.clone())
+            .unwrap_or_default()
+            .iter()
+            .fold(0, |sum: u64, group| {
+                sum.saturating_add(column_bytes(group, &field).0)
+            });
+        let rows = BATCH_BYTES / (bytes / num_rows.max(1)).max(1);
+        let batch_rows = usize::try_from(rows.clamp(1, MAX_BATCH_ROWS)).unwrap_or(1);
+        let reader = guarded_at(path, || {
             let mask = ProjectionMask::roots(metadata.parquet_schema(), [root]);
             ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone())
                 .with_projection(mask)
                 .with_row_groups(row_groups.collect())
-                .with_batch_size(BATCH_ROWS)
+                .with_batch_size(batch_rows)
                 .build()
         })?
         .map_err(|source| Error::Parquet {
@@ -60,7 +80,8 @@ impl Rows {
         })?;
         Ok(Self {
             path: path.to_owned(),
-            field: field.to_owned(),
+            field,
+            num_ids,
             reader,
             batch: None,
             next_in_batch: 0,
@@ -69,25 +90,22 @@ impl Rows {
         })
     }
 
-    /// The next row's number and text; `None` after the last.
-    pub(super) fn next_text(&mut self) -> Result<Option<(u64, String)>, Error> {
+    /// The next row's number and content; `None` after the last.
+    #[expect(clippy::type_complexity, reason = "a record, or what is wrong with it")]
+    pub(super) fn next(
+        &mut self,
+    ) -> Result<Option<(u64, Result<Content, (Place, RecordProblem)>)>, Error> {
         loop {
             if let Some(batch) = &self.batch
                 && self.next_in_batch < batch.len()
             {
-                let index = self.next_in_batch;
                 let row = self.row;
-                if batch.is_null(index) {
-                    return Err(Error::NullText {
-                        path: self.path.clone(),
-                        row,
-                        field: self.field.clone(),
-                    });
-                }
-                let text = batch.value(index).to_owned();
+                let content =
+                    columns::content(batch, self.next_in_batch, &self.field, self.num_ids)
+                        .map_err(|problem| (Place::Row(row), problem));
                 self.next_in_batch += 1;
                 self.row += 1;
-                return Ok(Some((row, text)));
+                return Ok(Some((row, content)));
             }
             if !self.next_batch()? {
                 return Ok(None);
@@ -99,7 +117,7 @@ impl Rows {
     fn next_batch(&mut self) -> Result<bool, Error> {
         let path = &self.path;
         let reader = &mut self.reader;
-        let batch = guarded(path, || reader.next().transpose())?
+        let batch = guarded_at(path, || reader.next().transpose())?
             .map_err(|error| damaged(path, error.to_string()))?;
         let batch = batch.filter(|batch| batch.num_rows() > 0);
         let decoded = batch.as_ref().map_or(0, |batch| batch.num_rows() as u64);
@@ -117,27 +135,17 @@ impl Rows {
         let Some(batch) = batch else {
             return Ok(false);
         };
-        let texts = batch
-            .columns()
-            .first()
-            .and_then(|column| column.as_string_opt::<i32>())
-            .ok_or_else(|| {
-                damaged(
-                    path,
-                    "the text column was not decoded as strings".to_owned(),
-                )
-            })?;
-        self.batch = Some(texts.clone());
+        self.batch = batch.columns().first().cloned();
         self.next_in_batch = 0;
         Ok(true)
     }
 }
 
-/// Checks the text column and says how many rows and bytes of text each row group has.
-pub(super) fn row_groups(path: &Path, field: &str) -> Result<Vec<RowGroup>, Error> {
+/// Checks the column of the documents and says how many rows and bytes of them each row group has.
+pub(super) fn row_groups(path: &Path, field: Option<&str>) -> Result<Vec<RowGroup>, Error> {
     let file = fs::open(path)?;
     let metadata = load(path, &file)?;
-    text_column(path, &metadata, field)?;
+    let (_, field) = text_column(path, &metadata, field)?;
     let mut groups = Vec::new();
     for (index, group) in metadata.metadata().row_groups().iter().enumerate() {
         let num_rows = u64::try_from(group.num_rows()).map_err(|_| {
@@ -146,13 +154,16 @@ pub(super) fn row_groups(path: &Path, field: &str) -> Result<Vec<RowGroup>, Erro
                 format!("row group {index} has {} rows", group.num_rows()),
             )
         })?;
-        let column = group
-            .columns()
-            .iter()
-            .find(|column| matches!(column.column_path().parts(), [name] if name == field));
-        let text_bytes = column.map_or(0, |column| {
-            u64::try_from(column.uncompressed_size()).unwrap_or(0)
-        });
+        let (text_bytes, stored_bytes) = column_bytes(group, &field);
+        if text_bytes > MAX_ROW_GROUP_BYTES && text_bytes / MAX_EXPANSION > stored_bytes {
+            return Err(damaged(
+                path,
+                format!(
+                    "row group {index} unpacks to more than {MAX_EXPANSION} times its size, \
+                     {text_bytes} bytes"
+                ),
+            ));
+        }
         groups.push(RowGroup {
             num_rows,
             text_bytes,
@@ -161,36 +172,58 @@ pub(super) fn row_groups(path: &Path, field: &str) -> Result<Vec<RowGroup>, Erro
     Ok(groups)
 }
 
+/// Bytes of a column in a row group, unpacked and as stored.
+fn column_bytes(group: &RowGroupMetaData, field: &str) -> (u64, u64) {
+    let root = |column: &&ColumnChunkMetaData| {
+        column
+            .column_path()
+            .parts()
+            .first()
+            .is_some_and(|name| name == field)
+    };
+    group.columns().iter().find(root).map_or((0, 0), |column| {
+        let bytes = |size: i64| u64::try_from(size).unwrap_or(0);
+        (
+            bytes(column.uncompressed_size()),
+            bytes(column.compressed_size()),
+        )
+    })
+}
+
 /// Reads the footer. The Arrow schema that a writer may have embedded is left aside, so that
 /// every string column, whatever its Arrow type was, comes back as one type.
 fn load(path: &Path, file: &std::fs::File) -> Result<ArrowReaderMetadata, Error> {
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-    guarded(path, || ArrowReaderMetadata::load(file, options))?.map_err(|source| Error::Parquet {
-        path: path.to_owned(),
-        source,
+    guarded_at(path, || ArrowReaderMetadata::load(file, options))?.map_err(|source| {
+        Error::Parquet {
+            path: path.to_owned(),
+            source,
+        }
     })
 }
 
-/// Index of the text column among the file's top-level columns.
-fn text_column(path: &Path, metadata: &ArrowReaderMetadata, field: &str) -> Result<usize, Error> {
+/// Index and name of the column of the documents among the file's top-level columns.
+fn text_column(
+    path: &Path,
+    metadata: &ArrowReaderMetadata,
+    field: Option<&str>,
+) -> Result<(usize, String), Error> {
     let roots = metadata.parquet_schema().root_schema().get_fields();
-    let root = roots.iter().position(|root| root.name() == field);
-    let arrow = metadata.schema().field_with_name(field).ok();
-    let (Some(root), Some(arrow)) = (root, arrow) else {
-        return Err(Error::NoColumn {
+    let schema = metadata.schema();
+    match columns::choose(schema, field) {
+        // Both list the top-level columns in one order.
+        Ok(index) => Ok((index, schema.field(index).name().clone())),
+        Err(NoColumn::Absent { field }) => Err(Error::NoColumn {
             path: path.to_owned(),
-            field: field.to_owned(),
+            field,
             columns: roots.iter().map(|root| root.name().to_owned()).collect(),
-        });
-    };
-    if arrow.data_type() != &DataType::Utf8 {
-        return Err(Error::ColumnNotString {
+        }),
+        Err(NoColumn::OtherType { field, found }) => Err(Error::ColumnNotText {
             path: path.to_owned(),
-            field: field.to_owned(),
-            found: arrow.data_type().to_string(),
-        });
+            field,
+            found,
+        }),
     }
-    Ok(root)
 }
 
 fn damaged(path: &Path, reason: String) -> Error {
@@ -200,15 +233,18 @@ fn damaged(path: &Path, reason: String) -> Error {
     }
 }
 
+fn guarded_at<T>(path: &Path, call: impl FnOnce() -> T) -> Result<T, Error> {
+    guarded(call).map_err(|reason| damaged(path, reason))
+}
+
 /// Runs a call into the parser. What it leaves half done after a panic is never used again: the
 /// iterator over a part ends with its first error.
-fn guarded<T>(path: &Path, call: impl FnOnce() -> T) -> Result<T, Error> {
+pub(super) fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(call)).map_err(|panic| {
-        let reason = panic
+        panic
             .downcast_ref::<&str>()
             .map(|text| (*text).to_owned())
             .or_else(|| panic.downcast_ref::<String>().cloned())
-            .unwrap_or_else(|| "the parser gave up".to_owned());
-        damaged(path, reason)
+            .unwrap_or_else(|| "the parser gave up".to_owned())
     })
 }

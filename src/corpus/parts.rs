@@ -5,13 +5,15 @@ use super::{DEFAULT_NUM_PARTS, MAX_PART_BYTES, MIN_PART_BYTES, Part, Slice, Slic
 /// A record boundary at which a file may be cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cut {
-    /// Byte at which the next record starts.
+    /// Byte at which the next record starts, unpacked.
     pub(super) offset: u64,
     /// Number of that record.
     pub(super) record: u64,
+    /// Documents before it.
+    pub(super) documents: u64,
 }
 
-/// A row group of a Parquet file, as far as it matters for cutting.
+/// Row groups of a Parquet file or batches of an Arrow file, as far as they matter for cutting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RowGroup {
     pub(super) num_rows: u64,
@@ -21,12 +23,26 @@ pub(super) struct RowGroup {
 /// Where a file can be cut.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Cuts {
-    /// Nowhere.
+    /// Nowhere: it is one document.
     Never { size_bytes: u64 },
-    /// At these record boundaries, ascending, none of them at 0.
-    Lines { size_bytes: u64, cuts: Vec<Cut> },
+    /// At these record boundaries, ascending; the first is where the first record starts. `end` is
+    /// the boundary after the last record.
+    Records { cuts: Vec<Cut>, end: Cut },
     /// Between row groups.
     RowGroups(Vec<RowGroup>),
+}
+
+impl Cuts {
+    /// Documents of the file.
+    pub(super) fn num_documents(&self) -> u64 {
+        match self {
+            Self::Never { .. } => 1,
+            Self::Records { end, .. } => end.documents,
+            Self::RowGroups(groups) => groups
+                .iter()
+                .fold(0, |sum: u64, group| sum.saturating_add(group.num_rows)),
+        }
+    }
 }
 
 /// The part size for a corpus of `total_bytes` where none is asked for.
@@ -35,80 +51,98 @@ pub(super) fn default_part_bytes(total_bytes: u64) -> u64 {
 }
 
 /// Finds, in a stream of blocks, the first line start at or after every `part_bytes` bytes since
-/// the cut before.
+/// the cut before. Lines of nothing but white space are no documents.
 #[derive(Debug)]
 pub(super) struct LineCutter {
     part_bytes: u64,
-    offset: u64,
-    lines: u64,
+    at: Cut,
+    /// Whether the line so far is blank.
+    blank: bool,
     threshold: u64,
     cuts: Vec<Cut>,
 }
+
+const START: Cut = Cut {
+    offset: 0,
+    record: 0,
+    documents: 0,
+};
 
 impl LineCutter {
     pub(super) fn new(part_bytes: u64) -> Self {
         let part_bytes = part_bytes.max(1);
         Self {
             part_bytes,
-            offset: 0,
-            lines: 0,
+            at: START,
+            blank: true,
             threshold: part_bytes,
-            cuts: Vec::new(),
+            cuts: vec![START],
         }
     }
 
     /// Takes the next bytes of the file.
-    pub(super) fn observe(&mut self, mut block: &[u8]) {
-        loop {
-            // A newline counts as a boundary from the byte before the threshold on.
-            let skip = (self.threshold - 1).saturating_sub(self.offset);
-            let skip = usize::try_from(skip).unwrap_or(usize::MAX).min(block.len());
-            let (before, rest) = block.split_at(skip);
-            self.lines += before.iter().filter(|&&byte| byte == b'\n').count() as u64;
-            self.offset += before.len() as u64;
-            let Some(newline) = rest.iter().position(|&byte| byte == b'\n') else {
-                self.offset += rest.len() as u64;
+    pub(super) fn observe(&mut self, block: &[u8]) {
+        let mut rest = block;
+        while !rest.is_empty() {
+            let len = memchr::memchr(b'\n', rest).map_or(rest.len(), |newline| newline + 1);
+            let (piece, after) = rest.split_at(len);
+            rest = after;
+            // Nearly always the first byte decides.
+            self.blank = self.blank && piece.iter().all(u8::is_ascii_whitespace);
+            self.at.offset += piece.len() as u64;
+            if !piece.ends_with(b"\n") {
                 return;
-            };
-            self.lines += 1;
-            self.offset += newline as u64 + 1;
-            self.cuts.push(Cut {
-                offset: self.offset,
-                record: self.lines,
-            });
-            self.threshold = self.offset.saturating_add(self.part_bytes);
-            block = rest.get(newline + 1..).unwrap_or_default();
+            }
+            self.at.record += 1;
+            self.at.documents += u64::from(!self.blank);
+            self.blank = true;
+            if self.at.offset >= self.threshold {
+                self.cuts.push(self.at);
+                self.threshold = self.at.offset.saturating_add(self.part_bytes);
+            }
         }
     }
 
     /// The cuts inside a file whose last byte has been seen.
     pub(super) fn finish(mut self) -> Cuts {
-        self.cuts.retain(|cut| cut.offset < self.offset);
-        Cuts::Lines {
-            size_bytes: self.offset,
+        self.at.documents += u64::from(!self.blank);
+        self.cuts.retain(|cut| cut.offset < self.at.offset);
+        Cuts::Records {
             cuts: self.cuts,
+            end: self.at,
         }
     }
 }
 
 /// Groups the pieces of all files, in order, into parts of about `part_bytes`: a part is closed
-/// before a piece that would take it beyond that size. `None` when the parts can't be numbered.
+/// before a piece that would take it beyond that size. With `limit_docs`, what comes after that
+/// many documents belongs to no part. `None` when the parts can't be numbered.
 ///
 /// Example: pieces of 3, 4, 9 and 2 bytes with `part_bytes` = 8 give (3, 4), (9), (2).
-pub(super) fn group(files: &[Cuts], part_bytes: u64) -> Option<Vec<Part>> {
+pub(super) fn group(files: &[Cuts], part_bytes: u64, limit_docs: Option<u64>) -> Option<Vec<Part>> {
     let mut parts: Vec<Part> = Vec::new();
+    let mut left = limit_docs;
     for (file, cuts) in files.iter().enumerate() {
-        for (range, size_bytes) in pieces(cuts) {
-            let slice = Slice { file, range };
+        for piece in pieces(cuts) {
+            if left == Some(0) {
+                return Some(parts);
+            }
+            let max_documents = left.filter(|&left| left < piece.documents);
+            left = left.map(|left| left.saturating_sub(piece.documents));
+            let slice = Slice {
+                file,
+                range: piece.range,
+                max_documents,
+            };
             match parts.last_mut() {
-                Some(part) if part.size_bytes.saturating_add(size_bytes) <= part_bytes => {
-                    part.size_bytes = part.size_bytes.saturating_add(size_bytes);
+                Some(part) if part.size_bytes.saturating_add(piece.size_bytes) <= part_bytes => {
+                    part.size_bytes = part.size_bytes.saturating_add(piece.size_bytes);
                     push(&mut part.slices, slice);
                 }
                 _ => parts.push(Part {
                     index: u32::try_from(parts.len()).ok()?,
                     slices: vec![slice],
-                    size_bytes,
+                    size_bytes: piece.size_bytes,
                 }),
             }
         }
@@ -116,29 +150,33 @@ pub(super) fn group(files: &[Cuts], part_bytes: u64) -> Option<Vec<Part>> {
     Some(parts)
 }
 
-/// The smallest slices of a file that are worth a part of their own, with their sizes.
-fn pieces(cuts: &Cuts) -> Vec<(SliceRange, u64)> {
+/// What lies between two neighbouring cuts.
+struct Piece {
+    range: SliceRange,
+    size_bytes: u64,
+    documents: u64,
+}
+
+/// The smallest slices of a file that are worth a part of their own.
+fn pieces(cuts: &Cuts) -> Vec<Piece> {
     match cuts {
-        Cuts::Never { size_bytes } => vec![(SliceRange::Whole, *size_bytes)],
-        Cuts::Lines { size_bytes, cuts } if cuts.is_empty() => {
-            vec![(SliceRange::Whole, *size_bytes)]
-        }
-        Cuts::Lines { size_bytes, cuts } => {
-            let origin = Cut {
-                offset: 0,
-                record: 0,
-            };
-            let starts = std::iter::once(&origin).chain(cuts);
-            let ends = cuts.iter().map(|cut| cut.offset).chain([*size_bytes]);
-            starts
+        Cuts::Never { size_bytes } => vec![Piece {
+            range: SliceRange::Whole,
+            size_bytes: *size_bytes,
+            documents: 1,
+        }],
+        Cuts::Records { cuts, end } => {
+            let ends = cuts.iter().skip(1).chain([end]);
+            cuts.iter()
                 .zip(ends)
-                .map(|(start, end)| {
-                    let range = SliceRange::Bytes {
+                .map(|(start, end)| Piece {
+                    range: SliceRange::Bytes {
                         start: start.offset,
-                        end,
+                        end: end.offset,
                         first_record: start.record,
-                    };
-                    (range, end.saturating_sub(start.offset))
+                    },
+                    size_bytes: end.offset.saturating_sub(start.offset),
+                    documents: end.documents.saturating_sub(start.documents),
                 })
                 .collect()
         }
@@ -146,13 +184,16 @@ fn pieces(cuts: &Cuts) -> Vec<(SliceRange, u64)> {
             let mut first_record = 0_u64;
             let mut pieces = Vec::with_capacity(groups.len());
             for (index, group) in groups.iter().enumerate() {
-                let range = SliceRange::RowGroups {
-                    start: index,
-                    end: index + 1,
-                    first_record,
-                    num_records: group.num_rows,
-                };
-                pieces.push((range, group.text_bytes));
+                pieces.push(Piece {
+                    range: SliceRange::RowGroups {
+                        start: index,
+                        end: index + 1,
+                        first_record,
+                        num_records: group.num_rows,
+                    },
+                    size_bytes: group.text_bytes,
+                    documents: group.num_rows,
+                });
                 first_record = first_record.saturating_add(group.num_rows);
             }
             pieces
@@ -173,6 +214,9 @@ fn push(slices: &mut Vec<Slice>, slice: Slice) {
             ..
         } = slice.range
     {
+        last.max_documents = slice
+            .max_documents
+            .map(|documents| num_records.saturating_add(documents));
         *end = new_end;
         *num_records = num_records.saturating_add(more);
         return;
@@ -196,7 +240,7 @@ mod tests {
     #[test]
     fn small_files_share_a_part_and_a_large_one_stands_alone() {
         let files = [3, 4, 9, 2].map(|size_bytes| Cuts::Never { size_bytes });
-        let parts = group(&files, 8).unwrap();
+        let parts = group(&files, 8, None).unwrap();
         let sizes: Vec<_> = parts.iter().map(|part| part.size_bytes).collect();
         assert_eq!(sizes, [7, 9, 2]);
         let files: Vec<Vec<_>> = parts
@@ -214,7 +258,7 @@ mod tests {
                 text_bytes,
             })
             .to_vec();
-        let parts = group(&[Cuts::RowGroups(groups)], 6).unwrap();
+        let parts = group(&[Cuts::RowGroups(groups)], 6, None).unwrap();
         let ranges: Vec<_> = parts.iter().map(|part| part.slices[0].range).collect();
         assert_eq!(
             ranges,
@@ -235,10 +279,32 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_limit_on_documents_ends_the_last_part_inside_a_piece() {
+        let group_of = |num_rows| RowGroup {
+            num_rows,
+            text_bytes: 4,
+        };
+        let files = [
+            Cuts::Never { size_bytes: 1 },
+            Cuts::RowGroups(vec![group_of(10), group_of(10), group_of(10)]),
+        ];
+        let parts = group(&files, 100, Some(14)).unwrap();
+        let slices: Vec<_> = parts.iter().flat_map(|part| &part.slices).collect();
+        assert_eq!(slices.len(), 2);
+        assert_eq!(slices[0].max_documents, None);
+        assert_eq!(slices[1].max_documents, Some(13));
+        let SliceRange::RowGroups { start, end, .. } = slices[1].range else {
+            unreachable!()
+        };
+        assert_eq!((start, end), (0, 2));
+        assert_eq!(group(&files, 100, Some(1)).unwrap()[0].slices.len(), 1);
+    }
+
     proptest! {
         #[test]
         fn cuts_lie_at_line_starts_and_ignore_how_the_file_is_blocked(
-            text in "[a\n]{0,60}",
+            text in "[a \n]{0,60}",
             part_bytes in 1_u64..20,
             block in 1_usize..9,
         ) {
@@ -248,13 +314,17 @@ mod tests {
             whole.observe(text.as_bytes());
             let cuts = cutter.finish();
             prop_assert_eq!(&cuts, &whole.finish());
-            let Cuts::Lines { size_bytes, cuts } = cuts else { unreachable!() };
-            prop_assert_eq!(size_bytes, text.len() as u64);
+            let Cuts::Records { cuts, end } = cuts else { unreachable!() };
+            prop_assert_eq!(end.offset, text.len() as u64);
+            let documents = |text: &str| text.lines().filter(|line| !line.trim().is_empty()).count() as u64;
+            prop_assert_eq!(end.documents, documents(&text));
             let mut before = 0;
             for cut in cuts {
+                if cut == START { continue; }
                 let at = cut.offset as usize;
                 prop_assert!(at < text.len() && &text[at - 1..at] == "\n");
                 prop_assert_eq!(cut.record, text[..at].matches('\n').count() as u64);
+                prop_assert_eq!(cut.documents, documents(&text[..at]));
                 prop_assert!(cut.offset >= before + part_bytes);
                 // No earlier line start would have done.
                 let earliest = (before + part_bytes) as usize - 1;

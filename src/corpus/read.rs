@@ -1,62 +1,100 @@
 //! From the slices of a part to documents, one record at a time.
 
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
-use std::path::Path;
+use std::io::{self, BufRead, BufReader, Read};
+use std::sync::Arc;
 
+use super::stream::{self, Stream};
 use super::{
-    Compression, Corpus, CorpusFile, Error, Format, Part, Slice, SliceRange, jsonl, parquet,
+    Compression, Corpus, CorpusFile, Error, Format, Part, Place, RecordProblem, Slice, SliceRange,
+    arrow, jsonl, parquet, tokens,
 };
 use crate::fs;
-use crate::types::Document;
-
-/// Bytes read from a file at a time.
-const BUFFER_BYTES: usize = 1 << 18;
-
-/// The largest window that a Zstandard frame may declare, as a power of two: 2 GiB, the format's
-/// own limit, since published corpora are compressed with `--long=31`.
-const ZSTD_WINDOW_LOG_MAX: u32 = 31;
+use crate::types::{Content, Document};
 
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
-type Stream = Box<dyn BufRead + Send>;
+/// A record's number and content, or where it is and what is wrong with it.
+type Record = (u64, Result<Content, (Place, RecordProblem)>);
 
-/// Streams the documents of a part; made by [`Corpus::read_part`]. Ends after the first error.
+/// Streams the documents of parts; made by [`Corpus::documents`].
+///
+/// The iterator ends with the part that was begun, or after the first error other than
+/// [`Error::BadRecord`]: after one of those it goes on with the next record.
 pub struct Documents<'a> {
     corpus: &'a Corpus,
     slices: std::slice::Iter<'a, Slice>,
-    open: Option<(&'a CorpusFile, Records)>,
-    max_record_bytes: u64,
+    open: Option<OpenSlice<'a>>,
+    /// A compressed file that was left in the middle: the next part may begin just there.
+    parked: Option<(usize, Lines)>,
+}
+
+struct OpenSlice<'a> {
+    slice: &'a Slice,
+    file: &'a CorpusFile,
+    records: Records,
+    /// Documents that are still wanted of it.
+    left: u64,
 }
 
 /// An open slice of a file.
 enum Records {
     Text(Option<Stream>),
     Lines(Lines),
-    Rows(Box<parquet::Rows>),
+    Parquet(Box<parquet::Rows>),
+    Arrow(Box<arrow::Rows>),
+    Tokens(tokens::Documents<BufReader<io::Take<fs::File>>>),
 }
 
 impl<'a> Documents<'a> {
-    pub(super) fn new(corpus: &'a Corpus, part: &'a Part, max_record_bytes: u64) -> Self {
+    pub(super) fn new(corpus: &'a Corpus) -> Self {
         Self {
             corpus,
-            slices: part.slices.iter(),
+            slices: [].iter(),
             open: None,
-            max_record_bytes,
+            parked: None,
+        }
+    }
+
+    /// Goes to the first document of a part. What is left of the part before is not read.
+    pub fn begin(&mut self, part: &'a Part) {
+        self.park();
+        self.slices = part.slices.iter();
+    }
+
+    fn park(&mut self) {
+        if let Some(OpenSlice {
+            slice,
+            file,
+            records: Records::Lines(lines),
+            ..
+        }) = self.open.take()
+            && file.compression != Compression::None
+        {
+            self.parked = Some((slice.file, lines));
         }
     }
 
     fn advance(&mut self) -> Result<Option<Document>, Error> {
         loop {
-            if let Some((file, records)) = &mut self.open {
-                let field = &self.corpus.text_field;
-                if let Some((index, text)) = records.next(file, field, self.max_record_bytes)? {
+            if let Some(open) = &mut self.open {
+                let record = match open.left {
+                    0 => None,
+                    _ => open.records.next(open.file, self.corpus)?,
+                };
+                if let Some((index, content)) = record {
+                    open.left -= 1;
+                    let content = content.map_err(|(place, problem)| Error::BadRecord {
+                        path: open.file.path.clone(),
+                        place,
+                        problem: Box::new(problem),
+                    })?;
                     return Ok(Some(Document {
-                        source: file.source.clone(),
+                        source: Arc::clone(&open.file.source),
                         index,
-                        text,
+                        content,
                     }));
                 }
-                self.open = None;
+                self.park();
             }
             let Some(slice) = self.slices.next() else {
                 return Ok(None);
@@ -65,9 +103,20 @@ impl<'a> Documents<'a> {
             let Some(file) = self.corpus.file(slice.file) else {
                 continue;
             };
-            let records = Records::open(file, slice.range, &self.corpus.text_field)?;
-            self.open = Some((file, records));
+            let parked = self.parked.take();
+            let records = Records::open(self.corpus, file, slice, parked)?;
+            self.open = Some(OpenSlice {
+                slice,
+                file,
+                records,
+                left: slice.max_documents.unwrap_or(u64::MAX),
+            });
         }
+    }
+
+    /// The file of the record that was returned last, as its documents name it.
+    pub fn source(&self) -> &str {
+        self.open.as_ref().map_or("", |open| &*open.file.source)
     }
 }
 
@@ -76,7 +125,9 @@ impl Iterator for Documents<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let next = self.advance();
-        if next.is_err() {
+        if let Err(error) = &next
+            && !matches!(error, Error::BadRecord { .. })
+        {
             self.open = None;
             self.slices = [].iter();
         }
@@ -85,7 +136,12 @@ impl Iterator for Documents<'_> {
 }
 
 impl Records {
-    fn open(file: &CorpusFile, range: SliceRange, field: &str) -> Result<Self, Error> {
+    fn open(
+        corpus: &Corpus,
+        file: &CorpusFile,
+        slice: &Slice,
+        parked: Option<(usize, Lines)>,
+    ) -> Result<Self, Error> {
         let actual = fs::size_bytes(&file.path)?;
         if actual != file.size_bytes {
             return Err(Error::Changed {
@@ -94,14 +150,16 @@ impl Records {
                 actual,
             });
         }
-        if file.compression != Compression::None && actual == 0 {
-            // The decoders disagree on whether nothing at all is a stream; an upload that failed
-            // leaves just this behind.
-            let empty = io::Error::new(io::ErrorKind::UnexpectedEof, "the file has no bytes");
-            return Err(read_error(file, empty));
-        }
-        match (file.format, range) {
-            (Format::Text, _) => Ok(Self::Text(Some(open(file, 0..u64::MAX)?))),
+        let options = &corpus.options;
+        let field = options.text_field.as_deref();
+        let unpack = || stream::open(&file.path, file.compression, options.zstd_window_log);
+        let misfit = || Error::Changed {
+            path: file.path.clone(),
+            expected: file.size_bytes,
+            actual,
+        };
+        Ok(match (file.format, slice.range) {
+            (Format::Text, _) => Self::Text(Some(unpack()?)),
             (
                 Format::Jsonl,
                 SliceRange::Bytes {
@@ -109,12 +167,19 @@ impl Records {
                     end,
                     first_record,
                 },
-            ) => Ok(Self::Lines(Lines::new(
-                open(file, start..end)?,
-                start,
-                first_record,
-            ))),
-            (Format::Jsonl, _) => Ok(Self::Lines(Lines::new(open(file, 0..u64::MAX)?, 0, 0))),
+            ) => {
+                let mut lines = match parked {
+                    _ if file.compression == Compression::None => {
+                        let plain = stream::open_range(&file.path, start, end)?;
+                        Lines::new(Box::new(plain), start, first_record)
+                    }
+                    Some((parked, lines)) if parked == slice.file && lines.offset <= start => lines,
+                    _ => Lines::new(Box::new(unpack()?), 0, 0),
+                };
+                lines.go_to(start, first_record, file, corpus)?;
+                lines.end = end;
+                Self::Lines(lines)
+            }
             (
                 Format::Parquet,
                 SliceRange::RowGroups {
@@ -123,29 +188,54 @@ impl Records {
                     first_record,
                     num_records,
                 },
-            ) => {
-                let rows =
-                    parquet::Rows::open(&file.path, field, start..end, first_record, num_records)?;
-                Ok(Self::Rows(Box::new(rows)))
+            ) => Self::Parquet(Box::new(parquet::Rows::open(
+                &file.path,
+                field,
+                start..end,
+                first_record,
+                num_records,
+                options.num_ids,
+            )?)),
+            (
+                Format::Arrow,
+                SliceRange::RowGroups {
+                    start,
+                    first_record,
+                    num_records,
+                    ..
+                },
+            ) => Self::Arrow(Box::new(arrow::Rows::open(
+                &file.path,
+                field,
+                start,
+                first_record,
+                num_records,
+                options.num_ids,
+            )?)),
+            (
+                Format::Tokens(layout),
+                SliceRange::Bytes {
+                    start,
+                    end,
+                    first_record,
+                },
+            ) => Self::Tokens(tokens::Documents::new(
+                stream::open_range(&file.path, start, end)?,
+                layout,
+                options.separator,
+                options.num_ids,
+                first_record,
+            )),
+            (Format::Jsonl | Format::Parquet | Format::Arrow | Format::Tokens(_), _) => {
+                return Err(misfit());
             }
-            (Format::Parquet, _) => Err(Error::DamagedParquet {
-                path: file.path.clone(),
-                reason: "it was cut where there is no row group".to_owned(),
-            }),
-        }
+        })
     }
 
-    /// The next record's number and text.
-    fn next(
-        &mut self,
-        file: &CorpusFile,
-        field: &str,
-        max_bytes: u64,
-    ) -> Result<Option<(u64, String)>, Error> {
-        let too_long = |place: String| Error::TooLong {
-            path: file.path.clone(),
-            place,
-        };
+    /// The next record; `None` at the end of the slice.
+    fn next(&mut self, file: &CorpusFile, corpus: &Corpus) -> Result<Option<Record>, Error> {
+        let max_bytes = corpus.options.max_record_bytes;
+        let too_long = |place| (place, RecordProblem::TooLong { max_bytes });
         match self {
             Self::Text(stream) => {
                 let Some(stream) = stream.take() else {
@@ -155,149 +245,178 @@ impl Records {
                 stream
                     .take(max_bytes.saturating_add(1))
                     .read_to_end(&mut bytes)
-                    .map_err(|error| read_error(file, error))?;
-                if bytes.len() as u64 > max_bytes {
-                    return Err(too_long("the document".to_owned()));
-                }
-                let bom = leading_mark(&bytes);
-                bytes.drain(..bom);
-                let text = String::from_utf8(bytes).map_err(|error| {
-                    let valid = error.utf8_error().valid_up_to();
-                    let before = error.as_bytes().get(..valid).unwrap_or_default();
-                    let newlines = before.iter().filter(|&&byte| byte == b'\n').count();
-                    not_utf8(&file.path, newlines as u64 + 1, (bom + valid) as u64)
-                })?;
-                Ok(Some((0, text)))
+                    .map_err(|error| corpus.read_error(file, error))?;
+                let content = if bytes.len() as u64 > max_bytes {
+                    Err(too_long(Place::File))
+                } else {
+                    text(bytes)
+                };
+                Ok(Some((0, content)))
             }
-            Self::Lines(lines) => lines.next(file, field, max_bytes),
-            Self::Rows(rows) => match rows.next_text()? {
-                Some((row, text)) if text.len() as u64 > max_bytes => {
-                    Err(too_long(format!("row {row}")))
-                }
-                next => Ok(next),
-            },
+            Self::Lines(lines) => lines.next(file, corpus),
+            Self::Parquet(rows) => Ok(rows.next()?.map(|record| limited(record, max_bytes))),
+            Self::Arrow(rows) => Ok(rows.next()?.map(|record| limited(record, max_bytes))),
+            Self::Tokens(documents) => {
+                let record = documents
+                    .next(max_bytes)
+                    .map_err(|error| corpus.read_error(file, error))?;
+                Ok(record.map(|(index, content)| {
+                    let at = |problem| (Place::Document(index), problem);
+                    (index, content.map_err(at))
+                }))
+            }
         }
     }
 }
 
+/// A row of a table, unless it is too long.
+fn limited((row, content): Record, max_bytes: u64) -> Record {
+    let content = content.and_then(|content| {
+        if content.size_bytes() as u64 > max_bytes {
+            Err((Place::Row(row), RecordProblem::TooLong { max_bytes }))
+        } else {
+            Ok(content)
+        }
+    });
+    (row, content)
+}
+
+/// A whole file as text.
+fn text(mut bytes: Vec<u8>) -> Result<Content, (Place, RecordProblem)> {
+    let bom = leading_mark(&bytes);
+    bytes.drain(..bom);
+    String::from_utf8(bytes)
+        .map(Content::Text)
+        .map_err(|error| {
+            let valid = error.utf8_error().valid_up_to();
+            let before = error.as_bytes().get(..valid).unwrap_or_default();
+            let newlines = before.iter().filter(|&&byte| byte == b'\n').count();
+            let byte_offset = (bom + valid) as u64;
+            (
+                Place::TextLine(newlines as u64 + 1),
+                RecordProblem::NotUtf8 { byte_offset },
+            )
+        })
+}
+
 /// Lines of a JSONL file.
 struct Lines {
-    stream: Stream,
+    stream: Box<dyn BufRead + Send>,
     /// Reused between lines.
     line: Vec<u8>,
-    /// Where the next line starts in the uncompressed file.
+    /// Where the next line starts in the unpacked file.
     offset: u64,
     /// Number of the next line, from 0.
     record: u64,
+    /// Where the slice ends.
+    end: u64,
 }
 
 impl Lines {
-    fn new(stream: Stream, offset: u64, record: u64) -> Self {
+    fn new(stream: Box<dyn BufRead + Send>, offset: u64, record: u64) -> Self {
         Self {
             stream,
             line: Vec::new(),
             offset,
             record,
+            end: u64::MAX,
         }
     }
 
-    fn next(
+    /// Leaves out what lies before a line.
+    fn go_to(
         &mut self,
+        offset: u64,
+        record: u64,
         file: &CorpusFile,
-        field: &str,
-        max_bytes: u64,
-    ) -> Result<Option<(u64, String)>, Error> {
+        corpus: &Corpus,
+    ) -> Result<(), Error> {
+        let mut left = offset.saturating_sub(self.offset);
+        while left > 0 {
+            corpus.options.check_stop()?;
+            let block = self
+                .stream
+                .fill_buf()
+                .map_err(|error| corpus.read_error(file, error))?;
+            if block.is_empty() {
+                let early = io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "it ends before a line that was there",
+                );
+                return Err(corpus.read_error(file, early));
+            }
+            let len = usize::try_from(left).unwrap_or(usize::MAX).min(block.len());
+            self.stream.consume(len);
+            left -= len as u64;
+        }
+        self.offset = offset;
+        self.record = record;
+        Ok(())
+    }
+
+    fn next(&mut self, file: &CorpusFile, corpus: &Corpus) -> Result<Option<Record>, Error> {
+        let max_bytes = corpus.options.max_record_bytes;
+        let failed = |error| corpus.read_error(file, error);
         loop {
+            if self.offset >= self.end {
+                return Ok(None);
+            }
             self.line.clear();
-            let read = (&mut self.stream)
+            let mut read = (&mut self.stream)
                 .take(max_bytes.saturating_add(1))
                 .read_until(b'\n', &mut self.line)
-                .map_err(|error| read_error(file, error))?;
+                .map_err(failed)? as u64;
             if read == 0 {
                 return Ok(None);
             }
+            let too_long = read > max_bytes && !self.line.ends_with(b"\n");
+            if too_long {
+                read += skip_line(&mut self.stream).map_err(failed)?;
+            }
             let (start, record) = (self.offset, self.record);
             let line = record.saturating_add(1);
-            if read as u64 > max_bytes && !self.line.ends_with(b"\n") {
-                return Err(Error::TooLong {
-                    path: file.path.clone(),
-                    place: format!("line {line}"),
-                });
-            }
-            self.offset = start.saturating_add(read as u64);
+            self.offset = start.saturating_add(read);
             self.record = line;
-            let bom = if start == 0 {
-                leading_mark(&self.line)
-            } else {
-                0
+            if too_long {
+                self.line = Vec::new();
+                let problem = RecordProblem::TooLong { max_bytes };
+                return Ok(Some((record, Err((Place::Line(line), problem)))));
+            }
+            let bom = match start {
+                0 => leading_mark(&self.line),
+                _ => 0,
             };
             let json = self.line.get(bom..).unwrap_or_default();
-            let json = std::str::from_utf8(json).map_err(|error| {
-                let at = start.saturating_add((bom + error.valid_up_to()) as u64);
-                not_utf8(&file.path, line, at)
-            })?;
-            if json.trim_ascii().is_empty() {
-                continue;
-            }
-            // Without its line end, a cut-off record is reported at its last column.
-            let json = json.trim_end_matches(['\n', '\r']);
-            return jsonl::text_of(json, field, &file.path, line).map(|text| Some((record, text)));
+            let content = match std::str::from_utf8(json) {
+                Err(error) => Err(RecordProblem::NotUtf8 {
+                    byte_offset: start.saturating_add((bom + error.valid_up_to()) as u64),
+                }),
+                Ok(json) if json.trim_ascii().is_empty() => continue,
+                // Without its line end, a cut-off record is reported at its last column.
+                Ok(json) => jsonl::content_of(
+                    json.trim_end_matches(['\n', '\r']),
+                    corpus.options.text_field.as_deref(),
+                    corpus.options.num_ids,
+                ),
+            };
+            let content = content.map_err(|problem| (Place::Line(line), problem));
+            return Ok(Some((record, content)));
         }
     }
 }
 
-/// Opens a file, unpacked where it is compressed; a byte range only applies to a plain one.
-fn open(file: &CorpusFile, bytes: std::ops::Range<u64>) -> Result<Stream, Error> {
-    let mut plain = fs::open(&file.path)?;
-    Ok(match file.compression {
-        Compression::None => {
-            if bytes.start > 0 {
-                plain
-                    .seek(SeekFrom::Start(bytes.start))
-                    .map_err(|error| read_error(file, error))?;
-            }
-            let plain = plain.take(bytes.end.saturating_sub(bytes.start));
-            Box::new(BufReader::with_capacity(BUFFER_BYTES, plain))
+/// Leaves out the rest of a line, its end included; the bytes that were left out.
+fn skip_line(stream: &mut dyn BufRead) -> io::Result<u64> {
+    let mut skipped = 0;
+    loop {
+        let block = stream.fill_buf()?;
+        let newline = memchr::memchr(b'\n', block);
+        let len = newline.map_or(block.len(), |at| at + 1);
+        stream.consume(len);
+        skipped += len as u64;
+        if newline.is_some() || len == 0 {
+            return Ok(skipped);
         }
-        Compression::Gzip => {
-            let packed = BufReader::with_capacity(BUFFER_BYTES, plain);
-            let unpacked = flate2::bufread::MultiGzDecoder::new(packed);
-            Box::new(BufReader::with_capacity(BUFFER_BYTES, unpacked))
-        }
-        Compression::Zstd => {
-            let packed = BufReader::with_capacity(BUFFER_BYTES, plain);
-            let mut unpacked = zstd::stream::read::Decoder::with_buffer(packed)
-                .map_err(|error| read_error(file, error))?;
-            unpacked
-                .window_log_max(ZSTD_WINDOW_LOG_MAX)
-                .map_err(|error| read_error(file, error))?;
-            Box::new(BufReader::with_capacity(BUFFER_BYTES, unpacked))
-        }
-    })
-}
-
-/// An error of the operating system carries its number; any other one is the decoder's.
-fn read_error(file: &CorpusFile, source: io::Error) -> Error {
-    if file.compression == Compression::None || source.raw_os_error().is_some() {
-        Error::Io(fs::Error {
-            action: "read",
-            path: file.path.clone(),
-            source,
-        })
-    } else {
-        Error::Decompress {
-            path: file.path.clone(),
-            compression: file.compression,
-            source,
-        }
-    }
-}
-
-fn not_utf8(path: &Path, line: u64, byte_offset: u64) -> Error {
-    Error::NotUtf8 {
-        path: path.to_owned(),
-        line,
-        byte_offset,
     }
 }
 

@@ -68,11 +68,18 @@ fn discover(inputs: &[&Path], part_bytes: Option<u64>) -> Result<Corpus, Error> 
     Corpus::discover(&inputs, &options)
 }
 
+fn text_of(document: &Document) -> &str {
+    match &document.content {
+        Content::Text(text) => text,
+        Content::Ids(ids) => panic!("{ids:?} are no text"),
+    }
+}
+
 fn documents(corpus: &Corpus) -> Result<Vec<Document>, Error> {
     corpus
         .parts()
         .iter()
-        .flat_map(|part| corpus.read_part(part))
+        .flat_map(|part| corpus.documents(part))
         .collect()
 }
 
@@ -176,7 +183,7 @@ fn every_format_gives_its_documents_in_byte_order_of_sources() {
     let all = documents(&corpus).unwrap();
     let of = |source: &str| -> Vec<(u64, &str)> {
         let docs = all.iter().filter(|doc| &*doc.source == source);
-        docs.map(|doc| (doc.index, doc.text.as_str())).collect()
+        docs.map(|doc| (doc.index, text_of(doc))).collect()
     };
     assert_eq!(of("a.txt"), [(0, "plain text\r\n")]);
     assert_eq!(of("a-b.md"), [(0, "# Title\n")]);
@@ -293,14 +300,15 @@ fn string_columns_of_every_arrow_type_are_read() {
     );
     for (text_field, _) in columns {
         let options = CorpusOptions {
-            text_field: text_field.to_owned(),
+            text_field: Some(text_field.to_owned()),
             part_bytes: Some(1),
+            ..CorpusOptions::default()
         };
         let corpus = Corpus::discover(std::slice::from_ref(&path), &options).unwrap();
         assert_eq!(corpus.parts().len(), 4);
         let read = documents(&corpus).unwrap();
         assert!(
-            read.iter().map(|doc| doc.text.as_str()).eq(strings()),
+            read.iter().map(|doc| text_of(doc)).eq(strings()),
             "{text_field}"
         );
         assert!(read.iter().map(|doc| doc.index).eq(0..150));
@@ -344,7 +352,7 @@ fn inputs_that_are_missing_unsupported_or_empty_are_told_apart() {
     assert_eq!(
         message("x.json", "{}"),
         "x.json: a file of this type is not supported; supported are .txt, .md, .jsonl and \
-         .ndjson (plain, .gz or .zst), and .parquet"
+         .ndjson (plain, .gz or .zst), .parquet, .arrow, .npy and .bin"
     );
     let empty = || {
         let error = discover(&[root], None).unwrap_err();
@@ -470,7 +478,7 @@ fn a_byte_order_mark_and_empty_text_are_no_trouble() {
     let read = read(&path).unwrap();
     let read: Vec<_> = read
         .iter()
-        .map(|doc| (doc.index, doc.text.as_str()))
+        .map(|doc| (doc.index, text_of(doc)))
         .collect();
     assert_eq!(read, [(0, "a"), (1, "")]);
 }
@@ -518,15 +526,28 @@ fn records_beyond_the_limit_are_errors_and_at_the_limit_are_read() {
         "{\"text\":\"aaaa\"}\n{\"text\":\"aaaaa\"}\n",
     );
     put(dir.path(), "b.txt", "x".repeat(16));
-    let corpus = discover(&[dir.path()], None).unwrap();
-    let read =
-        |max| -> Result<Vec<_>, _> { Documents::new(&corpus, &corpus.parts()[0], max).collect() };
-    assert_eq!(read(16).unwrap().len(), 3);
-    let error = read(15).unwrap_err().to_string();
-    assert!(error.contains("a.jsonl: line 2 is longer than"), "{error}");
-    let mut documents = Documents::new(&corpus, &corpus.parts()[0], 15);
-    assert!(documents.next().unwrap().is_ok() && documents.next().unwrap().is_err());
-    assert!(documents.next().is_none());
+    put(dir.path(), "c.jsonl", "{\"text\":\"c\"}");
+    let read = |max_record_bytes| {
+        let options = CorpusOptions {
+            max_record_bytes,
+            ..CorpusOptions::default()
+        };
+        let corpus = Corpus::discover(&[dir.path().to_owned()], &options).unwrap();
+        let read: Vec<_> = corpus.documents(&corpus.parts()[0]).collect();
+        read
+    };
+    assert!(read(16).iter().all(Result::is_ok));
+    // A record that can't be read does not end the file, nor the part.
+    let read = read(15);
+    let good: Vec<_> = read.iter().flatten().map(text_of).collect();
+    assert_eq!(good, ["aaaa", "c"]);
+    let bad: Vec<_> = read.iter().filter_map(|read| read.as_ref().err()).collect();
+    let message = bad[0].to_string();
+    assert!(message.contains("a.jsonl, line 2: longer than 15 bytes"), "{message}");
+    let rejects: Vec<_> = bad.iter().map(|error| error.reject("s").unwrap()).collect();
+    assert_eq!(rejects[0].doc_index, 1);
+    assert_eq!(rejects[1].reason, rejects[0].reason);
+    assert!(!rejects[1].reason.contains("b.txt"));
 }
 
 #[test]
@@ -541,8 +562,8 @@ fn parquet_errors_name_column_row_and_way_out() {
     let numbers: ArrayRef = Arc::new(Int64Array::from(vec![1]));
     assert_eq!(
         message("x.parquet", file("text", numbers)),
-        "x.parquet: the column \"text\" is of type Int64, not a string; name the column that holds \
-         the text with --text-field"
+        "x.parquet: the column \"text\" is of type Int64, not a string or a list of integers; name the \
+         column that holds the text or the token ids with --text-field"
     );
     assert_eq!(
         message(

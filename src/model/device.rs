@@ -73,6 +73,15 @@ impl ComputeDevice {
         }
     }
 
+    /// What kind of device it is, without its number: `cpu` or `cuda`.
+    pub fn kind(&self) -> &'static str {
+        match self.0.location() {
+            candle_core::DeviceLocation::Cpu => "cpu",
+            candle_core::DeviceLocation::Cuda { .. } => "cuda",
+            candle_core::DeviceLocation::Metal { .. } => "metal",
+        }
+    }
+
     /// Moves a tensor there.
     pub(super) fn take(&self, tensor: Tensor) -> Result<Tensor, Error> {
         Ok(tensor.to_device(&self.0)?)

@@ -29,6 +29,7 @@ pub fn summary(dir: &Path) -> Result<Manifest> {
 pub fn verify(dir: &Path) -> Result<Manifest> {
     let set = ShardSet::open(dir)?;
     set.verify_values()?;
+    set.manifest().verify_rejects(dir)?;
     Ok(set.manifest().clone())
 }
 

@@ -1,9 +1,12 @@
 //! The visible loops: the only place where the stages meet.
 
 pub mod anneal;
+pub mod estimate;
 pub mod inspect;
 mod resume;
 pub mod score;
+mod special;
+pub mod stream;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,6 +39,11 @@ impl StopFlag {
             signal_hook::flag::register(signal, Arc::clone(&flag.0))?;
         }
         Ok(flag)
+    }
+
+    /// The flag itself, for stages that look at it on their own.
+    pub(crate) fn shared(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0)
     }
 
     /// An error once the flag is set; it says what the same command will do next time.

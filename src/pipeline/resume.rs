@@ -6,9 +6,17 @@ use anyhow::{Context, Result};
 
 use super::score::ScoreOptions;
 use super::{Progress, Usage};
-use crate::corpus::Part;
+use crate::corpus::{Input, Part};
 use crate::fs;
 use crate::shard::manifest::{MANIFEST_FILE, Manifest, Plan, SHARD_PREFIX};
+
+/// Compares a plan with the one that is there, if there is one.
+pub(super) fn compare_plan(dir: &Path, plan: &Plan) -> Result<()> {
+    match Plan::load(dir)? {
+        Some(existing) => refuse_differences(dir, &existing, plan),
+        None => Ok(()),
+    }
+}
 
 /// Writes plan.json, or compares with the one that is there; returns the one that is in force.
 pub(super) fn settle_plan(dir: &Path, plan: Plan) -> Result<Plan> {
@@ -55,7 +63,11 @@ fn refuse_differences(dir: &Path, existing: &Plan, plan: &Plan) -> Result<()> {
 /// The set may not become part of its own corpus.
 pub(super) fn refuse_output_inside_input(options: &ScoreOptions) -> Result<()> {
     let output = fs::canonicalize_missing(&options.output)?;
-    for input in options.inputs.iter().filter(|input| fs::is_dir(input)) {
+    let folders = options.inputs.iter().filter_map(|input| match input {
+        Input::Path(path) if fs::is_dir(path) => Some(path),
+        _ => None,
+    });
+    for input in folders {
         if output.starts_with(fs::canonicalize(input)?) {
             return Err(Usage(format!(
                 "-o {} lies inside the input {}, so the next run would take its shards for text\nhint: \
@@ -83,6 +95,11 @@ pub(super) fn missing_parts(dir: &Path, parts: &[Part]) -> Result<Vec<u32>> {
 pub(super) fn complete(dir: &Path, plan: Plan, progress: &dyn Progress) -> Result<Manifest> {
     if let Some(manifest) = Manifest::load_if_present(dir)? {
         refuse_differences(dir, &manifest.plan, &plan)?;
+        if let Some(rejects) = &manifest.rejects
+            && !fs::exists(&dir.join(&rejects.file))?
+        {
+            Manifest::from_shards(dir, plan)?.save_rejects(dir)?;
+        }
         return Ok(manifest);
     }
     progress.note("reading back and hashing all shards");

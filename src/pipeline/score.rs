@@ -1,39 +1,34 @@
 //! remit-score: corpus to shards.
 //!
-//! A reader thread streams the documents of a part, encodes them and packs them into rows; the
-//! calling thread batches the rows, runs the models and writes the part's shard, which appears under
-//! its name only when it is whole. When the shards of all parts are there, the manifest is made from
-//! them, and from nothing else: it is the same whoever computed them, in however many attempts.
+//! [`stream`](super::stream) has the stages that turn parts into shards; a shard appears under its
+//! name only when it is whole. When the shards of all parts are there, the manifest is made from them,
+//! and from nothing else: it is the same whoever computed them, in however many attempts.
 
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use anyhow::{Context, Result};
 
 use super::resume::{complete, missing_parts, refuse_output_inside_input, settle_plan};
-use super::{BadInput, Progress, StopFlag, Usage, json_of, open_device, tokenizer_of};
-use crate::corpus::{Corpus, CorpusOptions, Part};
-use crate::fs::{self, AtomicFile, Digest};
+use super::special::{named, special_tokens};
+use super::stream::{self, RowScorer, RowSource, ShardSink};
+use super::{BadInput, Progress, StopFlag, Usage, open_device, tokenizer_of};
+use crate::corpus::{Corpus, CorpusOptions, DEFAULT_TEXT_FIELD, Format, Input, Part};
+use crate::fs::{self, Digest};
 use crate::model::{
     Checkpoint, Compute, ComputeDtype, Decoder, DeviceChoice, ModelSource, SCORING_ACTIVATION_BYTES,
 };
-use crate::pack::{PackStats, Packer, Packing};
+use crate::pack::{Packer, Packing};
 use crate::shard::manifest::{CorpusEntry, Manifest, ModelIdentity, Plan, TokenizerIdentity};
 use crate::shard::schema::FORMAT_VERSION;
-use crate::shard::write::{ShardOptions, ShardWriter, round_log_probs};
-use crate::tokenize::{SpecialTokens, TextTokenizer};
-use crate::types::{Document, Row, ScoredRow, TokenId};
+use crate::shard::write::{ShardOptions, round_log_probs};
+use crate::tokenize::TextTokenizer;
+use crate::types::{OnBadRecord, Row, ScoredRow, TokenDtype, TokenId};
 use crate::weight::WeightFormula;
 
 /// Default for the most tokens of a batch.
 pub const DEFAULT_BATCH_TOKENS: usize = 16_384;
 /// Default for the longest row, in tokens, where the models allow it.
 pub const DEFAULT_SEQ_LEN: u32 = 4096;
-
-/// Text that is encoded at a time.
-const ENCODE_BYTES: usize = 1 << 20;
-/// Encoded pieces that may wait for the models.
-const QUEUE_LEN: usize = 4;
 
 /// Whether a special token is put around documents.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -51,8 +46,8 @@ pub enum AddToken {
 /// Everything that a run is asked for.
 #[derive(Debug, Clone)]
 pub struct ScoreOptions {
-    /// Files and folders.
-    pub inputs: Vec<PathBuf>,
+    /// Files, folders, patterns, lists of files.
+    pub inputs: Vec<Input>,
     /// Folder for shards and manifest.
     pub output: PathBuf,
     /// The RL-tuned model.
@@ -63,8 +58,22 @@ pub struct ScoreOptions {
     pub seq_len: Option<u32>,
     /// How documents become rows.
     pub packing: Packing,
-    /// Key or column that holds the text.
-    pub text_field: String,
+    /// Key or column that holds the text, or token ids; `None` for the default.
+    pub text_field: Option<String>,
+    /// What is done with records that can't be read.
+    pub on_bad_record: OnBadRecord,
+    /// Bytes that one record may have.
+    pub max_record_bytes: u64,
+    /// Documents after this many are left out.
+    pub limit_docs: Option<u64>,
+    /// Documents of fewer tokens are left out.
+    pub min_tokens: usize,
+    /// How ids are stored in files of token ids without a header.
+    pub token_dtype: Option<TokenDtype>,
+    /// The id that ends a document in files of token ids; `None` for the model's EOS.
+    pub separator: Option<TokenId>,
+    /// The largest window that a Zstandard frame may ask for, as a power of two.
+    pub zstd_window_log: u32,
     /// Whether documents begin with BOS.
     pub bos: AddToken,
     /// Whether documents end with EOS.
@@ -85,6 +94,13 @@ pub struct ScoreOptions {
     pub num_workers: u32,
     /// This worker's number, from 0.
     pub worker_index: u32,
+}
+
+impl ScoreOptions {
+    /// Whether a part is this worker's.
+    pub(super) fn has_part(&self, part: u32) -> bool {
+        part % self.num_workers.max(1) == self.worker_index
+    }
 }
 
 /// What a run did.
@@ -115,27 +131,12 @@ pub fn run(
     stop: &StopFlag,
     progress: &dyn Progress,
 ) -> Result<ScoreReport> {
-    refuse_output_inside_input(options)?;
-    let corpus = Corpus::discover(
-        &options.inputs,
-        &CorpusOptions {
-            text_field: options.text_field.clone(),
-            part_bytes: options.part_bytes,
-        },
-    )?;
-    if !corpus.skipped().is_empty() {
-        progress.note(&format!(
-            "{} files of other types are left out, the first being {}",
-            corpus.skipped().len(),
-            corpus.skipped()[0].display()
-        ));
-    }
-    let models = Models::examine(options)?;
-    let compute = Compute {
-        device: open_device(options.device, progress)?,
-        dtype: options.dtype,
-    };
-    let plan = models.plan(options, &corpus)?;
+    let Prepared {
+        corpus,
+        models,
+        compute,
+        plan,
+    } = Prepared::new(options, stop, progress)?;
     fs::create_dir_all(&options.output)?;
     let plan = settle_plan(&options.output, plan)?;
 
@@ -144,7 +145,7 @@ pub fn run(
         .parts()
         .iter()
         .filter(|part| missing.contains(&part.index))
-        .filter(|part| part.index % options.num_workers == options.worker_index)
+        .filter(|part| options.has_part(part.index))
         .collect();
     let mut report = ScoreReport {
         manifest: None,
@@ -159,9 +160,14 @@ pub fn run(
         if done_before > 0 {
             progress.note(&format!("{done_before} parts are there already"));
         }
-        let scorer = models.load(options, plan.identity()?, &compute, progress)?;
+        let scorer = models.load(options, &compute, progress)?;
         let started = std::time::Instant::now();
-        report.scored_tokens = scorer.score_parts(&corpus, &mine, stop, progress)?;
+        let source = models.source(options, &corpus);
+        let sink = ShardSink {
+            dir: &options.output,
+            options: shard_options(options, plan.identity()?),
+        };
+        report.scored_tokens = stream::run(&source, &mine, &scorer, &sink, stop, progress)?;
         report.seconds = started.elapsed().as_secs_f64();
         missing = missing_parts(&options.output, corpus.parts())?;
     }
@@ -172,9 +178,73 @@ pub fn run(
     Ok(report)
 }
 
+/// Everything that is known before weights are read and anything is written.
+pub(super) struct Prepared {
+    pub(super) corpus: Corpus,
+    pub(super) models: Models,
+    pub(super) compute: Compute,
+    pub(super) plan: Plan,
+}
+
+impl Prepared {
+    /// Checks all that can be checked early, so that mistakes show at once.
+    pub(super) fn new(
+        options: &ScoreOptions,
+        stop: &StopFlag,
+        progress: &dyn Progress,
+    ) -> Result<Self> {
+        refuse_output_inside_input(options)?;
+        let models = Models::examine(options)?;
+        let corpus = Corpus::discover_inputs(
+            &options.inputs,
+            &CorpusOptions {
+                text_field: options.text_field.clone(),
+                part_bytes: options.part_bytes,
+                max_record_bytes: options.max_record_bytes,
+                limit_docs: options.limit_docs,
+                zstd_window_log: options.zstd_window_log,
+                num_ids: models.vocab_size as u64,
+                token_dtype: options.token_dtype,
+                separator: options.separator.or(models.eos),
+                stop: stop.shared(),
+            },
+        )?;
+        if let Some(first) = corpus.skipped().first() {
+            progress.note(&format!(
+                "{} files of other types are left out, the first being {}",
+                corpus.skipped().len(),
+                first.display()
+            ));
+        }
+        let compute = Compute {
+            device: open_device(options.device, progress)?,
+            dtype: options.dtype,
+        };
+        let plan = models.plan(options, &corpus, &compute)?;
+        Ok(Self {
+            corpus,
+            models,
+            compute,
+            plan,
+        })
+    }
+}
+
+/// What every shard is made with; the part is filled in for each.
+pub(super) fn shard_options(options: &ScoreOptions, plan: Digest) -> ShardOptions {
+    ShardOptions {
+        part: 0,
+        has_base: options.base.is_some(),
+        exact: options.exact,
+        plan,
+    }
+}
+
 /// What is known of the models before their weights are read.
-struct Models {
+pub(super) struct Models {
     tokenizer: TextTokenizer,
+    vocab_size: usize,
+    eos: Option<TokenId>,
     seq_len: u32,
 }
 
@@ -229,13 +299,32 @@ impl Models {
                 .into());
             }
         }
+        let source = options.base.as_ref().unwrap_or(&options.rl);
         Ok(Self {
+            eos: named(source, &tokenizer, "eos_token")?,
             tokenizer: tokenizer.with_special_tokens(special),
+            vocab_size,
             seq_len,
         })
     }
 
-    fn plan(&self, options: &ScoreOptions, corpus: &Corpus) -> Result<Plan> {
+    /// The first stage.
+    pub(super) fn source<'a>(
+        &'a self,
+        options: &ScoreOptions,
+        corpus: &'a Corpus,
+    ) -> RowSource<'a> {
+        RowSource {
+            corpus,
+            tokenizer: &self.tokenizer,
+            packing: options.packing,
+            seq_len: self.seq_len,
+            min_tokens: options.min_tokens,
+            on_bad_record: options.on_bad_record,
+        }
+    }
+
+    fn plan(&self, options: &ScoreOptions, corpus: &Corpus, compute: &Compute) -> Result<Plan> {
         let identity = |source: &ModelSource| -> Result<ModelIdentity> {
             let architecture = source.architecture()?;
             let checkpoint = Checkpoint::open(source)?;
@@ -245,8 +334,13 @@ impl Models {
                 fingerprint: checkpoint.fingerprint()?,
                 model_type: architecture.model_type,
                 dtype: options.dtype.to_string(),
+                device: compute.device.kind().to_owned(),
             })
         };
+        let has_token_files = corpus
+            .files()
+            .iter()
+            .any(|file| matches!(file.format, Format::Tokens(_)));
         Ok(Plan {
             format_version: FORMAT_VERSION,
             tool_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -262,7 +356,16 @@ impl Models {
             special_tokens: self.tokenizer.special_tokens(),
             formula: options.base.is_some().then_some(options.formula),
             exact: options.exact,
-            text_field: options.text_field.clone(),
+            text_field: options
+                .text_field
+                .clone()
+                .unwrap_or_else(|| DEFAULT_TEXT_FIELD.to_owned()),
+            min_tokens: options.min_tokens as u64,
+            limit_docs: options.limit_docs,
+            on_bad_record: options.on_bad_record,
+            max_record_bytes: options.max_record_bytes,
+            token_dtype: options.token_dtype.filter(|_| has_token_files),
+            separator: corpus.options().separator.filter(|_| has_token_files),
             part_bytes: corpus.part_bytes(),
             num_parts: u32::try_from(corpus.parts().len())
                 .context("the corpus has too many parts")?,
@@ -278,13 +381,12 @@ impl Models {
         })
     }
 
-    fn load<'a>(
-        &'a self,
+    pub(super) fn load<'a>(
+        &self,
         options: &'a ScoreOptions,
-        plan: Digest,
         compute: &Compute,
         progress: &dyn Progress,
-    ) -> Result<Scorer<'a>> {
+    ) -> Result<impl RowScorer + use<'a>> {
         progress.note(&format!("loading {}", options.rl));
         let rl = Decoder::load_on(&options.rl, compute)?;
         let base = match &options.base {
@@ -302,8 +404,6 @@ impl Models {
             .unwrap_or(1);
         Ok(Scorer {
             options,
-            models: self,
-            plan,
             batch_tokens: options
                 .batch_tokens
                 .min(SCORING_ACTIVATION_BYTES / bytes_per_token)
@@ -314,228 +414,20 @@ impl Models {
     }
 }
 
-/// BOS and EOS as the options and the models' files have them.
-///
-/// The base's files come first: an RL-tuned chat model often ends its turns with another token than
-/// the one that ends documents in pre-training.
-fn special_tokens(options: &ScoreOptions, tokenizer: &TextTokenizer) -> Result<SpecialTokens> {
-    let source = options.base.as_ref().unwrap_or(&options.rl);
-    let named = |key: &str| -> Result<Option<TokenId>> {
-        for file in ["tokenizer_config.json", "special_tokens_map.json"] {
-            let config = json_of(source, file)?;
-            let token = config.as_ref().and_then(|config| {
-                let token = config.get(key)?;
-                token.as_str().or_else(|| token.get("content")?.as_str())
-            });
-            if let Some(id) = token.and_then(|token| tokenizer.token_to_id(token)) {
-                return Ok(Some(id));
-            }
-        }
-        let config = json_of(source, "config.json")?;
-        let id = config.as_ref().and_then(|config| {
-            let id = config.get(format!("{key}_id"))?;
-            id.as_u64().or_else(|| id.get(0)?.as_u64())
-        });
-        Ok(id.and_then(|id| TokenId::try_from(id).ok()))
-    };
-    let required = |key: &str, flag: &str| -> Result<Option<TokenId>> {
-        match named(key)? {
-            Some(id) => Ok(Some(id)),
-            None => Err(BadInput(format!(
-                "{source} names no {key} in tokenizer_config.json or config.json, but {flag} always was given"
-            ))
-            .into()),
-        }
-    };
-    Ok(SpecialTokens {
-        bos: match options.bos {
-            AddToken::Auto => match explicit_bos(source)? {
-                None => tokenizer.default_bos(),
-                Some(true) => named("bos_token")?,
-                Some(false) => None,
-            },
-            AddToken::Always => required("bos_token", "--bos")?,
-            AddToken::Never => None,
-        },
-        eos: match options.eos {
-            AddToken::Auto => named("eos_token")?,
-            AddToken::Always => required("eos_token", "--eos")?,
-            AddToken::Never => None,
-        },
-    })
-}
-
-/// Whether tokenizer_config.json puts its own template in place of tokenizer.json's, and if so,
-/// whether with BOS. As in transformers, naming either of the two fields does that.
-fn explicit_bos(source: &ModelSource) -> Result<Option<bool>> {
-    let config = json_of(source, "tokenizer_config.json")?;
-    let flag = |key: &str| config.as_ref()?.get(key)?.as_bool();
-    Ok(match (flag("add_bos_token"), flag("add_eos_token")) {
-        (None, None) => None,
-        (bos, _) => Some(bos.unwrap_or(false)),
-    })
-}
-
-/// What the reader thread sends, part after part.
-enum Piece {
-    /// Rows of the current part, and how many bytes of text they were made from.
-    Rows(Vec<Row>, u64),
-    /// The current part is complete.
-    End(PackStats),
-}
-
 struct Scorer<'a> {
     options: &'a ScoreOptions,
-    models: &'a Models,
-    plan: Digest,
     rl: Decoder,
     base: Option<Decoder>,
     batch_tokens: usize,
 }
 
-impl Scorer<'_> {
-    /// Computes and publishes the shards of these parts; returns the number of tokens.
-    fn score_parts(
-        &self,
-        corpus: &Corpus,
-        parts: &[&Part],
-        stop: &StopFlag,
-        progress: &dyn Progress,
-    ) -> Result<u64> {
-        let total = parts.iter().map(|part| part.size_bytes).sum();
-        progress.begin("scoring", total);
-        let tokens = std::thread::scope(|scope| -> Result<u64> {
-            let (send, receive) = sync_channel(QUEUE_LEN);
-            let reader = scope.spawn(move || self.read_parts(corpus, parts, &send));
-            let scored = self.write_parts(parts, receive, stop, progress);
-            // The receiver is gone by now, so a reader that still waits has been woken.
-            let read = reader
-                .join()
-                .map_err(|_| anyhow::anyhow!("the reader thread panicked"))?;
-            // A reader that failed is the reason why the writer ran dry.
-            read?;
-            scored
-        });
-        progress.finish();
-        tokens
+impl RowScorer for Scorer<'_> {
+    fn batch_tokens(&self) -> usize {
+        self.batch_tokens
     }
 
-    fn read_parts(&self, corpus: &Corpus, parts: &[&Part], send: &SyncSender<Piece>) -> Result<()> {
-        for part in parts {
-            let mut packer = Packer::new(self.options.packing, self.models.seq_len)?;
-            let mut waiting: Vec<Document> = Vec::new();
-            let mut waiting_bytes = 0;
-            let mut flush = |waiting: &mut Vec<Document>, bytes: usize| -> Result<bool> {
-                let encoded = self
-                    .models
-                    .tokenizer
-                    .encode_batch(std::mem::take(waiting))?;
-                let rows = encoded
-                    .into_iter()
-                    .flat_map(|document| packer.push(document))
-                    .collect();
-                Ok(send.send(Piece::Rows(rows, bytes as u64)).is_ok())
-            };
-            for document in corpus.read_part(part) {
-                let document = document?;
-                waiting_bytes += document.text.len();
-                waiting.push(document);
-                if waiting_bytes >= ENCODE_BYTES {
-                    if !flush(&mut waiting, waiting_bytes)? {
-                        return Ok(());
-                    }
-                    waiting_bytes = 0;
-                }
-            }
-            if !flush(&mut waiting, waiting_bytes)? {
-                return Ok(());
-            }
-            let (tail, stats) = packer.finish();
-            let last = [
-                Piece::Rows(tail.into_iter().collect(), 0),
-                Piece::End(stats),
-            ];
-            for piece in last {
-                if send.send(piece).is_err() {
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn write_parts(
-        &self,
-        parts: &[&Part],
-        pieces: Receiver<Piece>,
-        stop: &StopFlag,
-        progress: &dyn Progress,
-    ) -> Result<u64> {
-        let mut tokens = 0;
-        let mut done_bytes = 0;
-        for part in parts {
-            let path = self.options.output.join(Manifest::shard_name(part.index));
-            let file = AtomicFile::create(&path)?;
-            let shard_options = ShardOptions {
-                part: part.index,
-                has_base: self.base.is_some(),
-                exact: self.options.exact,
-                plan: self.plan,
-            };
-            let mut writer = ShardWriter::new(file, shard_options)
-                .with_context(|| format!("cannot write {}", path.display()))?;
-            let mut batch: Vec<Row> = Vec::new();
-            let mut batch_tokens = 0;
-            let mut part_bytes = 0;
-            let mut score = |batch: &mut Vec<Row>| -> Result<()> {
-                stop.check("finished parts are kept, and it does the rest")?;
-                for row in self.score(std::mem::take(batch))? {
-                    writer
-                        .push(&row)
-                        .with_context(|| format!("cannot write {}", path.display()))?;
-                }
-                Ok(())
-            };
-            let stats = loop {
-                // The reader hung up; its error says why.
-                let Ok(piece) = pieces.recv() else {
-                    return Ok(tokens);
-                };
-                let (rows, bytes) = match piece {
-                    Piece::Rows(rows, bytes) => (rows, bytes),
-                    Piece::End(stats) => break stats,
-                };
-                part_bytes += bytes;
-                for row in rows {
-                    let len = row.input_ids.len();
-                    if batch_tokens > 0 && batch_tokens + len > self.batch_tokens {
-                        score(&mut batch)?;
-                        tokens += batch_tokens as u64;
-                        let done = done_bytes + part_bytes.min(part.size_bytes);
-                        progress.advance(done, batch_tokens as u64, "");
-                        batch_tokens = 0;
-                    }
-                    batch_tokens += len;
-                    batch.push(row);
-                }
-            };
-            if !batch.is_empty() {
-                score(&mut batch)?;
-                tokens += batch_tokens as u64;
-            }
-            let (file, _) = writer
-                .finish(&stats)
-                .with_context(|| format!("cannot write {}", path.display()))?;
-            // Another run of this worker may have published the part meanwhile, with the same bytes.
-            file.publish_new()?;
-            done_bytes += part.size_bytes;
-            progress.advance(done_bytes, batch_tokens as u64, "");
-        }
-        Ok(tokens)
-    }
-
-    /// Runs the models over a batch. Static weights are made from the log-probs as they are stored,
-    /// so that anybody can make them again from the columns.
+    /// Static weights are made from the log-probs as they are stored, so that anybody can make them
+    /// again from the columns.
     fn score(&self, rows: Vec<Row>) -> Result<Vec<ScoredRow>> {
         let ids: Vec<&[TokenId]> = rows.iter().map(|row| row.input_ids.as_slice()).collect();
         let run = |model: &Decoder| -> Result<Vec<Vec<f32>>> {

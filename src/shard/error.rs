@@ -69,8 +69,14 @@ pub enum Error {
         reason: String,
     },
     /// A shard of the manifest is not there.
-    #[error("the shard {} is missing\nhint: run the same remit-score command again after removing manifest.json; it makes what is missing", path.display())]
+    #[error("the shard {} is missing\nhint: run the same remit-score command again; it makes what is missing", path.display())]
     MissingShard {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// The list of records that could not be read is not there.
+    #[error("{} is missing\nhint: run the same remit-score command again; it makes the list from the shards", path.display())]
+    MissingRejects {
         /// Its path.
         path: PathBuf,
     },
@@ -162,7 +168,8 @@ impl Error {
             Self::NoFolder { .. }
             | Self::NoManifest { .. }
             | Self::Unfinished { .. }
-            | Self::MissingShard { .. } => ErrorKind::Missing,
+            | Self::MissingShard { .. }
+            | Self::MissingRejects { .. } => ErrorKind::Missing,
             _ => ErrorKind::BadData,
         }
     }

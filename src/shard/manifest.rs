@@ -17,12 +17,16 @@ use super::statistics::{Accumulator, BySource, Statistics};
 use crate::fs::{self, Digest};
 use crate::pack::{PackStats, Packing};
 use crate::tokenize::SpecialTokens;
+use crate::types::{OnBadRecord, Reject, TokenDtype, TokenId};
 use crate::weight::WeightFormula;
 
 /// Name of the manifest in a set's folder.
 pub const MANIFEST_FILE: &str = "manifest.json";
 /// Name of the plan in a set's folder.
 pub const PLAN_FILE: &str = "plan.json";
+
+/// Name of the list of records that could not be read, in a set's folder.
+pub const REJECTS_FILE: &str = "rejects.jsonl";
 
 /// What the names of shards begin with.
 pub const SHARD_PREFIX: &str = "part-";
@@ -42,6 +46,8 @@ pub struct ModelIdentity {
     pub model_type: String,
     /// dtype that it was run in.
     pub dtype: String,
+    /// Kind of device that it was run on: `cpu` or `cuda`.
+    pub device: String,
 }
 
 /// The tokenizer.
@@ -92,8 +98,20 @@ pub struct Plan {
     pub formula: Option<WeightFormula>,
     /// Whether floats keep all 23 bits of their mantissas.
     pub exact: bool,
-    /// Key or column that held the text.
+    /// Key or column that held the text, or token ids.
     pub text_field: String,
+    /// Documents of fewer tokens were left out.
+    pub min_tokens: u64,
+    /// Documents after this many were left out; null for all.
+    pub limit_docs: Option<u64>,
+    /// What was done with records that can't be read.
+    pub on_bad_record: OnBadRecord,
+    /// Bytes that one record may have.
+    pub max_record_bytes: u64,
+    /// How ids are stored in files of token ids without a header.
+    pub token_dtype: Option<TokenDtype>,
+    /// The id that ends a document in files of token ids; null without such files.
+    pub separator: Option<TokenId>,
     /// Target size of a part, bytes.
     pub part_bytes: u64,
     /// Number of parts, which is the number of shards.
@@ -122,6 +140,20 @@ pub struct ShardEntry {
     pub blake3: Digest,
 }
 
+/// The list of records that could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RejectsEntry {
+    /// Name of the file in the set's folder.
+    pub file: String,
+    /// Records in it.
+    pub records: u64,
+    /// Size of the file.
+    pub size_bytes: u64,
+    /// Digest of the file.
+    pub blake3: Digest,
+}
+
 /// A finished set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -134,6 +166,8 @@ pub struct Manifest {
     pub shards: Vec<ShardEntry>,
     /// Counts of the packer over all parts: documents, and what was left out.
     pub documents: PackStats,
+    /// The list of records that could not be read; null without any.
+    pub rejects: Option<RejectsEntry>,
     /// Numbers over all rows.
     pub totals: Statistics,
     /// Numbers by source; a row counts for the source of its first token.
@@ -233,6 +267,29 @@ fn corpus_difference(before: &[CorpusEntry], now: &[CorpusEntry]) -> Vec<String>
     lines
 }
 
+/// A manifest that is not written yet, and what goes with it.
+#[derive(Debug)]
+pub struct Assembly {
+    manifest: Manifest,
+    rejects_jsonl: Vec<u8>,
+}
+
+impl Assembly {
+    /// Writes rejects.jsonl, if there is anything in it, and then manifest.json, both atomically.
+    pub fn save(self, dir: &Path) -> Result<Manifest, Error> {
+        self.save_rejects(dir)?;
+        self.manifest.save(dir)
+    }
+
+    /// Writes rejects.jsonl, if there is anything in it.
+    pub fn save_rejects(&self, dir: &Path) -> Result<(), Error> {
+        if !self.rejects_jsonl.is_empty() {
+            fs::write_atomic(&dir.join(REJECTS_FILE), &self.rejects_jsonl)?;
+        }
+        Ok(())
+    }
+}
+
 impl Manifest {
     /// Name of the shard of a part.
     pub fn shard_name(part: u32) -> String {
@@ -297,7 +354,7 @@ impl Manifest {
     /// # Errors
     ///
     /// When a shard is missing or breaks a rule of the format.
-    pub fn from_shards(dir: &Path, plan: Plan) -> Result<Self, Error> {
+    pub fn from_shards(dir: &Path, plan: Plan) -> Result<Assembly, Error> {
         let formula = plan.formula.unwrap_or_default();
         let identity = plan.identity()?;
         let parts: Vec<_> = (0..plan.num_parts)
@@ -307,8 +364,18 @@ impl Manifest {
         let mut documents = PackStats::default();
         let mut by_source = BySource::new();
         let mut shards = Vec::with_capacity(parts.len());
-        for (entry, stats, sources) in parts {
+        let mut rejects_jsonl = Vec::new();
+        for (entry, stats, sources, rejects) in parts {
             shards.push(entry);
+            for reject in rejects {
+                serde_json::to_writer(&mut rejects_jsonl, &reject).map_err(|source| {
+                    Error::Json {
+                        path: dir.join(REJECTS_FILE),
+                        source,
+                    }
+                })?;
+                rejects_jsonl.push(b'\n');
+            }
             documents += stats;
             for (source, accumulator) in sources {
                 by_source.entry(source).or_default().merge(&accumulator);
@@ -318,21 +385,56 @@ impl Manifest {
         by_source
             .values()
             .for_each(|accumulator| totals.merge(accumulator));
-        Ok(Self {
+        let rejects = (!rejects_jsonl.is_empty()).then(|| RejectsEntry {
+            file: REJECTS_FILE.to_owned(),
+            records: documents.rejected_records,
+            size_bytes: rejects_jsonl.len() as u64,
+            blake3: Digest::of(&rejects_jsonl),
+        });
+        let manifest = Self {
             content_blake3: Digest::of(b""),
             shards,
             documents,
+            rejects,
             totals: totals.statistics(&formula),
             sources: by_source
                 .into_iter()
                 .map(|(source, accumulator)| (source, accumulator.statistics(&formula)))
                 .collect(),
             plan,
+        };
+        Ok(Assembly {
+            manifest,
+            rejects_jsonl,
+        })
+    }
+
+    /// Compares the list of records that could not be read with its digest.
+    ///
+    /// # Errors
+    ///
+    /// When it is missing or is not what it was.
+    pub fn verify_rejects(&self, dir: &Path) -> Result<(), Error> {
+        let Some(entry) = &self.rejects else {
+            return Ok(());
+        };
+        let path = dir.join(&entry.file);
+        if !fs::exists(&path)? {
+            return Err(Error::MissingRejects { path });
+        }
+        let (_, found) = fs::hash_file(&path, |_| ())?;
+        if found == entry.blake3 {
+            return Ok(());
+        }
+        Err(Error::Hash {
+            path,
+            expected: entry.blake3,
+            found,
         })
     }
 
     /// Writes manifest.json, atomically, with its own digest in it; returns it as it was written.
-    pub fn save(mut self, dir: &Path) -> Result<Self, Error> {
+    fn save(mut self, dir: &Path) -> Result<Self, Error> {
         let path = dir.join(MANIFEST_FILE);
         self.validate().map_err(|reason| Error::Manifest {
             path: path.clone(),
@@ -396,7 +498,7 @@ fn describe(
     has_base: bool,
     plan: Digest,
     formula: &WeightFormula,
-) -> Result<(ShardEntry, PackStats, BySource), Error> {
+) -> Result<(ShardEntry, PackStats, BySource, Vec<Reject>), Error> {
     let file = Manifest::shard_name(part);
     let path = dir.join(&file);
     if !fs::exists(&path)? {
@@ -429,7 +531,14 @@ fn describe(
         size_bytes: shard.size_bytes(),
         blake3: shard.digest(),
     };
-    Ok((entry, shard.pack_stats()?, sources))
+    let stats = shard.pack_stats()?;
+    let rejects = shard.rejects()?;
+    shard.expect_count(
+        "records that could not be read",
+        stats.rejected_records,
+        rejects.len() as u64,
+    )?;
+    Ok((entry, stats, sources, rejects))
 }
 
 fn pretty<T: Serialize>(value: &T, path: &Path) -> Result<Vec<u8>, Error> {

@@ -17,10 +17,10 @@ use rayon::prelude::*;
 
 use super::Error;
 use super::manifest::{Manifest, ShardEntry};
-use super::schema::{self, PACK_STATS_KEY, PLAN_KEY, RowProblem, columns};
+use super::schema::{self, PACK_STATS_KEY, PLAN_KEY, REJECTS_KEY, RowProblem, columns};
 use crate::fs::{self, Digest, MappedFile};
 use crate::pack::PackStats;
-use crate::types::{Row, ScoredRow};
+use crate::types::{Reject, Row, ScoredRow};
 
 /// Rows decoded at a time.
 const BATCH_ROWS: usize = 1024;
@@ -192,6 +192,17 @@ impl ShardFile {
             })
     }
 
+    /// Records of the part that could not be read, from the footer.
+    pub fn rejects(&self) -> Result<Vec<Reject>, Error> {
+        let Some(value) = self.footer(REJECTS_KEY) else {
+            return Ok(Vec::new());
+        };
+        serde_json::from_str(value).map_err(|_| Error::Schema {
+            path: self.path.clone(),
+            reason: format!("its footer has no readable {REJECTS_KEY}"),
+        })
+    }
+
     /// Whether the shard was made under this plan.
     ///
     /// # Errors
@@ -317,7 +328,12 @@ impl ShardFile {
         )
     }
 
-    fn expect_count(&self, what: &'static str, expected: u64, found: u64) -> Result<(), Error> {
+    pub(super) fn expect_count(
+        &self,
+        what: &'static str,
+        expected: u64,
+        found: u64,
+    ) -> Result<(), Error> {
         if expected == found {
             return Ok(());
         }

@@ -39,6 +39,10 @@ pub const PLAN_KEY: &str = "remit.plan_blake3";
 /// Key of the footer's metadata that holds the counts of the packer, as JSON.
 pub const PACK_STATS_KEY: &str = "remit.pack_stats";
 
+/// Key of the footer's metadata that holds the records that could not be read, as a JSON array; absent
+/// when there are none.
+pub const REJECTS_KEY: &str = "remit.rejects";
+
 /// A log-prob may exceed 0 by this much, from rounding in its log-sum-exp.
 const LOG_PROB_SLACK_NATS: f32 = 1e-3;
 

@@ -16,10 +16,12 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
 use super::Error;
-use super::schema::{self, FORMAT_VERSION_KEY, LIST_ELEMENT, PACK_STATS_KEY, PLAN_KEY, columns};
+use super::schema::{
+    self, FORMAT_VERSION_KEY, LIST_ELEMENT, PACK_STATS_KEY, PLAN_KEY, REJECTS_KEY, columns,
+};
 use crate::fs::Digest;
 use crate::pack::PackStats;
-use crate::types::{ScoredRow, round_mantissa};
+use crate::types::{Reject, ScoredRow, round_mantissa};
 
 /// Tokens after which a row group is closed; it is also what the writer holds in memory.
 pub const ROW_GROUP_TOKENS: usize = 524_288;
@@ -94,6 +96,7 @@ pub struct ShardWriter<W: Write + Send> {
     options: ShardOptions,
     group: Group,
     counts: ShardCounts,
+    rejects: Vec<Reject>,
     next_index: u32,
 }
 
@@ -113,6 +116,7 @@ impl<W: Write + Send> ShardWriter<W> {
             schema,
             options,
             counts: ShardCounts::default(),
+            rejects: Vec::new(),
             next_index: 0,
         })
     }
@@ -145,6 +149,11 @@ impl<W: Write + Send> ShardWriter<W> {
         Ok(())
     }
 
+    /// Notes a record of the part that can't be read. All of them are held until the file ends.
+    pub fn reject(&mut self, reject: Reject) {
+        self.rejects.push(reject);
+    }
+
     fn flush(&mut self) -> Result<(), Error> {
         if self.group.tokens == 0 {
             return Ok(());
@@ -165,11 +174,16 @@ impl<W: Write + Send> ShardWriter<W> {
         self.flush()?;
         let stats = serde_json::to_string(stats).unwrap_or_default();
         let format = schema::FORMAT_VERSION.to_string();
-        for (key, value) in [
+        let mut entries = vec![
             (FORMAT_VERSION_KEY, format),
             (PLAN_KEY, self.options.plan.to_string()),
             (PACK_STATS_KEY, stats),
-        ] {
+        ];
+        if !self.rejects.is_empty() {
+            let rejects = serde_json::to_string(&self.rejects).unwrap_or_default();
+            entries.push((REJECTS_KEY, rejects));
+        }
+        for (key, value) in entries {
             self.writer
                 .append_key_value_metadata(KeyValue::new(key.to_owned(), value));
         }

@@ -1,0 +1,211 @@
+//! Documents from a column of an Arrow IPC file, in the file or in the stream format.
+//!
+//! As with Parquet, every call into the parser is guarded: a panic becomes an error that names the
+//! file.
+
+use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use arrow_array::{ArrayRef, RecordBatch};
+use arrow_ipc::reader::{FileReader, StreamReader};
+use arrow_schema::{ArrowError, SchemaRef};
+
+use super::columns::{self, NoColumn};
+use super::parquet::guarded;
+use super::parts::RowGroup;
+use super::{Error, Place, RecordProblem};
+use crate::fs;
+use crate::types::Content;
+
+/// What a file of the file format begins with.
+const FILE_MAGIC: &[u8] = b"ARROW1";
+
+/// Batches of a file, one after another.
+struct Batches {
+    path: PathBuf,
+    reader: Reader,
+}
+
+enum Reader {
+    File(FileReader<BufReader<fs::File>>),
+    Stream(StreamReader<BufReader<fs::File>>),
+}
+
+impl Batches {
+    fn open(path: &Path, field: Option<&str>) -> Result<(Self, String), Error> {
+        let mut file = fs::open(path)?;
+        let io_error = |source| {
+            Error::Io(fs::Error {
+                action: "read",
+                path: path.to_owned(),
+                source,
+            })
+        };
+        let mut magic = [0; FILE_MAGIC.len()];
+        let is_file = match file.read_exact(&mut magic) {
+            Ok(()) => magic == FILE_MAGIC,
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => false,
+            Err(error) => return Err(io_error(error)),
+        };
+        let mut open = |projection: Option<Vec<usize>>| -> Result<Reader, Error> {
+            file.seek(SeekFrom::Start(0)).map_err(io_error)?;
+            let source = BufReader::new(file.try_clone().map_err(io_error)?);
+            parse(path, || {
+                Ok(if is_file {
+                    Reader::File(FileReader::try_new(source, projection)?)
+                } else {
+                    Reader::Stream(StreamReader::try_new(source, projection)?)
+                })
+            })
+        };
+        let schema = open(None)?.schema();
+        let column = columns::choose(&schema, field).map_err(|problem| match problem {
+            NoColumn::Absent { field } => Error::NoColumn {
+                path: path.to_owned(),
+                field,
+                columns: schema.fields().iter().map(|f| f.name().clone()).collect(),
+            },
+            NoColumn::OtherType { field, found } => Error::ColumnNotText {
+                path: path.to_owned(),
+                field,
+                found,
+            },
+        })?;
+        let batches = Self {
+            path: path.to_owned(),
+            reader: open(Some(vec![column]))?,
+        };
+        Ok((batches, schema.field(column).name().clone()))
+    }
+
+    /// Leaves out batches.
+    fn skip(&mut self, count: usize) -> Result<(), Error> {
+        if count == 0 {
+            return Ok(());
+        }
+        if let Reader::File(reader) = &mut self.reader {
+            return parse(&self.path, || reader.set_index(count));
+        }
+        for _ in 0..count {
+            self.next()?;
+        }
+        Ok(())
+    }
+
+    fn next(&mut self) -> Result<Option<ArrayRef>, Error> {
+        let reader = &mut self.reader;
+        let batch: Option<RecordBatch> = parse(&self.path, || {
+            match reader {
+                Reader::File(reader) => reader.next(),
+                Reader::Stream(reader) => reader.next(),
+            }
+            .transpose()
+        })?;
+        Ok(batch.and_then(|batch| batch.columns().first().cloned()))
+    }
+}
+
+impl Reader {
+    fn schema(&self) -> SchemaRef {
+        match self {
+            Self::File(reader) => reader.schema(),
+            Self::Stream(reader) => reader.schema(),
+        }
+    }
+}
+
+/// Says how many rows and bytes each batch has in the column of the documents.
+pub(super) fn batches(path: &Path, field: Option<&str>) -> Result<Vec<RowGroup>, Error> {
+    let (mut batches, _) = Batches::open(path, field)?;
+    let mut groups = Vec::new();
+    while let Some(column) = batches.next()? {
+        groups.push(RowGroup {
+            num_rows: column.len() as u64,
+            text_bytes: columns::size_bytes(&column),
+        });
+    }
+    Ok(groups)
+}
+
+/// Rows of consecutive batches.
+pub(super) struct Rows {
+    batches: Batches,
+    field: String,
+    num_ids: u64,
+    batch: Option<ArrayRef>,
+    next_in_batch: usize,
+    /// Number of the next row in the file.
+    row: u64,
+    end_row: u64,
+}
+
+impl Rows {
+    /// Opens the batches from `first_batch` on, whose first row has the number `first_row`.
+    pub(super) fn open(
+        path: &Path,
+        field: Option<&str>,
+        first_batch: usize,
+        first_row: u64,
+        num_rows: u64,
+        num_ids: u64,
+    ) -> Result<Self, Error> {
+        let (mut batches, field) = Batches::open(path, field)?;
+        batches.skip(first_batch)?;
+        Ok(Self {
+            batches,
+            field,
+            num_ids,
+            batch: None,
+            next_in_batch: 0,
+            row: first_row,
+            end_row: first_row.saturating_add(num_rows),
+        })
+    }
+
+    /// The next row's number and content; `None` after the last.
+    #[expect(clippy::type_complexity, reason = "a record, or what is wrong with it")]
+    pub(super) fn next(
+        &mut self,
+    ) -> Result<Option<(u64, Result<Content, (Place, RecordProblem)>)>, Error> {
+        while self.row < self.end_row {
+            if let Some(batch) = &self.batch
+                && self.next_in_batch < batch.len()
+            {
+                let row = self.row;
+                let content =
+                    columns::content(batch, self.next_in_batch, &self.field, self.num_ids)
+                        .map_err(|problem| (Place::Row(row), problem));
+                self.next_in_batch += 1;
+                self.row += 1;
+                return Ok(Some((row, content)));
+            }
+            let Some(batch) = self.batches.next()? else {
+                return Err(Error::Arrow {
+                    path: self.batches.path.clone(),
+                    reason: format!(
+                        "it had {} rows up to the end of a batch, and now has {}",
+                        self.end_row, self.row
+                    ),
+                });
+            };
+            self.batch = Some(batch);
+            self.next_in_batch = 0;
+        }
+        Ok(None)
+    }
+}
+
+fn parse<T>(path: &Path, step: impl FnOnce() -> Result<T, ArrowError>) -> Result<T, Error> {
+    let failed = |reason| Error::Arrow {
+        path: path.to_owned(),
+        reason,
+    };
+    guarded(step).map_err(failed)?.map_err(|error| match error {
+        ArrowError::IoError(_, source) if source.raw_os_error().is_some() => Error::Io(fs::Error {
+            action: "read",
+            path: path.to_owned(),
+            source,
+        }),
+        other => failed(other.to_string()),
+    })
+}

@@ -1,0 +1,81 @@
+//! Which ids are put around documents, as the options and the models' files have them.
+
+use anyhow::Result;
+
+use super::score::{AddToken, ScoreOptions};
+use super::{BadInput, json_of};
+use crate::model::ModelSource;
+use crate::tokenize::{SpecialTokens, TextTokenizer};
+use crate::types::TokenId;
+
+/// BOS and EOS of documents.
+///
+/// The base's files come first: an RL-tuned chat model often ends its turns with another token than
+/// the one that ends documents in pre-training.
+pub(super) fn special_tokens(
+    options: &ScoreOptions,
+    tokenizer: &TextTokenizer,
+) -> Result<SpecialTokens> {
+    let source = options.base.as_ref().unwrap_or(&options.rl);
+    let named = |key: &str| named(source, tokenizer, key);
+    let required = |key: &str, flag: &str| -> Result<Option<TokenId>> {
+        match named(key)? {
+            Some(id) => Ok(Some(id)),
+            None => Err(BadInput(format!(
+                "{source} names no {key} in tokenizer_config.json or config.json, but {flag} always was given"
+            ))
+            .into()),
+        }
+    };
+    Ok(SpecialTokens {
+        bos: match options.bos {
+            AddToken::Auto => match explicit_bos(source)? {
+                None => tokenizer.default_bos(),
+                Some(true) => named("bos_token")?,
+                Some(false) => None,
+            },
+            AddToken::Always => required("bos_token", "--bos")?,
+            AddToken::Never => None,
+        },
+        eos: match options.eos {
+            AddToken::Auto => named("eos_token")?,
+            AddToken::Always => required("eos_token", "--eos")?,
+            AddToken::Never => None,
+        },
+    })
+}
+
+/// Whether tokenizer_config.json puts its own template in place of tokenizer.json's, and if so,
+/// whether with BOS. As in transformers, naming either of the two fields does that.
+fn explicit_bos(source: &ModelSource) -> Result<Option<bool>> {
+    let config = json_of(source, "tokenizer_config.json")?;
+    let flag = |key: &str| config.as_ref()?.get(key)?.as_bool();
+    Ok(match (flag("add_bos_token"), flag("add_eos_token")) {
+        (None, None) => None,
+        (bos, _) => Some(bos.unwrap_or(false)),
+    })
+}
+
+/// The id of a special token, whether or not it is put around documents.
+pub(super) fn named(
+    source: &ModelSource,
+    tokenizer: &TextTokenizer,
+    key: &str,
+) -> Result<Option<TokenId>> {
+    for file in ["tokenizer_config.json", "special_tokens_map.json"] {
+        let config = json_of(source, file)?;
+        let token = config.as_ref().and_then(|config| {
+            let token = config.get(key)?;
+            token.as_str().or_else(|| token.get("content")?.as_str())
+        });
+        if let Some(id) = token.and_then(|token| tokenizer.token_to_id(token)) {
+            return Ok(Some(id));
+        }
+    }
+    let config = json_of(source, "config.json")?;
+    let id = config.as_ref().and_then(|config| {
+        let id = config.get(format!("{key}_id"))?;
+        id.as_u64().or_else(|| id.get(0)?.as_u64())
+    });
+    Ok(id.and_then(|id| TokenId::try_from(id).ok()))
+}

@@ -1,0 +1,335 @@
+//! The stages of scoring side by side: a thread reads, encodes and packs; the calling thread runs the
+//! models; a thread writes. Bounded queues lie between them, so that none waits for another longer than
+//! the slowest one takes, and memory does not grow with the corpus.
+
+use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use anyhow::{Context, Result};
+
+use super::{BadInput, Progress, StopFlag};
+use crate::corpus::{Corpus, Documents, Part};
+use crate::fs::AtomicFile;
+use crate::pack::{PackStats, Packer, Packing};
+use crate::shard::manifest::Manifest;
+use crate::shard::write::{ShardOptions, ShardWriter};
+use crate::tokenize::TextTokenizer;
+use crate::types::{Document, OnBadRecord, Reject, Row, ScoredRow};
+
+/// Text that is encoded at a time.
+const ENCODE_BYTES: usize = 1 << 20;
+/// Pieces that may wait between two stages.
+const QUEUE_LEN: usize = 4;
+/// Most records of a part that may be left out: a list of them has to fit into memory.
+pub const MAX_REJECTS_PER_PART: usize = 100_000;
+
+/// Says what models think of rows.
+pub trait RowScorer {
+    /// Most tokens of a batch; a longer row is a batch of its own.
+    fn batch_tokens(&self) -> usize;
+
+    /// Scores a batch; the rows come back in their order.
+    ///
+    /// # Errors
+    ///
+    /// When computing fails.
+    fn score(&self, rows: Vec<Row>) -> Result<Vec<ScoredRow>>;
+}
+
+/// What turns a part into rows.
+#[derive(Debug, Clone, Copy)]
+pub struct RowSource<'a> {
+    /// The corpus.
+    pub corpus: &'a Corpus,
+    /// The tokenizer, with its policy on BOS and EOS.
+    pub tokenizer: &'a TextTokenizer,
+    /// How documents become rows.
+    pub packing: Packing,
+    /// Longest row, tokens.
+    pub seq_len: u32,
+    /// Documents of fewer tokens are left out.
+    pub min_tokens: usize,
+    /// What is done with records that can't be read.
+    pub on_bad_record: OnBadRecord,
+}
+
+/// Where shards go.
+#[derive(Debug, Clone, Copy)]
+pub struct ShardSink<'a> {
+    /// The set's folder.
+    pub dir: &'a Path,
+    /// Options of every shard, the number of its part aside.
+    pub options: ShardOptions,
+}
+
+/// What goes from stage to stage, part after part.
+enum Piece<R> {
+    /// Rows of the current part, and how many bytes of text they were made from.
+    Rows(Vec<R>, u64),
+    /// The current part is complete.
+    End(PackStats, Vec<Reject>),
+}
+
+/// The stage after has ended, and its error says why.
+struct HungUp;
+
+/// Computes and publishes the shards of these parts; returns the number of tokens.
+///
+/// # Errors
+///
+/// When a stage fails. Parts that are published by then stay.
+pub fn run(
+    source: &RowSource<'_>,
+    parts: &[&Part],
+    scorer: &dyn RowScorer,
+    sink: &ShardSink<'_>,
+    stop: &StopFlag,
+    progress: &dyn Progress,
+) -> Result<u64> {
+    progress.begin("scoring", parts.iter().map(|part| part.size_bytes).sum());
+    let outcome = std::thread::scope(|scope| -> Result<u64> {
+        let (send_rows, rows) = sync_channel(QUEUE_LEN);
+        let (send_scored, scored) = sync_channel(QUEUE_LEN);
+        let reader = scope.spawn(move || source.read(parts, &send_rows));
+        let writer = scope.spawn(move || sink.write(parts, &scored));
+        let tokens = score(parts, &rows, scorer, &send_scored, stop, progress);
+        // With its queues gone, a stage that still waits is woken and ends.
+        drop((rows, send_scored));
+        let panicked = |what| move |_| anyhow::anyhow!("the {what} thread panicked");
+        let written = writer.join().map_err(panicked("writer"))?;
+        let read = reader.join().map_err(panicked("reader"))?;
+        // A stage that failed is the reason why the one after it ran dry, or the one before it had
+        // nobody to send to.
+        let tokens = tokens?;
+        read?;
+        written?;
+        tokens.map_err(|HungUp| anyhow::anyhow!("a stage ended early without an error"))
+    });
+    progress.finish();
+    outcome
+}
+
+impl RowSource<'_> {
+    /// Rows of the first documents of a part, up to about `max_bytes` of text, and how many documents
+    /// and bytes that was.
+    ///
+    /// # Errors
+    ///
+    /// When reading fails, or a record is bad and that is not to be skipped.
+    pub fn sample<'c>(
+        &self,
+        reader: &mut Documents<'c>,
+        part: &'c Part,
+        max_bytes: usize,
+    ) -> Result<(Vec<Row>, u64, u64)> {
+        let mut documents = Vec::new();
+        let mut bytes = 0;
+        reader.begin(part);
+        for document in reader {
+            match document {
+                Ok(document) => {
+                    bytes += document.content.size_bytes();
+                    documents.push(document);
+                }
+                Err(error) => {
+                    self.reject(error.reject(""), error.into())?;
+                }
+            }
+            if bytes >= max_bytes {
+                break;
+            }
+        }
+        let num_documents = documents.len() as u64;
+        let mut packer = self.packer()?;
+        let (mut rows, _) = self.encode(documents, &mut packer)?;
+        rows.extend(packer.finish().0);
+        Ok((rows, num_documents, bytes as u64))
+    }
+
+    fn packer(&self) -> Result<Packer> {
+        Ok(Packer::new(self.packing, self.seq_len)?.with_min_tokens(self.min_tokens))
+    }
+
+    /// A bad record's entry in the list, or the error that it is.
+    fn reject(&self, reject: Option<Reject>, error: anyhow::Error) -> Result<Reject> {
+        match (self.on_bad_record, reject) {
+            (OnBadRecord::Skip, Some(reject)) => Ok(reject),
+            _ => Err(error),
+        }
+    }
+
+    fn encode(
+        &self,
+        documents: Vec<Document>,
+        packer: &mut Packer,
+    ) -> Result<(Vec<Row>, Vec<Reject>)> {
+        let mut rows = Vec::new();
+        let mut rejects = Vec::new();
+        for encoded in self.tokenizer.encode_batch(documents) {
+            match encoded {
+                Ok(document) => rows.extend(packer.push(document)),
+                Err(error) => rejects.push(self.reject(error.reject(), error.into())?),
+            }
+        }
+        Ok((rows, rejects))
+    }
+
+    /// The first stage.
+    fn read(&self, parts: &[&Part], send: &SyncSender<Piece<Row>>) -> Result<()> {
+        let mut documents = self.corpus.reader();
+        for part in parts {
+            documents.begin(part);
+            let mut packer = self.packer()?;
+            let mut waiting: Vec<Document> = Vec::new();
+            let mut bytes = 0;
+            let mut rejects: Vec<Reject> = Vec::new();
+            loop {
+                let document = documents.next();
+                let is_last = document.is_none();
+                match document {
+                    Some(Ok(document)) => {
+                        bytes += document.content.size_bytes();
+                        waiting.push(document);
+                    }
+                    Some(Err(error)) => {
+                        let reject = error.reject(documents.source());
+                        rejects.push(self.reject(reject, error.into())?);
+                    }
+                    None => {}
+                }
+                if bytes >= ENCODE_BYTES || is_last {
+                    let (rows, bad) = self.encode(std::mem::take(&mut waiting), &mut packer)?;
+                    rejects.extend(bad);
+                    if send.send(Piece::Rows(rows, bytes as u64)).is_err() {
+                        return Ok(());
+                    }
+                    bytes = 0;
+                }
+                if rejects.len() > MAX_REJECTS_PER_PART {
+                    return Err(too_many(part, &rejects).into());
+                }
+                if is_last {
+                    break;
+                }
+            }
+            let (tail, mut stats) = packer.finish();
+            rejects.sort_by(|a, b| (&a.source, a.doc_index).cmp(&(&b.source, b.doc_index)));
+            stats.rejected_records = rejects.len() as u64;
+            let last = [
+                Piece::Rows(tail.into_iter().collect(), 0),
+                Piece::End(stats, rejects),
+            ];
+            for piece in last {
+                if send.send(piece).is_err() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn too_many(part: &Part, rejects: &[Reject]) -> BadInput {
+    let first = rejects.first().map_or_else(String::new, |first| {
+        format!(
+            "; the first is record {} of {}: {}",
+            first.doc_index, first.source, first.reason
+        )
+    });
+    BadInput(format!(
+        "more than {MAX_REJECTS_PER_PART} records of part {} can't be read{first}",
+        part.index
+    ))
+}
+
+/// The stage in the middle; the number of tokens that went through.
+fn score(
+    parts: &[&Part],
+    rows: &Receiver<Piece<Row>>,
+    scorer: &dyn RowScorer,
+    send: &SyncSender<Piece<ScoredRow>>,
+    stop: &StopFlag,
+    progress: &dyn Progress,
+) -> Result<Result<u64, HungUp>> {
+    let mut tokens = 0;
+    let mut done_bytes = 0;
+    for part in parts {
+        let mut batch: Vec<Row> = Vec::new();
+        let mut batch_tokens = 0;
+        let mut part_bytes = 0;
+        let mut flush = |batch: &mut Vec<Row>, len: &mut usize, done: u64| -> Result<bool> {
+            stop.check("finished parts are kept, and it does the rest")?;
+            let scored = scorer.score(std::mem::take(batch))?;
+            tokens += *len as u64;
+            progress.advance(done, *len as u64, "");
+            *len = 0;
+            Ok(send.send(Piece::Rows(scored, 0)).is_ok())
+        };
+        let (stats, rejects) = loop {
+            let Ok(piece) = rows.recv() else {
+                return Ok(Err(HungUp));
+            };
+            let (rows, bytes) = match piece {
+                Piece::Rows(rows, bytes) => (rows, bytes),
+                Piece::End(stats, rejects) => break (stats, rejects),
+            };
+            part_bytes += bytes;
+            let done = done_bytes + part_bytes.min(part.size_bytes);
+            for row in rows {
+                let len = row.input_ids.len();
+                if batch_tokens > 0
+                    && batch_tokens + len > scorer.batch_tokens()
+                    && !flush(&mut batch, &mut batch_tokens, done)?
+                {
+                    return Ok(Err(HungUp));
+                }
+                batch_tokens += len;
+                batch.push(row);
+            }
+        };
+        done_bytes += part.size_bytes;
+        let flushed = batch.is_empty() || flush(&mut batch, &mut batch_tokens, done_bytes)?;
+        if !flushed || send.send(Piece::End(stats, rejects)).is_err() {
+            return Ok(Err(HungUp));
+        }
+        progress.advance(done_bytes, 0, "");
+    }
+    Ok(Ok(tokens))
+}
+
+impl ShardSink<'_> {
+    /// The last stage.
+    fn write(&self, parts: &[&Part], scored: &Receiver<Piece<ScoredRow>>) -> Result<()> {
+        for part in parts {
+            let path = self.dir.join(Manifest::shard_name(part.index));
+            let failed = || format!("cannot write {}", path.display());
+            let options = ShardOptions {
+                part: part.index,
+                ..self.options
+            };
+            let file = AtomicFile::create(&path)?;
+            let mut writer = ShardWriter::new(file, options).with_context(failed)?;
+            let stats = loop {
+                // The stage before hung up, for a reason of its own.
+                let Ok(piece) = scored.recv() else {
+                    return Ok(());
+                };
+                match piece {
+                    Piece::Rows(rows, _) => {
+                        for row in &rows {
+                            writer.push(row).with_context(failed)?;
+                        }
+                    }
+                    Piece::End(stats, rejects) => {
+                        rejects.into_iter().for_each(|reject| writer.reject(reject));
+                        break stats;
+                    }
+                }
+            };
+            let (file, _) = writer.finish(&stats).with_context(failed)?;
+            // Another run of this worker may have published the part meanwhile, with the same bytes.
+            file.publish_new()?;
+        }
+        Ok(())
+    }
+}
