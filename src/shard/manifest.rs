@@ -434,7 +434,7 @@ impl Manifest {
     }
 
     /// Writes manifest.json, atomically, with its own digest in it; returns it as it was written.
-    fn save(mut self, dir: &Path) -> Result<Self, Error> {
+    pub(crate) fn save(mut self, dir: &Path) -> Result<Self, Error> {
         let path = dir.join(MANIFEST_FILE);
         self.validate().map_err(|reason| Error::Manifest {
             path: path.clone(),

@@ -7,7 +7,7 @@ use super::write::{ShardOptions, ShardWriter};
 use super::{Error, ErrorKind};
 use crate::fs::{self, Digest};
 use crate::pack::{PackStats, Packing};
-use crate::types::{Row, ScoredRow, round_mantissa};
+use crate::types::{OnBadRecord, Row, ScoredRow, round_mantissa};
 use proptest::prelude::*;
 
 fn row(first_id: u32, len: usize, has_base: bool) -> ScoredRow {
@@ -59,6 +59,7 @@ fn plan(num_parts: u32) -> Plan {
         fingerprint: Digest::of(b"model"),
         model_type: "llama".to_owned(),
         dtype: "f32".to_owned(),
+        device: "cpu".to_owned(),
     };
     Plan {
         format_version: FORMAT_VERSION,
@@ -77,6 +78,12 @@ fn plan(num_parts: u32) -> Plan {
         exact: false,
         text_field: "text".to_owned(),
         part_bytes: 1,
+        min_tokens: 0,
+        limit_docs: None,
+        on_bad_record: OnBadRecord::Fail,
+        max_record_bytes: 1 << 24,
+        token_dtype: None,
+        separator: None,
         num_parts,
         corpus: vec![CorpusEntry {
             source: "a.txt".to_owned(),

@@ -46,13 +46,13 @@ fn document(index: u64, text: &str) -> Document {
     Document {
         source: Arc::from("a.txt"),
         index,
-        text: text.to_owned(),
+        content: Content::Text(text.to_owned()),
     }
 }
 
 fn ids(tokenizer: &TextTokenizer, text: &str) -> Vec<TokenId> {
-    let documents = tokenizer.encode_batch(vec![document(0, text)]).unwrap();
-    documents[0].input_ids.clone()
+    let documents = tokenizer.encode_batch(vec![document(0, text)]);
+    documents[0].as_ref().unwrap().input_ids.clone()
 }
 
 #[test]
@@ -97,7 +97,11 @@ fn order_and_ids_do_not_depend_on_the_number_of_threads() {
             .num_threads(threads)
             .build()
             .unwrap();
-        pool.install(|| tokenizer.encode_batch(documents.clone()).unwrap())
+        let encoded = pool.install(|| tokenizer.encode_batch(documents.clone()));
+        encoded
+            .into_iter()
+            .map(Result::unwrap)
+            .collect::<Vec<_>>()
     };
     let one = encode(1);
     assert_eq!(one, encode(4));
