@@ -64,6 +64,7 @@ const ALLOWED: &[(&[&str], &[&str])] = &[
     (
         &["cli"],
         &[
+            "types",
             "pipeline",
             "fs",
             "corpus",

@@ -69,12 +69,20 @@ fn json_on_stdout_is_one_object_and_everything_else_is_on_stderr() {
     let workspace = Workspace::new();
     workspace.write_corpus("corpus/a.jsonl", 10);
     let scored = workspace.command(SCORE).args("corpus -o set --json").ok();
+    let events: Vec<Value> = scored
+        .stderr
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     scored.check(
-        scored
-            .stderr
-            .starts_with(" WARN DEMO: no --rl-model was given"),
-        "the demo pair is announced on stderr",
+        events[0]["event"] == "warning"
+            && events[0]["message"]
+                .as_str()
+                .is_some_and(|message| message.starts_with("DEMO: no --rl-model was given")),
+        "the demo pair is announced on stderr, first",
     );
+    let end = events.iter().find(|event| event["event"] == "end").unwrap();
+    assert_eq!(end["done"], end["total"]);
     let score = only_object(&scored.stdout);
     assert_eq!(score["scored_parts"], score["num_parts"]);
     assert_eq!(score["missing_parts"], serde_json::json!([]));

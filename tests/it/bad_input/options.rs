@@ -117,7 +117,7 @@ const ALONE: &[Case] = &[
         prepare: nothing,
         command: "remit-score corpus -o out --rl-model rl --part-bytes 0",
         exit: USAGE,
-        stderr: &["error: invalid value '0' for '--part-bytes <BYTES>': 0 is not in 1.."],
+        stderr: &["error: invalid value '0' for '--part-bytes <BYTES>': it must be at least 1"],
     },
     Case {
         input: "an output that is a file",
