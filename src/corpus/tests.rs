@@ -478,10 +478,7 @@ fn a_byte_order_mark_and_empty_text_are_no_trouble() {
         "\u{feff}{\"text\": \"a\"}\n{\"text\": \"\"}",
     );
     let read = read(&path).unwrap();
-    let read: Vec<_> = read
-        .iter()
-        .map(|doc| (doc.index, text_of(doc)))
-        .collect();
+    let read: Vec<_> = read.iter().map(|doc| (doc.index, text_of(doc))).collect();
     assert_eq!(read, [(0, "a"), (1, "")]);
 }
 
@@ -545,7 +542,10 @@ fn records_beyond_the_limit_are_errors_and_at_the_limit_are_read() {
     assert_eq!(good, ["aaaa", "c"]);
     let bad: Vec<_> = read.iter().filter_map(|read| read.as_ref().err()).collect();
     let message = bad[0].to_string();
-    assert!(message.contains("a.jsonl, line 2: longer than 15 bytes"), "{message}");
+    assert!(
+        message.contains("a.jsonl, line 2: longer than 15 bytes"),
+        "{message}"
+    );
     let rejects: Vec<_> = bad.iter().map(|error| error.reject("s").unwrap()).collect();
     assert_eq!(rejects[0].doc_index, 1);
     assert_eq!(rejects[1].reason, rejects[0].reason);

@@ -8,7 +8,9 @@ use super::score::ScoreOptions;
 use super::{Progress, Usage};
 use crate::corpus::{Input, Part};
 use crate::fs;
-use crate::shard::manifest::{MANIFEST_FILE, Manifest, Plan, SHARD_PREFIX};
+use crate::shard::manifest::{
+    MANIFEST_FILE, Manifest, PLAN_FILE, Plan, REJECTS_FILE, SHARD_PREFIX,
+};
 
 /// Compares a plan with the one that is there, if there is one.
 pub(super) fn compare_plan(dir: &Path, plan: &Plan) -> Result<()> {
@@ -100,10 +102,19 @@ pub(super) fn complete(dir: &Path, plan: Plan, progress: &dyn Progress) -> Resul
         {
             Manifest::from_shards(dir, plan)?.save_rejects(dir)?;
         }
+        sweep(dir)?;
         return Ok(manifest);
     }
     progress.note("reading back and hashing all shards");
     let manifest = Manifest::from_shards(dir, plan)?.save(dir)?;
-    fs::remove_stale_temps(dir, SHARD_PREFIX)?;
+    sweep(dir)?;
     Ok(manifest)
+}
+
+/// Removes what killed runs left behind in a complete set.
+fn sweep(dir: &Path) -> Result<()> {
+    for target in [SHARD_PREFIX, PLAN_FILE, REJECTS_FILE, MANIFEST_FILE] {
+        fs::remove_stale_temps(dir, target)?;
+    }
+    Ok(())
 }

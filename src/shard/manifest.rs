@@ -284,7 +284,7 @@ impl Assembly {
     /// Writes rejects.jsonl, if there is anything in it.
     pub fn save_rejects(&self, dir: &Path) -> Result<(), Error> {
         if !self.rejects_jsonl.is_empty() {
-            fs::write_atomic(&dir.join(REJECTS_FILE), &self.rejects_jsonl)?;
+            fs::write_new(&dir.join(REJECTS_FILE), &self.rejects_jsonl)?;
         }
         Ok(())
     }
@@ -433,7 +433,8 @@ impl Manifest {
         })
     }
 
-    /// Writes manifest.json, atomically, with its own digest in it; returns it as it was written.
+    /// Writes manifest.json, atomically, with its own digest in it, unless there is one; returns it as
+    /// it was written.
     pub(crate) fn save(mut self, dir: &Path) -> Result<Self, Error> {
         let path = dir.join(MANIFEST_FILE);
         self.validate().map_err(|reason| Error::Manifest {
@@ -446,7 +447,8 @@ impl Manifest {
                 path: path.clone(),
                 reason: "it does not hold its own digest once".to_owned(),
             })?;
-        fs::write_atomic(&path, &pretty(&self, &path)?)?;
+        // Another worker may have been faster, with the same bytes.
+        fs::write_new(&path, &pretty(&self, &path)?)?;
         Ok(self)
     }
 

@@ -1,6 +1,8 @@
 use std::path::Path;
 
-use super::manifest::{CorpusEntry, Manifest, ModelIdentity, Plan, TokenizerIdentity};
+use super::manifest::{
+    CorpusEntry, MANIFEST_FILE, Manifest, ModelIdentity, Plan, TokenizerIdentity,
+};
 use super::read::{ShardFile, ShardSet};
 use super::schema::FORMAT_VERSION;
 use super::write::{ShardOptions, ShardWriter};
@@ -290,6 +292,7 @@ fn a_shard_of_another_kind_is_refused_even_with_the_right_digest() {
     let mut manifest = Manifest::load(dir.path()).unwrap();
     manifest.shards[0].size_bytes = bytes.len() as u64;
     manifest.shards[0].blake3 = Digest::of(&bytes);
+    fs::remove_file(&dir.path().join(MANIFEST_FILE)).unwrap();
     manifest.save(dir.path()).unwrap();
     let error = ShardSet::open(dir.path()).unwrap_err();
     assert!(matches!(error, Error::Schema { .. }), "{error}");
@@ -307,6 +310,7 @@ fn a_shard_of_another_plan_is_refused_with_and_without_a_manifest() {
     assert!(matches!(error, Error::OtherPlan { .. }), "{error}");
     let mut manifest = Manifest::load(dir.path()).unwrap();
     manifest.plan.exact = true;
+    fs::remove_file(&dir.path().join(MANIFEST_FILE)).unwrap();
     manifest.save(dir.path()).unwrap();
     let error = ShardSet::open(dir.path()).unwrap_err();
     assert!(matches!(error, Error::OtherPlan { .. }), "{error}");

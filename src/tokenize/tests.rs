@@ -98,10 +98,7 @@ fn order_and_ids_do_not_depend_on_the_number_of_threads() {
             .build()
             .unwrap();
         let encoded = pool.install(|| tokenizer.encode_batch(documents.clone()));
-        encoded
-            .into_iter()
-            .map(Result::unwrap)
-            .collect::<Vec<_>>()
+        encoded.into_iter().map(Result::unwrap).collect::<Vec<_>>()
     };
     let one = encode(1);
     assert_eq!(one, encode(4));
