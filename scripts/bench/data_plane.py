@@ -26,6 +26,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH_BYTES = 1 << 20
+# Starts a program from a small process, since a child's peak memory begins with its parent's; prints kB.
+MEASURE = """
+import os, subprocess, sys
+_, status, usage = os.wait4(subprocess.Popen(sys.argv[1:]).pid, 0)
+print(usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
 
 
 def sources(limit_bytes):
@@ -82,12 +89,10 @@ def in_python(tokenizer_path, corpus_path):
 def in_rust(binary, tokenizer, corpus, output, mode):
     """The stages that were printed, by name, and peak memory in MB."""
     shutil.rmtree(output, ignore_errors=True)
-    process = subprocess.Popen([binary, tokenizer, corpus, output, mode], stdout=subprocess.PIPE, text=True)
-    lines = process.stdout.read().splitlines()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status != 0:
-        sys.exit(f"data_plane ended with {status}")
-    return {stage["stage"]: stage for stage in map(json.loads, lines)}, usage.ru_maxrss / 1e3
+    command = [sys.executable, "-S", "-c", MEASURE, binary, tokenizer, corpus, output, mode]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    *lines, peak_kb = done.stdout.splitlines()
+    return {stage["stage"]: stage for stage in map(json.loads, lines)}, int(peak_kb) / 1e3
 
 
 def main():

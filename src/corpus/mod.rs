@@ -205,6 +205,21 @@ pub struct Part {
     pub size_bytes: u64,
 }
 
+impl Part {
+    /// Number of its records, if all of them are rows of tables.
+    pub fn num_rows(&self) -> Option<u64> {
+        self.slices.iter().try_fold(0, |sum: u64, slice| {
+            let SliceRange::RowGroups { num_records, .. } = slice.range else {
+                return None;
+            };
+            let rows = slice
+                .max_documents
+                .map_or(num_records, |max| max.min(num_records));
+            Some(sum.saturating_add(rows))
+        })
+    }
+}
+
 /// What a part takes of one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slice {

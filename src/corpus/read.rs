@@ -26,6 +26,7 @@ pub struct Documents<'a> {
     open: Option<OpenSlice<'a>>,
     /// A compressed file that was left in the middle: the next part may begin just there.
     parked: Option<(usize, Lines)>,
+    bytes_read: u64,
 }
 
 struct OpenSlice<'a> {
@@ -52,6 +53,7 @@ impl<'a> Documents<'a> {
             slices: [].iter(),
             open: None,
             parked: None,
+            bytes_read: 0,
         }
     }
 
@@ -77,12 +79,18 @@ impl<'a> Documents<'a> {
     fn advance(&mut self) -> Result<Option<Document>, Error> {
         loop {
             if let Some(open) = &mut self.open {
+                let before = open.records.offset();
                 let record = match open.left {
                     0 => None,
                     _ => open.records.next(open.file, self.corpus)?,
                 };
                 if let Some((index, content)) = record {
                     open.left -= 1;
+                    self.bytes_read += match (before, open.records.offset(), &content) {
+                        (Some(before), Some(after), _) => after.saturating_sub(before),
+                        (_, _, Ok(content)) => content.size_bytes() as u64,
+                        _ => 0,
+                    };
                     let content = content.map_err(|(place, problem)| Error::BadRecord {
                         path: open.file.path.clone(),
                         place,
@@ -112,6 +120,12 @@ impl<'a> Documents<'a> {
                 left: slice.max_documents.unwrap_or(u64::MAX),
             });
         }
+    }
+
+    /// Bytes of all records that were returned so far, bad ones included: as they are in the file,
+    /// unpacked, and of tables the texts and ids alone. About what [`Part::size_bytes`] counts.
+    pub fn bytes_read(&self) -> u64 {
+        self.bytes_read
     }
 
     /// The file of the record that was returned last, as its documents name it.
@@ -230,6 +244,15 @@ impl Records {
                 return Err(misfit());
             }
         })
+    }
+
+    /// Where the next record starts in the unpacked file, where that is known.
+    fn offset(&self) -> Option<u64> {
+        match self {
+            Self::Lines(lines) => Some(lines.offset),
+            Self::Tokens(documents) => Some(documents.offset()),
+            Self::Text(_) | Self::Parquet(_) | Self::Arrow(_) => None,
+        }
     }
 
     /// The next record; `None` at the end of the slice.

@@ -307,6 +307,8 @@ pub(super) struct Documents<R> {
     num_ids: u64,
     /// Number of the next document.
     index: u64,
+    /// Bytes that were read so far.
+    offset: u64,
 }
 
 impl<R: BufRead> Documents<R> {
@@ -323,7 +325,13 @@ impl<R: BufRead> Documents<R> {
             separator,
             num_ids,
             index: first,
+            offset: 0,
         }
+    }
+
+    /// Bytes from where it began to the next document.
+    pub(super) fn offset(&self) -> u64 {
+        self.offset
     }
 
     /// The next document's number and ids; `None` after the last.
@@ -376,6 +384,7 @@ impl<R: BufRead> Documents<R> {
                 }
             }
             self.stream.consume(used);
+            self.offset += used as u64;
             if ended {
                 break;
             }

@@ -19,7 +19,7 @@ use crate::types::Row;
 /// Parts that are sampled, evenly over the corpus.
 const MAX_SAMPLED_PARTS: usize = 32;
 /// Text that is taken of each.
-const SAMPLE_BYTES: usize = 64 << 10;
+const SAMPLE_BYTES: u64 = 64 << 10;
 /// Time that the models are measured for, where there are rows enough.
 const CALIBRATION: Duration = Duration::from_secs(5);
 /// What is measured before this is loading and warming up.

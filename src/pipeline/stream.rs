@@ -120,30 +120,37 @@ impl RowSource<'_> {
         &self,
         reader: &mut Documents<'c>,
         part: &'c Part,
-        max_bytes: usize,
+        max_bytes: u64,
     ) -> Result<(Vec<Row>, u64, u64)> {
         let mut documents = Vec::new();
-        let mut bytes = 0;
+        let mut num_records = 0;
         reader.begin(part);
-        for document in reader {
-            match document {
-                Ok(document) => {
-                    bytes += document.content.size_bytes();
-                    documents.push(document);
-                }
-                Err(error) => {
+        let before = reader.bytes_read();
+        let bytes = loop {
+            match reader.next() {
+                Some(Ok(document)) => documents.push(document),
+                Some(Err(error)) => {
                     self.reject(error.reject(""), error.into())?;
                 }
+                None => break part.size_bytes,
             }
+            num_records += 1;
+            let bytes = reader.bytes_read() - before;
             if bytes >= max_bytes {
-                break;
+                // Of a table, a part counts the column as it is encoded.
+                break match part.num_rows() {
+                    Some(rows) => {
+                        (part.size_bytes as f64 * num_records as f64 / rows as f64) as u64
+                    }
+                    None => bytes.min(part.size_bytes),
+                };
             }
-        }
+        };
         let num_documents = documents.len() as u64;
         let mut packer = self.packer()?;
         let (mut rows, _) = self.encode(documents, &mut packer)?;
         rows.extend(packer.finish().0);
-        Ok((rows, num_documents, bytes as u64))
+        Ok((rows, num_documents, bytes))
     }
 
     fn packer(&self) -> Result<Packer> {
@@ -182,6 +189,7 @@ impl RowSource<'_> {
             let mut packer = self.packer()?;
             let mut waiting: Vec<Document> = Vec::new();
             let mut bytes = 0;
+            let mut bytes_sent = documents.bytes_read();
             let mut rejects: Vec<Reject> = Vec::new();
             loop {
                 let document = documents.next();
@@ -200,9 +208,11 @@ impl RowSource<'_> {
                 if bytes >= ENCODE_BYTES || is_last {
                     let (rows, bad) = self.encode(std::mem::take(&mut waiting), &mut packer)?;
                     rejects.extend(bad);
-                    if send.send(Piece::Rows(rows, bytes as u64)).is_err() {
+                    let done = documents.bytes_read() - bytes_sent;
+                    if send.send(Piece::Rows(rows, done)).is_err() {
                         return Ok(());
                     }
+                    bytes_sent += done;
                     bytes = 0;
                 }
                 if rejects.len() > MAX_REJECTS_PER_PART {

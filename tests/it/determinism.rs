@@ -85,6 +85,190 @@ fn workers_in_any_order_make_the_set_that_one_worker_makes() {
     }
 }
 
+/// Plain and compressed files, ids, and lines that can't be read: about 25 parts of 1,000 bytes.
+fn awkward_corpus() -> Workspace {
+    let workspace = Workspace::new();
+    workspace.write_corpus("corpus/a.jsonl", 30);
+    let text = String::from_utf8(workspace.read("corpus/a.jsonl")).unwrap();
+    let bad = text.replacen("\n", "\n{\"text\": 3}\n", 20);
+    workspace.write("corpus/b.jsonl", &bad);
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut gzip, bad.as_bytes()).unwrap();
+    workspace.write("corpus/c.jsonl.gz", gzip.finish().unwrap());
+    workspace.write(
+        "corpus/d.jsonl.zst",
+        zstd::encode_all(text.as_bytes(), 1).unwrap(),
+    );
+    workspace.write(
+        "corpus/e.jsonl",
+        "{\"input_ids\": [5, 6, 7]}\n{\"input_ids\": [99999]}\n",
+    );
+    workspace
+}
+
+#[test]
+fn any_number_of_workers_in_any_order_and_parts_done_twice_make_the_same_set() {
+    let workspace = awkward_corpus();
+    let score = |output: &str, more: &str| {
+        workspace
+            .command(SCORE)
+            .args("corpus --part-bytes 1000 --threads 1 --on-bad-record skip -o")
+            .arg(output)
+            .args(more)
+    };
+    score("alone", "").ok();
+    let alone = workspace.snapshot("alone");
+    assert!(alone.len() > 20, "{} files", alone.len());
+    let rejects = &alone["rejects.jsonl".as_ref() as &std::path::Path];
+    assert_eq!(rejects.iter().filter(|byte| **byte == b'\n').count(), 41);
+
+    // The high bits of a linear congruential generator: a fixed, odd order.
+    let mut state = 20_261_124_u64;
+    let mut below = |n: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % n
+    };
+    for num_workers in [1, 2, 3, 7] {
+        let mut order: Vec<usize> = (0..num_workers).chain([below(num_workers)]).collect();
+        for i in (1..order.len()).rev() {
+            order.swap(i, below(i + 1));
+        }
+        // All at a time: a number that comes twice does its parts twice, and one of them loses.
+        let workers: Vec<_> = order
+            .iter()
+            .map(|index| {
+                let worker = format!("--num-workers {num_workers} --worker-index {index}");
+                score("shared", &worker).spawn()
+            })
+            .collect();
+        for worker in workers {
+            let ended = worker.wait_with_output().unwrap();
+            let stderr = String::from_utf8_lossy(&ended.stderr);
+            assert!(
+                ended.status.success(),
+                "of {num_workers}, {order:?}: {stderr}"
+            );
+        }
+        let what = format!("{num_workers} workers, {order:?}");
+        score("shared", "").ok();
+        assert_same(&alone, &workspace.snapshot("shared"), &what);
+
+        // Some shards are lost, and the manifest with them; whoever comes first makes them again.
+        workspace.remove("shared/manifest.json");
+        for _ in 0..5 {
+            let name = format!("shared/part-{:06}.parquet", below(20));
+            let _ = std::fs::remove_file(workspace.path(&name));
+        }
+        for index in &order {
+            score(
+                "shared",
+                &format!("--num-workers {num_workers} --worker-index {index}"),
+            )
+            .ok();
+        }
+        assert_same(
+            &alone,
+            &workspace.snapshot("shared"),
+            &format!("{what}, again"),
+        );
+        workspace.remove("shared");
+    }
+}
+
+#[test]
+fn a_worker_that_is_alone_says_which_parts_are_missing_and_how_to_run_them() {
+    let workspace = awkward_corpus();
+    let ended = workspace
+        .command(SCORE)
+        .args(
+            "corpus --part-bytes 1000 -o out --on-bad-record skip --num-workers 3 --worker-index 1",
+        )
+        .ok();
+    for part in [" 0, ", " 2, ", " 3, "] {
+        ended.check(
+            ended.stdout.contains(part),
+            "the parts of others are listed",
+        );
+    }
+    ended.check(
+        ended.stdout.contains("--worker-index"),
+        "it says how to run them",
+    );
+    assert!(!workspace.path("out/manifest.json").exists());
+}
+
+#[test]
+fn a_dry_run_estimates_and_writes_nothing() {
+    let workspace = corpus();
+    let ended = workspace
+        .command(SCORE)
+        .args("corpus -o out --seq-len 256 --dry-run --json")
+        .ok();
+    assert!(!workspace.path("out").exists());
+    let estimate: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    workspace
+        .command(SCORE)
+        .args("corpus -o out --seq-len 256")
+        .ok();
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&workspace.read("out/manifest.json")).unwrap();
+    // So small a corpus is sampled whole.
+    assert_eq!(estimate["tokens"], manifest["totals"]["tokens"]);
+    assert_eq!(estimate["rows"], manifest["totals"]["rows"]);
+    assert_eq!(estimate["parts"], manifest["plan"]["num_parts"]);
+    assert_eq!(estimate["files"], 2);
+    assert!(estimate["tokens_per_second"].as_f64().unwrap() > 0.0);
+    let shards = workspace.snapshot("out");
+    let shards: usize = shards
+        .iter()
+        .filter(|(name, _)| name.extension().is_some_and(|ext| ext == "parquet"))
+        .map(|(_, bytes)| bytes.len())
+        .sum();
+    let ratio = estimate["output_bytes"].as_f64().unwrap() / shards as f64;
+    assert!(
+        (0.7..1.4).contains(&ratio),
+        "estimated {ratio} times the shards' bytes"
+    );
+    // Over a set that is there, it says so, and changes nothing.
+    let before = workspace.snapshot("out");
+    let again = workspace
+        .command(SCORE)
+        .args("corpus -o out --seq-len 256 --dry-run --json")
+        .ok();
+    assert_same(&before, &workspace.snapshot("out"), "dry run");
+    let again: serde_json::Value = serde_json::from_str(&again.stdout).unwrap();
+    assert_eq!(again["finished_parts"], again["parts"]);
+    assert_eq!(again["parts_of_this_worker"], 0);
+}
+
+#[test]
+fn limits_leave_out_documents_and_are_counted() {
+    let workspace = corpus();
+    let totals = |output: &str| -> (u64, u64, u64) {
+        let manifest: serde_json::Value =
+            serde_json::from_slice(&workspace.read(&format!("{output}/manifest.json"))).unwrap();
+        let count = |key: &str| manifest["documents"][key].as_u64().unwrap();
+        (count("documents"), count("rows"), count("short_documents"))
+    };
+    let score = |output: &str, more: &str| {
+        workspace
+            .command(SCORE)
+            .args("corpus/a.jsonl --part-bytes 700 -o")
+            .arg(output)
+            .args(more)
+            .ok();
+        totals(output)
+    };
+    assert_eq!(score("all", ""), (30, 30, 0));
+    assert_eq!(score("first", "--limit-docs 7"), (7, 7, 0));
+    assert_eq!(score("more-than-all", "--limit-docs 1000"), (30, 30, 0));
+    let (documents, rows, short) = score("long", "--min-tokens 55");
+    assert_eq!((documents, rows + short), (30, 30));
+    assert!(short > 0 && rows > 0, "{short} short, {rows} rows");
+}
+
 #[test]
 fn annealing_gives_the_same_numbers_and_the_same_model_on_any_number_of_threads() {
     for (name, models) in MODELS {

@@ -1,6 +1,6 @@
 //! Corpora that can't be read.
 
-use std::io::Write;
+use std::io::{Read, Write};
 
 use super::{BAD_DATA, Case, MISSING, check, nothing, unscored};
 use crate::harness::{Workspace, fixtures};
@@ -210,6 +210,237 @@ const CONTAINERS: &[Case] = &[
         ],
     },
 ];
+
+/// A .npy file of version 1.0.
+fn npy(header: &str, data: &[u8]) -> Vec<u8> {
+    let header = format!("{header}\n");
+    let mut file = b"\x93NUMPY\x01\x00".to_vec();
+    file.extend(u16::try_from(header.len()).unwrap().to_le_bytes());
+    file.extend(header.as_bytes());
+    file.extend(data);
+    file
+}
+
+const LISTS: &[Case] = &[
+    Case {
+        input: "a pattern that matches nothing",
+        prepare: nothing,
+        command: "remit-score corpus/*.zst -o out --rl-model rl",
+        exit: MISSING,
+        stderr: &["error: no file matches corpus/*.zst\n"],
+    },
+    Case {
+        input: "a pattern that is none",
+        prepare: nothing,
+        command: "remit-score corpus/[a -o out --rl-model rl",
+        exit: BAD_DATA,
+        stderr: &["error: corpus/[a: not a pattern of file names: "],
+    },
+    Case {
+        input: "a list of files that does not exist",
+        prepare: nothing,
+        command: "remit-score --files-from files.txt -o out --rl-model rl",
+        exit: MISSING,
+        stderr: &["error: ", "files.txt"],
+    },
+    Case {
+        input: "a list of files with a file that does not exist",
+        prepare: |w| w.write("files.txt", "corpus/good.jsonl\ncorpus/none.jsonl\n"),
+        command: "remit-score --files-from files.txt -o out --rl-model rl",
+        exit: MISSING,
+        stderr: &["error: no such file or folder: corpus/none.jsonl\n"],
+    },
+    Case {
+        input: "a list of no files",
+        prepare: |w| w.write("files.txt", "\n\n"),
+        command: "remit-score --files-from files.txt -o out --rl-model rl",
+        exit: BAD_DATA,
+        stderr: &["error: empty corpus: no file was found"],
+    },
+    Case {
+        input: "a file that is listed twice",
+        prepare: |w| w.write("files.txt", "corpus/good.jsonl\n./corpus/good.jsonl\n"),
+        command: "remit-score --files-from files.txt -o out --rl-model rl",
+        exit: BAD_DATA,
+        stderr: &[" would both be called "],
+    },
+];
+
+const LIMITS: &[Case] = &[
+    Case {
+        input: "a line that is longer than a record may be",
+        prepare: |w| {
+            w.write(
+                "corpus/long.jsonl",
+                format!("{DOCUMENT}{{\"text\": \"{}\"}}\n", "a".repeat(5000)),
+            );
+        },
+        command: "remit-score corpus -o out --rl-model rl --max-record-bytes 4K",
+        exit: BAD_DATA,
+        stderr: &[
+            "error: corpus/long.jsonl, line 2: longer than 4096 bytes, the most that a record may have;",
+            "--max-record-bytes",
+        ],
+    },
+    Case {
+        input: "a text that is longer than a record may be",
+        prepare: |w| w.write("corpus/long.txt", long_text()),
+        command: "remit-score corpus -o out --rl-model rl --max-record-bytes 4K",
+        exit: BAD_DATA,
+        stderr: &[
+            "error: corpus/long.txt: longer than 4096 bytes, the most that a record may have;",
+        ],
+    },
+    Case {
+        input: "a text of 3 KB that expands to more than a record may be",
+        prepare: |w| {
+            let frame = zstd::encode_all(std::io::repeat(b'a').take(100 << 20), 1).unwrap();
+            w.write("corpus/bomb.txt.zst", frame);
+        },
+        command: SCORE_CORPUS,
+        exit: BAD_DATA,
+        stderr: &["error: corpus/bomb.txt.zst: longer than 16777216 bytes, the most that "],
+    },
+    Case {
+        input: "a .zst that expands far too much",
+        prepare: |w| {
+            let lines = std::io::repeat(b'\n').take(100 << 20);
+            let frame = zstd::encode_all(lines, 1).unwrap();
+            w.write("corpus/bomb.jsonl.zst", frame);
+        },
+        command: SCORE_CORPUS,
+        exit: BAD_DATA,
+        stderr: &[
+            "error: corpus/bomb.jsonl.zst: the zstd data unpacks to more than 256 times its size; ",
+        ],
+    },
+    Case {
+        input: "a .gz that expands far too much",
+        prepare: |w| {
+            let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+            std::io::copy(&mut std::io::repeat(b'\n').take(100 << 20), &mut writer).unwrap();
+            w.write("corpus/bomb.jsonl.gz", writer.finish().unwrap());
+        },
+        command: SCORE_CORPUS,
+        exit: BAD_DATA,
+        stderr: &[
+            "error: corpus/bomb.jsonl.gz: the gzip data unpacks to more than 256 times its size; ",
+        ],
+    },
+    Case {
+        input: "a .zst that needs a larger window than is allowed",
+        prepare: |w| {
+            let mut writer = zstd::Encoder::new(Vec::new(), 1).unwrap();
+            writer.window_log(22).unwrap();
+            writer.include_contentsize(false).unwrap();
+            for n in 0..200_000 {
+                writeln!(writer, "{{\"text\": \"{} is {n}\"}}", n * n).unwrap();
+            }
+            w.write("corpus/window.jsonl.zst", writer.finish().unwrap());
+        },
+        command: "remit-score corpus -o out --rl-model rl --zstd-window-log 20",
+        exit: BAD_DATA,
+        stderr: &[
+            "error: corpus/window.jsonl.zst: to unpack it takes a zstd window of more than 1 MiB; ",
+            "--zstd-window-log 31",
+        ],
+    },
+];
+
+const IDS: &[Case] = &[
+    Case {
+        input: "a .bin that nothing says the width of",
+        prepare: |w| w.write("corpus/ids.bin", [1, 0, 2, 0]),
+        command: SCORE_CORPUS,
+        exit: BAD_DATA,
+        stderr: &[
+            "error: corpus/ids.bin: a file of token ids without a header; say what they are with \
+             --token-dtype uint16 or uint32\n",
+        ],
+    },
+    Case {
+        input: "a .bin of half an id",
+        prepare: |w| w.write("corpus/ids.bin", [1, 0, 2]),
+        command: "remit-score corpus -o out --rl-model rl --token-dtype uint16",
+        exit: BAD_DATA,
+        stderr: &["error: corpus/ids.bin: 3 bytes are no whole number of ids of 2 bytes\n"],
+    },
+    Case {
+        input: "a .bin with an id that the model has not",
+        prepare: |w| w.write("corpus/ids.bin", [1, 0, 0xff, 0xff]),
+        command: "remit-score corpus -o out --rl-model rl --token-dtype uint16",
+        exit: BAD_DATA,
+        stderr: &[
+            "error: corpus/ids.bin, document 0: the token id at position 1 is 65535; the models have the \
+             ids 0 to ",
+        ],
+    },
+    Case {
+        input: "a .npy that is none",
+        prepare: |w| w.write("corpus/ids.npy", DOCUMENT),
+        command: SCORE_CORPUS,
+        exit: BAD_DATA,
+        stderr: &["error: corpus/ids.npy: "],
+    },
+    Case {
+        input: "a .npy of floats",
+        prepare: |w| {
+            let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }";
+            w.write("corpus/ids.npy", npy(header, &[0; 4]));
+        },
+        command: SCORE_CORPUS,
+        exit: BAD_DATA,
+        stderr: &["error: corpus/ids.npy: a .npy file with ", "<f4"],
+    },
+    Case {
+        input: "a .npy that was cut short",
+        prepare: |w| {
+            let header = "{'descr': '<u2', 'fortran_order': False, 'shape': (4,), }";
+            w.write("corpus/ids.npy", npy(header, &[1, 0, 2, 0]));
+        },
+        command: SCORE_CORPUS,
+        exit: BAD_DATA,
+        stderr: &["error: corpus/ids.npy: "],
+    },
+    Case {
+        input: "a list of ids with a negative one",
+        prepare: |w| w.write("corpus/ids.jsonl", "{\"input_ids\": [3, -1]}\n"),
+        command: SCORE_CORPUS,
+        exit: BAD_DATA,
+        stderr: &["error: corpus/ids.jsonl, line 1: "],
+    },
+    Case {
+        input: "a list of ids with one that the model has not",
+        prepare: |w| w.write("corpus/ids.jsonl", "{\"input_ids\": [3, 70000]}\n"),
+        command: SCORE_CORPUS,
+        exit: BAD_DATA,
+        stderr: &[
+            "error: corpus/ids.jsonl, line 1: the token id at position 1 is 70000; the models have ",
+        ],
+    },
+    Case {
+        input: "an .arrow that is plain text",
+        prepare: |w| w.write("corpus/plain.arrow", DOCUMENT),
+        command: SCORE_CORPUS,
+        exit: BAD_DATA,
+        stderr: &["error: corpus/plain.arrow: not a readable Arrow IPC file: "],
+    },
+];
+
+#[test]
+fn patterns_and_lists_that_name_no_files_are_told_apart() {
+    check(&unscored(), LISTS);
+}
+
+#[test]
+fn records_and_files_beyond_the_limits_are_refused() {
+    check(&unscored(), LIMITS);
+}
+
+#[test]
+fn ids_that_cannot_be_read_are_named_by_file_and_document() {
+    check(&unscored(), IDS);
+}
 
 #[test]
 fn missing_empty_and_unsupported_inputs_are_told_apart() {

@@ -1,6 +1,6 @@
 //! Options that make no sense, alone or with the inputs.
 
-use super::{Case, IO, OTHER, USAGE, check, nothing, scored, unscored};
+use super::{Case, IO, MISSING, OTHER, USAGE, check, nothing, scored, unscored};
 
 const ALONE: &[Case] = &[
     Case {
@@ -97,6 +97,60 @@ const ALONE: &[Case] = &[
         command: "remit-score corpus -o out --rl-model rl --num-workers 3 --worker-index 3",
         exit: USAGE,
         stderr: &["error: --worker-index 3 is not below --num-workers 3\n"],
+    },
+    Case {
+        input: "a number of workers without this one's",
+        prepare: nothing,
+        command: "remit-score corpus -o out --rl-model rl --num-workers 3",
+        exit: USAGE,
+        stderr: &["error: --num-workers 3 needs --worker-index, 0 to 2\n"],
+    },
+    Case {
+        input: "a limit of no documents",
+        prepare: nothing,
+        command: "remit-score corpus -o out --rl-model rl --limit-docs 0",
+        exit: USAGE,
+        stderr: &["error: invalid value '0' for '--limit-docs <N>': 0 is not in 1.."],
+    },
+    Case {
+        input: "records of no bytes",
+        prepare: nothing,
+        command: "remit-score corpus -o out --rl-model rl --max-record-bytes 0",
+        exit: USAGE,
+        stderr: &[
+            "error: invalid value '0' for '--max-record-bytes <BYTES>': it must be at least 1",
+        ],
+    },
+    Case {
+        input: "a size in a unit that there is not",
+        prepare: nothing,
+        command: "remit-score corpus -o out --rl-model rl --part-bytes 3X",
+        exit: USAGE,
+        stderr: &["error: invalid value '3X' for '--part-bytes <BYTES>': "],
+    },
+    Case {
+        input: "a zstd window of no use",
+        prepare: nothing,
+        command: "remit-score corpus -o out --rl-model rl --zstd-window-log 40",
+        exit: USAGE,
+        stderr: &["error: invalid value '40' for '--zstd-window-log <LOG2>': 40 is not in 10..=31"],
+    },
+    Case {
+        input: "an unknown dtype of ids",
+        prepare: nothing,
+        command: "remit-score corpus -o out --rl-model rl --token-dtype int4",
+        exit: USAGE,
+        stderr: &[
+            "error: invalid value 'int4' for '--token-dtype <DTYPE>'",
+            "uint16, uint32",
+        ],
+    },
+    Case {
+        input: "a dry run with inputs that don't exist",
+        prepare: nothing,
+        command: "remit-score nowhere -o out --rl-model rl --dry-run",
+        exit: MISSING,
+        stderr: &["error: no such file or folder: nowhere\n"],
     },
     Case {
         input: "no workers",
@@ -200,6 +254,20 @@ const CHANGED: &[Case] = &[
         command: "remit-score corpus -o set --rl-model rl --base-model base --part-bytes 1000",
         exit: USAGE,
         stderr: &["\n  reference.fingerprint was \""],
+    },
+    Case {
+        input: "a dry run with the output of another plan",
+        prepare: nothing,
+        command: "remit-score corpus -o set --rl-model rl --base-model base --part-bytes 1000 --dry-run --min-tokens 3",
+        exit: USAGE,
+        stderr: &["\n  min_tokens was 0, is now 3\n"],
+    },
+    Case {
+        input: "another limit than the set was begun with",
+        prepare: nothing,
+        command: "remit-score corpus -o set --rl-model rl --base-model base --part-bytes 1000 --limit-docs 2",
+        exit: USAGE,
+        stderr: &["\n  limit_docs "],
     },
     Case {
         input: "a plan that can't be parsed",
