@@ -3,5 +3,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo fmt --check
-cargo clippy --release --locked --all-targets -- -D warnings
-RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --no-deps
+cargo clippy --release --locked --all-targets --features object-store -- -D warnings
+cargo clippy --release --locked -- -D warnings
+RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --no-deps --features object-store

@@ -15,6 +15,7 @@ pub mod cli;
 pub mod corpus;
 pub mod demo;
 pub mod fs;
+pub mod guard;
 pub mod loss;
 pub mod model;
 pub mod optim;

@@ -1,14 +1,13 @@
 //! Documents to token ids, and whether two tokenizers turn text into the same ids.
 
-use std::any::Any;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use tokenizers::{ModelWrapper, Tokenizer};
 
 use crate::fs::Digest;
+use crate::guard;
 use crate::types::{Content, Document, Reject, TokenId, TokenizedDocument};
 
 mod canonical;
@@ -322,18 +321,7 @@ fn deterministic(mut tokenizer: Tokenizer) -> tokenizers::Result<Tokenizer> {
 
 /// Runs a call into the tokenizer, which panics on some inconsistent files.
 fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(panic) => Err(panic_text(panic.as_ref())),
-    }
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    panic
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "it gave up".to_owned())
+    guard::guarded(call)?.map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

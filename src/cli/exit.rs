@@ -30,6 +30,8 @@ fn of_fs(error: &fs::Error) -> u8 {
         MISSING
     } else if error.is_out_of_space() {
         RESUME
+    } else if error.is_unsupported() {
+        USAGE
     } else {
         IO
     }

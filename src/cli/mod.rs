@@ -10,6 +10,8 @@ mod model_report;
 mod progress;
 mod report;
 pub mod score;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::process::ExitCode;

@@ -151,8 +151,8 @@ Examples:
   remit-score data/*.jsonl.zst -o weights/ --rl-model Qwen3-0.6B/ --base-model Qwen3-0.6B-Base/ --seq-len 4096";
 
 /// What the arguments come to, once the environment was looked at.
-struct Resolved {
-    options: ScoreOptions,
+pub(super) struct Resolved {
+    pub(super) options: ScoreOptions,
     threads: Option<usize>,
     dry_run: bool,
     json: bool,
@@ -161,7 +161,7 @@ struct Resolved {
     worker_from: Option<&'static str>,
 }
 
-fn resolve(args: ScoreArgs) -> Result<Resolved> {
+pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
     let ScoreArgs {
         inputs,
         files_from,

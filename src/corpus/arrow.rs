@@ -11,10 +11,10 @@ use arrow_ipc::reader::{FileReader, StreamReader};
 use arrow_schema::{ArrowError, SchemaRef};
 
 use super::columns::{self, NoColumn};
-use super::parquet::guarded;
 use super::parts::RowGroup;
 use super::{Error, Place, RecordProblem};
 use crate::fs;
+use crate::guard::guarded;
 use crate::types::Content;
 
 /// What a file of the file format begins with.
@@ -201,7 +201,7 @@ fn parse<T>(path: &Path, step: impl FnOnce() -> Result<T, ArrowError>) -> Result
         reason,
     };
     guarded(step).map_err(failed)?.map_err(|error| match error {
-        ArrowError::IoError(_, source) if source.raw_os_error().is_some() => Error::Io(fs::Error {
+        ArrowError::IoError(_, source) if fs::is_of_system(&source) => Error::Io(fs::Error {
             action: "read",
             path: path.to_owned(),
             source,

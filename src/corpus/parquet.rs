@@ -3,7 +3,7 @@
 //! The parser is not written for hostile files and panics on some damaged ones, so every call into
 //! it is guarded and a panic becomes an error that names the file.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::io::{BufReader, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use ::parquet::arrow::ProjectionMask;
@@ -11,13 +11,17 @@ use ::parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader,
     ParquetRecordBatchReaderBuilder,
 };
+use ::parquet::errors::ParquetError;
 use ::parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
+use ::parquet::file::reader::{ChunkReader, Length};
 use arrow_array::ArrayRef;
+use bytes::Bytes;
 
 use super::columns::{self, NoColumn};
 use super::parts::RowGroup;
 use super::{Error, MAX_EXPANSION, Place, RecordProblem};
 use crate::fs;
+use crate::guard::guarded;
 use crate::types::Content;
 
 /// Most rows that are decoded at a time.
@@ -34,6 +38,7 @@ pub(super) struct Rows {
     path: PathBuf,
     field: String,
     reader: ParquetRecordBatchReader,
+    failure: fs::Failure,
     num_ids: u64,
     batch: Option<ArrayRef>,
     next_in_batch: usize,
@@ -53,6 +58,7 @@ impl Rows {
         num_ids: u64,
     ) -> Result<Self, Error> {
         let file = fs::open(path)?;
+        let failure = file.failure();
         let metadata = load(path, &file)?;
         let (root, field) = text_column(path, &metadata, field)?;
         let bytes = metadata
@@ -74,15 +80,13 @@ impl Rows {
                 .with_batch_size(batch_rows)
                 .build()
         })?
-        .map_err(|source| Error::Parquet {
-            path: path.to_owned(),
-            source,
-        })?;
+        .map_err(|source| unreadable(path, &failure, || not_parquet(path, source)))?;
         Ok(Self {
             path: path.to_owned(),
             field,
             num_ids,
             reader,
+            failure,
             batch: None,
             next_in_batch: 0,
             row: first_row,
@@ -117,8 +121,9 @@ impl Rows {
     fn next_batch(&mut self) -> Result<bool, Error> {
         let path = &self.path;
         let reader = &mut self.reader;
-        let batch = guarded_at(path, || reader.next().transpose())?
-            .map_err(|error| damaged(path, error.to_string()))?;
+        let batch = guarded_at(path, || reader.next().transpose())?.map_err(|error| {
+            unreadable(path, &self.failure, || damaged(path, error.to_string()))
+        })?;
         let batch = batch.filter(|batch| batch.num_rows() > 0);
         let decoded = batch.as_ref().map_or(0, |batch| batch.num_rows() as u64);
         let missing = self.end_row.saturating_sub(self.row);
@@ -192,14 +197,10 @@ fn column_bytes(group: &RowGroupMetaData, field: &str) -> (u64, u64) {
 
 /// Reads the footer. The Arrow schema that a writer may have embedded is left aside, so that
 /// every string column, whatever its Arrow type was, comes back as one type.
-fn load(path: &Path, file: &std::fs::File) -> Result<ArrowReaderMetadata, Error> {
+fn load(path: &Path, file: &fs::File) -> Result<ArrowReaderMetadata, Error> {
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-    guarded_at(path, || ArrowReaderMetadata::load(file, options))?.map_err(|source| {
-        Error::Parquet {
-            path: path.to_owned(),
-            source,
-        }
-    })
+    guarded_at(path, || ArrowReaderMetadata::load(file, options))?
+        .map_err(|source| unreadable(path, &file.failure(), || not_parquet(path, source)))
 }
 
 /// Index and name of the column of the documents among the file's top-level columns.
@@ -226,6 +227,13 @@ fn text_column(
     }
 }
 
+fn not_parquet(path: &Path, source: ParquetError) -> Error {
+    Error::Parquet {
+        path: path.to_owned(),
+        source,
+    }
+}
+
 fn damaged(path: &Path, reason: String) -> Error {
     Error::DamagedParquet {
         path: path.to_owned(),
@@ -237,14 +245,34 @@ fn guarded_at<T>(path: &Path, call: impl FnOnce() -> T) -> Result<T, Error> {
     guarded(call).map_err(|reason| damaged(path, reason))
 }
 
-/// Runs a call into the parser. What it leaves half done after a panic is never used again: the
-/// iterator over a part ends with its first error.
-pub(super) fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(call)).map_err(|panic| {
-        panic
-            .downcast_ref::<&str>()
-            .map(|text| (*text).to_owned())
-            .or_else(|| panic.downcast_ref::<String>().cloned())
-            .unwrap_or_else(|| "the parser gave up".to_owned())
-    })
+/// What the parser says, or the operating system's error behind it, which the parser only quotes.
+fn unreadable(path: &Path, failure: &fs::Failure, or: impl FnOnce() -> Error) -> Error {
+    match failure.take() {
+        Some(source) => Error::Io(fs::Error {
+            action: "read",
+            path: path.to_owned(),
+            source,
+        }),
+        None => or(),
+    }
+}
+
+impl Length for fs::File {
+    fn len(&self) -> u64 {
+        self.size_bytes().unwrap_or(0)
+    }
+}
+
+impl ChunkReader for fs::File {
+    type T = BufReader<Self>;
+
+    fn get_read(&self, start: u64) -> ::parquet::errors::Result<Self::T> {
+        let mut file = self.try_clone()?;
+        file.seek(SeekFrom::Start(start))?;
+        Ok(BufReader::new(file))
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> ::parquet::errors::Result<Bytes> {
+        Ok(self.read_range(start..start.saturating_add(length as u64))?)
+    }
 }

@@ -39,7 +39,7 @@ struct OpenSlice<'a> {
 
 /// An open slice of a file.
 enum Records {
-    Text(Option<Stream>),
+    Text(Option<Box<Stream>>),
     Lines(Lines),
     Parquet(Box<parquet::Rows>),
     Arrow(Box<arrow::Rows>),
@@ -173,7 +173,7 @@ impl Records {
             actual,
         };
         Ok(match (file.format, slice.range) {
-            (Format::Text, _) => Self::Text(Some(unpack()?)),
+            (Format::Text, _) => Self::Text(Some(Box::new(unpack()?))),
             (
                 Format::Jsonl,
                 SliceRange::Bytes {

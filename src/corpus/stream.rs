@@ -86,7 +86,7 @@ pub(super) fn read_error(
     if source.get_ref().is_some_and(|inner| inner.is::<Expands>()) {
         return Error::Expansion { path, compression };
     }
-    if compression == Compression::None || source.raw_os_error().is_some() {
+    if compression == Compression::None || fs::is_of_system(&source) {
         return Error::Io(fs::Error {
             action: "read",
             path,
@@ -124,7 +124,7 @@ pub(super) struct Unpacker<R: BufRead> {
 
 enum Decoder<R: BufRead> {
     None(Counting<R>),
-    Gzip(flate2::bufread::MultiGzDecoder<Counting<R>>),
+    Gzip(Box<flate2::bufread::MultiGzDecoder<Counting<R>>>),
     Zstd(zstd::stream::read::Decoder<'static, Counting<R>>),
 }
 
@@ -136,7 +136,9 @@ impl<R: BufRead> Unpacker<R> {
         };
         let decoder = match compression {
             Compression::None => Decoder::None(packed),
-            Compression::Gzip => Decoder::Gzip(flate2::bufread::MultiGzDecoder::new(packed)),
+            Compression::Gzip => {
+                Decoder::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(packed)))
+            }
             Compression::Zstd => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(packed)?;
                 decoder.window_log_max(window_log)?;

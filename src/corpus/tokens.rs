@@ -335,7 +335,6 @@ impl<R: BufRead> Documents<R> {
     }
 
     /// The next document's number and ids; `None` after the last.
-    #[expect(clippy::type_complexity, reason = "a record, or what is wrong with it")]
     pub(super) fn next(
         &mut self,
         max_bytes: u64,

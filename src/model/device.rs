@@ -107,19 +107,13 @@ fn cuda(_number: usize) -> Result<Device, String> {
 #[cfg(feature = "cuda")]
 fn cuda(number: usize) -> Result<Device, String> {
     // The loader of CUDA's libraries panics where one is missing, and says which.
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let opened = std::panic::catch_unwind(|| Device::new_cuda(number));
-    std::panic::set_hook(hook);
+    let opened = crate::guard::guarded(|| Device::new_cuda(number));
     // The first line: with RUST_BACKTRACE set, a backtrace follows.
     let first_line = |text: String| text.lines().next().unwrap_or_default().to_owned();
     match opened {
         Ok(Ok(device)) => Ok(device),
         Ok(Err(error)) => Err(format!("CUDA reports: {}", first_line(error.to_string()))),
-        Err(panic) => Err(match panic.downcast::<String>() {
-            Ok(reason) => first_line(*reason),
-            Err(_) => "CUDA's libraries can't be loaded".to_owned(),
-        }),
+        Err(reason) => Err(first_line(reason)),
     }
 }
 

@@ -455,7 +455,7 @@ fn export(
     let path = dir.join(WEIGHTS_FILE);
     let file = AtomicFile::create(&path)?;
     model
-        .write_safetensors(file.path())
+        .write_safetensors(file.path()?)
         .with_context(|| format!("cannot write {}", path.display()))?;
     file.publish()?;
     for name in CARRIED_OVER.iter().rev() {

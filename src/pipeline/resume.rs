@@ -1,5 +1,7 @@
 //! What is there already of a set, and whether a run may go on with it.
 
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -84,13 +86,13 @@ pub(super) fn refuse_output_inside_input(options: &ScoreOptions) -> Result<()> {
 }
 
 pub(super) fn missing_parts(dir: &Path, parts: &[Part]) -> Result<Vec<u32>> {
-    let mut missing = Vec::new();
-    for part in parts {
-        if !fs::exists(&dir.join(Manifest::shard_name(part.index)))? {
-            missing.push(part.index);
-        }
-    }
-    Ok(missing)
+    let names: BTreeSet<OsString> = fs::list(dir)?.into_iter().collect();
+    let is_missing = |part: &u32| !names.contains(OsStr::new(&Manifest::shard_name(*part)));
+    Ok(parts
+        .iter()
+        .map(|part| part.index)
+        .filter(is_missing)
+        .collect())
 }
 
 /// Makes the manifest from the shards, or reads the one that is there.

@@ -1,6 +1,10 @@
 //! What can be wrong with a set of shards.
 
+use std::io;
 use std::path::PathBuf;
+
+use arrow_schema::ArrowError;
+use parquet::errors::ParquetError;
 
 use super::schema::RowProblem;
 use crate::fs::{self, Digest};
@@ -152,9 +156,33 @@ pub enum Error {
         /// Which rule, with the numbers.
         reason: RowProblem,
     },
-    /// Writing Parquet failed.
-    #[error("writing Parquet failed")]
-    WriteParquet(#[source] parquet::errors::ParquetError),
+    /// Writing failed.
+    #[error("writing failed")]
+    Write(#[source] io::Error),
+    /// Making Parquet or Arrow of rows failed.
+    #[error("encoding failed: {0}")]
+    Encode(String),
+}
+
+impl From<ParquetError> for Error {
+    fn from(error: ParquetError) -> Self {
+        match error {
+            ParquetError::External(source) => match source.downcast::<io::Error>() {
+                Ok(source) => Self::Write(*source),
+                Err(source) => Self::Encode(source.to_string()),
+            },
+            error => Self::Encode(error.to_string()),
+        }
+    }
+}
+
+impl From<ArrowError> for Error {
+    fn from(error: ArrowError) -> Self {
+        match error {
+            ArrowError::IoError(_, source) => Self::Write(source),
+            error => Self::Encode(error.to_string()),
+        }
+    }
 }
 
 const DAMAGED_HINT: &str = "\nhint: remove this shard and manifest.json, and run the same remit-score command again; it makes what is missing";
@@ -164,7 +192,7 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Fs(error) if error.is_missing() => ErrorKind::Missing,
-            Self::Fs(_) | Self::WriteParquet(_) => ErrorKind::Io,
+            Self::Fs(_) | Self::Write(_) | Self::Encode(_) => ErrorKind::Io,
             Self::NoFolder { .. }
             | Self::NoManifest { .. }
             | Self::Unfinished { .. }

@@ -1,7 +1,6 @@
 //! Shards to rows. Every byte is checked against the manifest before it is parsed, every value
 //! against the rules of the format before it is returned; shards stay memory-mapped.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,6 +18,7 @@ use super::Error;
 use super::manifest::{Manifest, ShardEntry};
 use super::schema::{self, PACK_STATS_KEY, PLAN_KEY, REJECTS_KEY, RowProblem, columns};
 use crate::fs::{self, Digest, MappedFile};
+use crate::guard;
 use crate::pack::PackStats;
 use crate::types::{Reject, Row, ScoredRow};
 
@@ -352,10 +352,9 @@ fn guarded<T>(path: &Path, step: impl FnOnce() -> Result<T, String>) -> Result<T
         path: path.to_owned(),
         reason,
     };
-    match catch_unwind(AssertUnwindSafe(step)) {
-        Ok(result) => result.map_err(failed),
-        Err(_) => Err(failed("the Parquet library gave up on it".to_owned())),
-    }
+    guard::guarded(step)
+        .and_then(|result| result)
+        .map_err(failed)
 }
 
 /// The typed columns of a batch.

@@ -10,10 +10,11 @@ use crate::harness::visit;
 const ALLOWED: &[(&[&str], &[&str])] = &[
     (&["types"], &[]),
     (&["fs"], &[]),
-    (&["corpus"], &["types", "fs"]),
-    (&["tokenize"], &["types", "fs"]),
+    (&["guard"], &[]),
+    (&["corpus"], &["types", "fs", "guard"]),
+    (&["tokenize"], &["types", "fs", "guard"]),
     (&["pack"], &["types"]),
-    (&["model"], &["types", "fs"]),
+    (&["model"], &["types", "fs", "guard"]),
     (&["demo"], &["model"]),
     (&["weight"], &["types"]),
     (&["loss"], &["types", "weight"]),
@@ -27,6 +28,7 @@ const ALLOWED: &[(&[&str], &[&str])] = &[
         &[
             "types",
             "fs",
+            "guard",
             "pack",
             "tokenize",
             "weight",
@@ -309,8 +311,8 @@ fn only_the_file_module_touches_files_and_only_the_command_line_prints() {
             };
             // A parameter may be an open file; who opens it is what counts.
             let opens = line.replace("&std::fs::File", "").contains("std::fs");
-            if source.path != "fs.rs" && opens {
-                refuse("only src/fs.rs may use std::fs");
+            if !source.path.starts_with("fs/") && opens {
+                refuse("only src/fs/ may use std::fs");
             }
             if !prints
                 && ["print!(", "println!(", "dbg!("]

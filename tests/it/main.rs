@@ -12,6 +12,7 @@ mod architecture;
 mod bad_input;
 mod determinism;
 mod equivalence;
+mod full_disk;
 mod goldens;
 mod harness;
 mod inspect_model;

@@ -1,0 +1,145 @@
+//! Files that appear under their names only when they are whole.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use super::{
+    Context, Result, TEMP_SUFFIX, Url, attempt, exists, fault, parent, remote, sync_dir,
+    unsupported,
+};
+
+/// A file that appears under its name only when it is complete.
+///
+/// Dropped without [`AtomicFile::publish`], it leaves nothing behind. For an object, what is written
+/// goes to a temporary file without a name, and is sent when it is published.
+pub struct AtomicFile {
+    target: PathBuf,
+    temp: Temp,
+}
+
+enum Temp {
+    Sibling(tempfile::NamedTempFile),
+    Object(Url, std::fs::File),
+}
+
+impl AtomicFile {
+    /// Opens a hidden temporary sibling of `target` for writing.
+    pub fn create(target: &Path) -> Result<Self> {
+        let temp = attempt("create a temporary file beside", target, || {
+            if let Some(url) = Url::of(target) {
+                return Ok(Temp::Object(url, tempfile::tempfile()?));
+            }
+            let name = target.file_name().unwrap_or_default().to_string_lossy();
+            tempfile::Builder::new()
+                .prefix(&format!(".{name}."))
+                .suffix(TEMP_SUFFIX)
+                .tempfile_in(parent(target))
+                .map(Temp::Sibling)
+        })?;
+        Ok(Self {
+            target: target.to_owned(),
+            temp,
+        })
+    }
+
+    /// Where the temporary file is, for a writer that opens files by path.
+    ///
+    /// # Errors
+    ///
+    /// When the target is an object: its temporary file has no path.
+    pub fn path(&self) -> Result<&Path> {
+        match &self.temp {
+            Temp::Sibling(temp) => Ok(temp.path()),
+            Temp::Object(..) => Err(unsupported("write", &self.target)),
+        }
+    }
+
+    /// Makes what was written durable and visible under the target name, replacing a file there.
+    pub fn publish(self) -> Result<()> {
+        let Self { target, temp } = self;
+        match temp {
+            Temp::Object(url, file) => remote::put(&url, &file, false)
+                .map(|_| ())
+                .during("publish", &target),
+            Temp::Sibling(temp) => {
+                make_durable(&temp, &target)?;
+                attempt("publish", &target, || {
+                    temp.persist(&target).map_err(|error| error.error)
+                })?;
+                sync_dir(parent(&target))
+            }
+        }
+    }
+
+    /// As [`AtomicFile::publish`], but leaves a file that is there already as it is; whether the new
+    /// one was published.
+    pub fn publish_new(self) -> Result<bool> {
+        let Self { target, temp } = self;
+        let temp = match temp {
+            Temp::Object(url, file) => {
+                return remote::put(&url, &file, true).during("publish", &target);
+            }
+            Temp::Sibling(temp) => temp,
+        };
+        let published = make_durable(&temp, &target).and_then(|()| {
+            attempt("publish", &target, || {
+                temp.persist_noclobber(&target).map_err(|error| error.error)
+            })
+        });
+        match published {
+            Ok(_) => sync_dir(parent(&target)).map(|()| true),
+            // Somebody was faster, and may even have swept our temporary file away.
+            Err(_) if exists(&target)? => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn make_durable(temp: &tempfile::NamedTempFile, target: &Path) -> Result<()> {
+    // By path, since a writer that was handed the path may have put another file there.
+    let path = temp.path();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // tempfile creates 0600; a published file follows the usual 0644 so that others on a
+        // cluster can read it.
+        attempt("set the permissions of", target, || {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))
+        })?;
+    }
+    attempt("sync", target, || {
+        std::fs::File::open(path).and_then(|file| file.sync_all())
+    })
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let allowed = fault::writable(&self.target, buf.len())?;
+        let buf = buf.get(..allowed).unwrap_or_default();
+        match &mut self.temp {
+            Temp::Sibling(temp) => temp.write(buf),
+            Temp::Object(_, file) => file.write(buf),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.temp {
+            Temp::Sibling(temp) => temp.flush(),
+            Temp::Object(_, file) => file.flush(),
+        }
+    }
+}
+
+/// Writes bytes to a file atomically.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = AtomicFile::create(path)?;
+    file.write_all(bytes).during("write", path)?;
+    file.publish()
+}
+
+/// Writes bytes to a file atomically, unless a file is there already; whether it was written.
+pub fn write_new(path: &Path, bytes: &[u8]) -> Result<bool> {
+    let mut file = AtomicFile::create(path)?;
+    file.write_all(bytes).during("write", path)?;
+    file.publish_new()
+}

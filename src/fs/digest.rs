@@ -1,0 +1,122 @@
+//! BLAKE3 of bytes and of files.
+
+use std::fmt;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Context, File, Result, open};
+
+/// Bytes read at a time where a file is streamed.
+const STREAM_BUFFER_BYTES: usize = 1 << 20;
+
+/// A BLAKE3 digest, written as 64 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// Digest of bytes in memory, on all threads of the current rayon pool.
+    pub fn of(bytes: &[u8]) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_rayon(bytes);
+        Self(*hasher.finalize().as_bytes())
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&blake3::Hash::from_bytes(self.0).to_hex())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.to_string()
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = &'static str;
+
+    fn try_from(hex: String) -> std::result::Result<Self, &'static str> {
+        hex.parse()
+    }
+}
+
+impl FromStr for Digest {
+    type Err = &'static str;
+
+    fn from_str(hex: &str) -> std::result::Result<Self, &'static str> {
+        blake3::Hash::from_hex(hex)
+            .map(|hash| Self(*hash.as_bytes()))
+            .map_err(|_| "a BLAKE3 digest must be 64 hexadecimal digits")
+    }
+}
+
+/// Size and BLAKE3 digest of a file, streamed: memory does not grow with the file.
+///
+/// `observe` sees every block once, in order, so that a caller can count records in the same pass.
+pub fn hash_file(path: &Path, mut observe: impl FnMut(&[u8])) -> Result<(u64, Digest)> {
+    let mut file = open(path)?;
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0_u8; STREAM_BUFFER_BYTES];
+    let mut size_bytes = 0_u64;
+    loop {
+        let read = match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error).during("read", path),
+        };
+        let block = buffer.get(..read).unwrap_or_default();
+        hasher.update_rayon(block);
+        observe(block);
+        size_bytes += read as u64;
+    }
+    Ok((size_bytes, Digest(*hasher.finalize().as_bytes())))
+}
+
+/// A file that is read from its start and hashed as it is read.
+pub struct HashingFile {
+    path: PathBuf,
+    file: File,
+    hasher: blake3::Hasher,
+    size_bytes: u64,
+}
+
+impl HashingFile {
+    /// Opens a file.
+    pub fn open(path: &Path) -> Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            file: open(path)?,
+            hasher: blake3::Hasher::new(),
+            size_bytes: 0,
+        })
+    }
+
+    /// Reads what is left; size and digest of the whole file.
+    pub fn finish(mut self) -> Result<(u64, Digest)> {
+        io::copy(&mut self, &mut io::sink()).during("read", &self.path.clone())?;
+        Ok((self.size_bytes, Digest(*self.hasher.finalize().as_bytes())))
+    }
+}
+
+impl Read for HashingFile {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(buf)?;
+        self.hasher
+            .update_rayon(buf.get(..read).unwrap_or_default());
+        self.size_bytes += read as u64;
+        Ok(read)
+    }
+}

@@ -1,0 +1,121 @@
+//! Calls that fail when a test wants them to: the N-th one below a folder.
+
+use std::io::{Error, Result};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+const ENOSPC: i32 = 28;
+const EIO: i32 = 5;
+
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Whatever is done, once, fails with EIO.
+    Io,
+    /// From some moment on the disk is full; a write there takes half of its bytes.
+    Full,
+    /// A write takes half of its bytes, and the next one goes on.
+    ShortWrite,
+    /// A rename fails with EIO.
+    Rename,
+    /// An fsync, of a file or a folder, fails with EIO.
+    Sync,
+}
+
+pub(crate) const ALL: [Fault; 5] = [
+    Fault::Io,
+    Fault::Full,
+    Fault::ShortWrite,
+    Fault::Rename,
+    Fault::Sync,
+];
+
+struct State {
+    root: PathBuf,
+    fault: Fault,
+    left: u64,
+    tripped: bool,
+}
+
+static STATE: Mutex<Option<State>> = Mutex::new(None);
+static TURN: Mutex<()> = Mutex::new(());
+
+/// As long as it lives, the `nth` call (from 1) of its kind below a folder fails. One test has its turn
+/// at a time.
+pub(crate) struct Injection(#[expect(dead_code)] MutexGuard<'static, ()>);
+
+impl Injection {
+    pub(crate) fn new(root: &Path, fault: Fault, nth: u64) -> Self {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        *state() = Some(State {
+            root: root.to_owned(),
+            fault,
+            left: nth,
+            tripped: false,
+        });
+        Self(turn)
+    }
+
+    /// Whether the call came and failed.
+    pub(crate) fn tripped(&self) -> bool {
+        state().as_ref().is_some_and(|state| state.tripped)
+    }
+}
+
+impl Drop for Injection {
+    fn drop(&mut self) {
+        *state() = None;
+    }
+}
+
+fn state() -> MutexGuard<'static, Option<State>> {
+    STATE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl State {
+    /// Counts a call; whether it is the one.
+    fn trips(&mut self) -> bool {
+        self.left = self.left.saturating_sub(1);
+        let now = self.left == 0 && !self.tripped;
+        self.tripped |= now;
+        now
+    }
+}
+
+pub(super) fn check(action: &'static str, path: &Path) -> Result<()> {
+    let mut state = state();
+    let Some(state) = state.as_mut().filter(|state| path.starts_with(&state.root)) else {
+        return Ok(());
+    };
+    let grows = matches!(
+        action,
+        "create a temporary file beside" | "create the folder" | "create" | "publish" | "sync"
+    );
+    let fault = state.fault;
+    match fault {
+        Fault::Full if grows && (state.tripped || state.trips()) => {
+            Err(Error::from_raw_os_error(ENOSPC))
+        }
+        Fault::Io if state.trips() => Err(Error::from_raw_os_error(EIO)),
+        Fault::Rename if action == "publish" && state.trips() => Err(Error::from_raw_os_error(EIO)),
+        Fault::Sync if action.starts_with("sync") && state.trips() => {
+            Err(Error::from_raw_os_error(EIO))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// How many of `len` bytes a write takes.
+pub(super) fn writable(path: &Path, len: usize) -> Result<usize> {
+    let mut state = state();
+    let Some(state) = state.as_mut().filter(|state| path.starts_with(&state.root)) else {
+        return Ok(len);
+    };
+    let fault = state.fault;
+    match fault {
+        Fault::Full if state.tripped => Err(Error::from_raw_os_error(ENOSPC)),
+        Fault::Full | Fault::ShortWrite if state.trips() && len > 1 => Ok(len / 2),
+        Fault::Io if state.trips() => Err(Error::from_raw_os_error(EIO)),
+        _ => Ok(len),
+    }
+}

@@ -1,0 +1,307 @@
+//! Files that are read: at random, or mapped into memory.
+
+use std::fmt;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::{Deref, Range};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+
+use super::{Context, Result, Url, attempt, fault, is_of_system, remote};
+
+/// Bytes of an object that are read at a time.
+const BLOCK_BYTES: u64 = 4 << 20;
+
+/// A file or object that is open for reading.
+#[derive(Debug)]
+pub struct File {
+    path: PathBuf,
+    inner: Inner,
+    failure: Failure,
+}
+
+/// The last error of a file and its clones that was the operating system's, for those who read
+/// through a library that only quotes it.
+#[derive(Debug, Clone, Default)]
+pub struct Failure(Arc<Mutex<Option<io::Error>>>);
+
+impl Failure {
+    /// The error, if there was one since the last call.
+    pub fn take(&self) -> Option<io::Error> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn note<T>(&self, outcome: io::Result<T>) -> io::Result<T> {
+        if let Err(error) = &outcome
+            && is_of_system(error)
+        {
+            let copy = match error.raw_os_error() {
+                Some(number) => io::Error::from_raw_os_error(number),
+                None => io::Error::new(error.kind(), error.to_string()),
+            };
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(copy);
+        }
+        outcome
+    }
+}
+
+#[derive(Debug)]
+enum Inner {
+    Local(std::fs::File),
+    Object {
+        url: Url,
+        size_bytes: u64,
+        position: u64,
+        /// Where the bytes that were read last begin, and these.
+        block: (u64, Bytes),
+    },
+}
+
+/// Opens a file for reading.
+pub fn open(path: &Path) -> Result<File> {
+    let inner = match Url::of(path) {
+        None => Inner::Local(attempt("open", path, || std::fs::File::open(path))?),
+        Some(url) => Inner::Object {
+            size_bytes: remote::size_bytes(&url).during("open", path)?,
+            url,
+            position: 0,
+            block: (0, Bytes::new()),
+        },
+    };
+    Ok(File {
+        path: path.to_owned(),
+        inner,
+        failure: Failure::default(),
+    })
+}
+
+impl File {
+    /// Size in bytes; of an object, when it was opened.
+    ///
+    /// # Errors
+    ///
+    /// When the operating system does not say.
+    pub fn size_bytes(&self) -> io::Result<u64> {
+        match &self.inner {
+            Inner::Local(file) => Ok(file.metadata()?.len()),
+            Inner::Object { size_bytes, .. } => Ok(*size_bytes),
+        }
+    }
+
+    /// Another handle. Those of a local file share their position.
+    ///
+    /// # Errors
+    ///
+    /// When the operating system refuses.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let inner = match &self.inner {
+            Inner::Local(file) => Inner::Local(file.try_clone()?),
+            Inner::Object {
+                url,
+                size_bytes,
+                position,
+                block,
+            } => Inner::Object {
+                url: url.clone(),
+                size_bytes: *size_bytes,
+                position: *position,
+                block: block.clone(),
+            },
+        };
+        Ok(Self {
+            path: self.path.clone(),
+            inner,
+            failure: self.failure.clone(),
+        })
+    }
+
+    /// Where the operating system's errors are noted.
+    pub fn failure(&self) -> Failure {
+        self.failure.clone()
+    }
+
+    /// The bytes of a range, all of them.
+    ///
+    /// # Errors
+    ///
+    /// When the file ends before, or reading fails.
+    pub fn read_range(&self, range: Range<u64>) -> io::Result<Bytes> {
+        self.failure.note(self.range(range))
+    }
+
+    fn range(&self, range: Range<u64>) -> io::Result<Bytes> {
+        fault::check("read", &self.path)?;
+        let len = range.end.saturating_sub(range.start);
+        match &self.inner {
+            Inner::Local(file) => {
+                let mut file = file.try_clone()?;
+                file.seek(SeekFrom::Start(range.start))?;
+                let mut bytes = Vec::new();
+                file.take(len).read_to_end(&mut bytes)?;
+                if bytes.len() as u64 != len {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                Ok(bytes.into())
+            }
+            Inner::Object { size_bytes, .. } if range.end > *size_bytes => {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            }
+            Inner::Object { .. } if len == 0 => Ok(Bytes::new()),
+            Inner::Object { url, .. } => remote::read_range(url, range),
+        }
+    }
+}
+
+impl Read for File {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let outcome = self.read_some(buf);
+        self.failure.note(outcome)
+    }
+}
+
+impl File {
+    fn read_some(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        fault::check("read", &self.path)?;
+        match &mut self.inner {
+            Inner::Local(file) => file.read(buf),
+            Inner::Object {
+                url,
+                size_bytes,
+                position,
+                block: (start, bytes),
+            } => {
+                if *position >= *size_bytes || buf.is_empty() {
+                    return Ok(0);
+                }
+                if *position < *start || *position >= *start + bytes.len() as u64 {
+                    let end = position.saturating_add(BLOCK_BYTES).min(*size_bytes);
+                    *bytes = remote::read_range(url, *position..end)?;
+                    *start = *position;
+                }
+                let skip = usize::try_from(*position - *start).unwrap_or(usize::MAX);
+                let rest = bytes.get(skip..).unwrap_or_default();
+                let len = rest.len().min(buf.len());
+                if len == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                buf.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+                *position += len as u64;
+                Ok(len)
+            }
+        }
+    }
+}
+
+impl Seek for File {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        match &mut self.inner {
+            Inner::Local(file) => file.seek(to),
+            Inner::Object {
+                size_bytes,
+                position,
+                ..
+            } => {
+                let target = match to {
+                    SeekFrom::Start(target) => Some(target),
+                    SeekFrom::End(offset) => size_bytes.checked_add_signed(offset),
+                    SeekFrom::Current(offset) => position.checked_add_signed(offset),
+                };
+                *position = target.ok_or(io::ErrorKind::InvalidInput)?;
+                Ok(*position)
+            }
+        }
+    }
+}
+
+/// An object as a temporary file without a name.
+fn download(url: &Url) -> io::Result<std::fs::File> {
+    let mut file = tempfile::tempfile()?;
+    let size_bytes = remote::size_bytes(url)?;
+    let mut start = 0;
+    while start < size_bytes {
+        let end = size_bytes.min(start + 4 * BLOCK_BYTES);
+        io::Write::write_all(&mut file, &remote::read_range(url, start..end)?)?;
+        start = end;
+    }
+    Ok(file)
+}
+
+/// A read-only memory map of a whole file; dereferences to its bytes. Cheap to clone.
+#[derive(Clone)]
+pub struct MappedFile {
+    path: Arc<Path>,
+    map: Option<Arc<memmap2::Mmap>>,
+}
+
+impl MappedFile {
+    /// Maps a file. An empty file gives an empty slice. An object is copied to a temporary file
+    /// without a name first, which is gone with the map.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = match Url::of(path) {
+            None => attempt("open", path, || std::fs::File::open(path))?,
+            Some(url) => download(&url).during("read", path)?,
+        };
+        let size = attempt("read the size of", path, || file.metadata())?.len();
+        let map = if size == 0 {
+            None
+        } else {
+            // SAFETY: the bytes are only ever read, through `&[u8]`. Another process that shortens
+            // or rewrites the file while it is mapped could still change them under us; published
+            // files are never rewritten by remit, and inputs are documented as read-only while a
+            // command runs.
+            let map = attempt("map", path, || unsafe { memmap2::Mmap::map(&file) })?;
+            Some(Arc::new(map))
+        };
+        Ok(Self {
+            path: path.into(),
+            map,
+        })
+    }
+
+    /// The path as it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Tells the operating system that these bytes will not be read again soon, so that pages of
+    /// a large file do not count as this process's memory. Harmless when it can't be honoured.
+    pub fn release(&self, offset: usize, len: usize) {
+        let Some(map) = &self.map else { return };
+        let end = offset.saturating_add(len).min(map.len());
+        if offset >= end {
+            return;
+        }
+        #[cfg(unix)]
+        {
+            // SAFETY: the map is a read-only view of a file, so dropped pages are read back from
+            // that file with the same content; nothing is lost by it.
+            let advised = unsafe {
+                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, end - offset)
+            };
+            if let Err(error) = advised {
+                tracing::debug!(path = %self.path.display(), %error, "madvise was refused");
+            }
+        }
+    }
+}
+
+impl Deref for MappedFile {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.map.as_ref().map_or(&[], |map| map)
+    }
+}
+
+impl AsRef<[u8]> for MappedFile {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl fmt::Debug for MappedFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MappedFile({})", self.path.display())
+    }
+}

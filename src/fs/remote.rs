@@ -1,0 +1,181 @@
+//! Objects in S3, Google Cloud Storage and Azure Blob Storage, through calls that wait.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Error, ErrorKind, Result};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use bytes::Bytes;
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use tokio::runtime::Runtime;
+
+use super::Url;
+
+/// Most bytes of an object that is put at once: what S3 allows.
+const MAX_PUT_BYTES: u64 = 5 << 30;
+
+type Stores = BTreeMap<(&'static str, String), Arc<dyn ObjectStore>>;
+
+/// Runs a request to its end.
+fn wait<T>(request: impl Future<Output = object_store::Result<T>>) -> Result<T> {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    let runtime = match RUNTIME.get() {
+        Some(runtime) => runtime,
+        None => {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .thread_name("object-store")
+                .enable_all()
+                .build()?;
+            RUNTIME.get_or_init(|| runtime)
+        }
+    };
+    runtime.block_on(request).map_err(io_error)
+}
+
+fn io_error(error: object_store::Error) -> Error {
+    let kind = match &error {
+        object_store::Error::NotFound { .. } => ErrorKind::NotFound,
+        object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. } => {
+            ErrorKind::AlreadyExists
+        }
+        object_store::Error::PermissionDenied { .. }
+        | object_store::Error::Unauthenticated { .. } => ErrorKind::PermissionDenied,
+        _ => ErrorKind::Other,
+    };
+    Error::new(kind, error)
+}
+
+pub(super) fn is_error_of_store(error: &Error) -> bool {
+    error
+        .get_ref()
+        .is_some_and(|inner| inner.is::<object_store::Error>())
+}
+
+/// The store of a bucket; credentials and the endpoint are from the environment.
+fn store(url: &Url) -> Result<Arc<dyn ObjectStore>> {
+    static STORES: Mutex<Stores> = Mutex::new(BTreeMap::new());
+    let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
+    let key = (url.scheme, url.bucket.clone());
+    if let Some(store) = stores.get(&key) {
+        return Ok(Arc::clone(store));
+    }
+    let bucket = url.bucket.as_str();
+    let store: Arc<dyn ObjectStore> = match url.scheme {
+        "s3" => Arc::new(
+            AmazonS3Builder::from_env()
+                .with_bucket_name(bucket)
+                .build()
+                .map_err(io_error)?,
+        ),
+        "gs" => Arc::new(
+            GoogleCloudStorageBuilder::from_env()
+                .with_bucket_name(bucket)
+                .build()
+                .map_err(io_error)?,
+        ),
+        _ => Arc::new(
+            MicrosoftAzureBuilder::from_env()
+                .with_container_name(bucket)
+                .build()
+                .map_err(io_error)?,
+        ),
+    };
+    stores.insert(key, Arc::clone(&store));
+    Ok(store)
+}
+
+fn location(url: &Url) -> Result<Path> {
+    Path::parse(&url.key).map_err(|error| Error::new(ErrorKind::InvalidInput, error))
+}
+
+/// Size of an object; "not found" when there is none.
+pub(super) fn size_bytes(url: &Url) -> Result<u64> {
+    if url.key.is_empty() {
+        return Err(ErrorKind::NotFound.into());
+    }
+    let (store, path) = (store(url)?, location(url)?);
+    Ok(wait(async move { store.head(&path).await })?.size)
+}
+
+/// The bytes of a range that lies within the object.
+pub(super) fn read_range(url: &Url, range: Range<u64>) -> Result<Bytes> {
+    let (store, path) = (store(url)?, location(url)?);
+    let len = range.end.saturating_sub(range.start);
+    let bytes = wait(async move { store.get_range(&path, range).await })?;
+    if bytes.len() as u64 != len {
+        return Err(ErrorKind::UnexpectedEof.into());
+    }
+    Ok(bytes)
+}
+
+/// Names of the objects and prefixes directly below a prefix.
+pub(super) fn list(url: &Url) -> Result<Vec<String>> {
+    let (store, prefix) = (store(url)?, location(url)?);
+    let listed = wait(async move { store.list_with_delimiter(Some(&prefix)).await })?;
+    let paths = listed.objects.into_iter().map(|object| object.location);
+    Ok(paths
+        .chain(listed.common_prefixes)
+        .filter_map(|path| Some(path.filename()?.to_owned()))
+        .collect())
+}
+
+/// Keys of all objects below a prefix.
+pub(super) fn walk(url: &Url) -> Result<Vec<String>> {
+    let store = store(url)?;
+    let mut prefixes = vec![location(url)?];
+    let mut keys = Vec::new();
+    while let Some(prefix) = prefixes.pop() {
+        let store = Arc::clone(&store);
+        let listed = wait(async move { store.list_with_delimiter(Some(&prefix)).await })?;
+        prefixes.extend(listed.common_prefixes);
+        keys.extend(
+            listed
+                .objects
+                .into_iter()
+                .map(|object| object.location.as_ref().to_owned()),
+        );
+    }
+    Ok(keys)
+}
+
+/// Sends a file; with `only_new`, an object that is there stays as it is. Whether it was stored.
+pub(super) fn put(url: &Url, file: &File, only_new: bool) -> Result<bool> {
+    let size_bytes = file.metadata()?.len();
+    if size_bytes > MAX_PUT_BYTES {
+        return Err(Error::new(
+            ErrorKind::FileTooLarge,
+            format!("{size_bytes} bytes are more than the {MAX_PUT_BYTES} that can be put at once"),
+        ));
+    }
+    let bytes = if size_bytes == 0 {
+        Bytes::new()
+    } else {
+        // SAFETY: the file has no name, and nobody writes to it any more: no other process can change
+        // it while it is mapped.
+        Bytes::from_owner(unsafe { memmap2::Mmap::map(file) }?)
+    };
+    let (store, path) = (store(url)?, location(url)?);
+    let options = PutOptions::from(if only_new {
+        PutMode::Create
+    } else {
+        PutMode::Overwrite
+    });
+    let payload = PutPayload::from_bytes(bytes);
+    match wait(async move { store.put_opts(&path, payload, options).await }) {
+        Ok(_) => Ok(true),
+        Err(error) if only_new && error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes an object.
+pub(super) fn delete(url: &Url) -> Result<()> {
+    let (store, path) = (store(url)?, location(url)?);
+    wait(async move { store.delete(&path).await })
+}
