@@ -19,6 +19,7 @@ use remit::fs::Digest;
 use remit::pack::Packing;
 use remit::pipeline::stream::{self, RowScorer, RowSource, ShardSink};
 use remit::pipeline::{Progress, StopFlag};
+use remit::shard::schema::ShardFormat;
 use remit::shard::write::ShardOptions;
 use remit::tokenize::TextTokenizer;
 use remit::types::{Document, OnBadRecord, Row, ScoredRow, round_mantissa};
@@ -136,6 +137,7 @@ fn all(tokenizer: &TextTokenizer, corpus: &Corpus, output: &Path) -> Result<()> 
         dir: output,
         options: ShardOptions {
             part: 0,
+            format: ShardFormat::Parquet,
             has_base: false,
             exact: false,
             plan: Digest::of(b""),

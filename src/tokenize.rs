@@ -256,6 +256,32 @@ impl TextTokenizer {
         })
     }
 
+    /// The text of ids piece by piece: how many ids, and what they add. Ids that make a character only
+    /// together come together. In a row, the pieces are its text.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`TextTokenizer::decode`].
+    pub fn pieces(&self, ids: &[TokenId]) -> Result<Vec<(usize, String)>, Error> {
+        const REPLACEMENT: char = '\u{fffd}';
+        // Most ids that wait for one another: bytes of a character, and some slack.
+        const MAX_WAITING: usize = 8;
+        let mut pieces = Vec::new();
+        // What a decoder makes of an id may depend on the one before.
+        let (mut before, mut start) = (0, 0);
+        for end in 1..=ids.len() {
+            let known = self.decode(ids.get(before..start).unwrap_or_default())?;
+            let text = self.decode(ids.get(before..end).unwrap_or_default())?;
+            let added = text.strip_prefix(known.as_str()).unwrap_or(&text);
+            let is_whole = !added.is_empty() && !added.ends_with(REPLACEMENT);
+            if is_whole || end == ids.len() || end - start >= MAX_WAITING {
+                pieces.push((end - start, added.to_owned()));
+                (before, start) = (start, end);
+            }
+        }
+        Ok(pieces)
+    }
+
     /// The id that the tokenizer's own template puts in front of a text, where it puts one.
     ///
     /// It is found by encoding a short text with and without the template.

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::pipeline::inspect::BadSet;
 use crate::pipeline::{Interrupted, Usage};
 use crate::{corpus, fs, model, shard};
 
@@ -37,6 +38,17 @@ fn of_fs(error: &fs::Error) -> u8 {
     }
 }
 
+fn of_shard(error: &shard::Error) -> u8 {
+    match error {
+        shard::Error::Fs(error) => of_fs(error),
+        error => match error.kind() {
+            shard::ErrorKind::Missing => MISSING,
+            shard::ErrorKind::Io => IO,
+            _ => BAD_DATA,
+        },
+    }
+}
+
 fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<fs::Error>() {
         return Some(of_fs(error));
@@ -59,11 +71,11 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         });
     }
     if let Some(error) = cause.downcast_ref::<shard::Error>() {
-        return Some(match error.kind() {
-            shard::ErrorKind::Missing => MISSING,
-            shard::ErrorKind::Io => IO,
-            _ => BAD_DATA,
-        });
+        return Some(of_shard(error));
+    }
+    if let Some(BadSet { problems, .. }) = cause.downcast_ref::<BadSet>() {
+        // Damage is worse than what is missing, and that than what could not be read.
+        return problems.iter().map(|(_, error)| of_shard(error)).min();
     }
     if let Some(error) = cause.downcast_ref::<model::Error>() {
         return Some(match error {

@@ -5,9 +5,12 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 
-use super::{model_report, report};
+use super::progress::Console;
+use super::{model_report, report, show};
 use crate::model::ModelSource;
-use crate::pipeline::{self, Usage};
+use crate::pipeline::export::ExportOptions;
+use crate::pipeline::inspect::RowChoice;
+use crate::pipeline::{self, StopFlag, Usage};
 
 /// Look at what lies between scoring and annealing
 #[derive(Debug, Parser)]
@@ -41,6 +44,44 @@ enum Command {
         /// Threads [default: one a core]
         #[arg(long, value_name = "N", value_parser = super::positive)]
         threads: Option<usize>,
+        /// Print one JSON object that lists every file with a problem
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a row: its text, coloured by weight, or a table of its tokens
+    Show {
+        /// A folder that remit-score made
+        #[arg(value_name = "DIR")]
+        set: PathBuf,
+        /// Number of the row in the set's order, from 0
+        #[arg(
+            long,
+            value_name = "N",
+            required_unless_present = "row_id",
+            conflicts_with = "row_id"
+        )]
+        row: Option<u64>,
+        /// row_id of the row
+        #[arg(long, value_name = "ID")]
+        row_id: Option<u64>,
+        /// Model whose tokenizer.json decodes the ids [default: the one that the set was made with]
+        #[arg(long, value_name = "DIR")]
+        tokenizer: Option<PathBuf>,
+        /// Whether to print coloured text, or a table
+        #[arg(long, value_enum, default_value_t)]
+        color: show::Color,
+    },
+    /// Write a table with a row for each token, for DuckDB, pandas and spreadsheets
+    Export {
+        /// A folder that remit-score made
+        #[arg(value_name = "DIR")]
+        set: PathBuf,
+        /// File to write: .parquet or .csv
+        #[arg(long, value_name = "FILE")]
+        tokens: PathBuf,
+        /// Model whose tokenizer.json decodes the ids [default: the one that the set was made with]
+        #[arg(long, value_name = "DIR")]
+        tokenizer: Option<PathBuf>,
     },
     /// Describe a model: its blocks, parameters, cost, and whether every tensor is there
     Model {
@@ -63,15 +104,54 @@ enum Command {
 pub fn run(args: InspectArgs) -> Result<()> {
     let InspectArgs { command, set, json } = args;
     match (command, set) {
-        (Some(Command::Verify { set, threads }), _) => {
+        (Some(Command::Verify { set, threads, json }), _) => {
             super::set_threads(threads)?;
-            let manifest = pipeline::inspect::verify(&set)?;
+            let verification = pipeline::inspect::verify(&set)?;
+            if json {
+                super::print(&report::verification_json(&verification))?;
+            } else if verification.problems.is_empty() {
+                super::print(&report::verified(&set, &verification.manifest))?;
+            }
+            verification.into_result(&set)
+        }
+        (
+            Some(Command::Show {
+                set,
+                row,
+                row_id,
+                tokenizer,
+                color,
+            }),
+            _,
+        ) => {
+            let choice = match (row, row_id) {
+                (Some(row), _) => RowChoice::Number(row),
+                (None, Some(id)) => RowChoice::Id(id),
+                (None, None) => bail!(Usage("--row or --row-id is needed".to_owned())),
+            };
+            let tokenizer = tokenizer.map(ModelSource::Directory);
+            let row = pipeline::inspect::row(&set, choice, tokenizer, &Console::new(false))?;
+            super::print(&show::row(&row, color))
+        }
+        (
+            Some(Command::Export {
+                set,
+                tokens,
+                tokenizer,
+            }),
+            _,
+        ) => {
+            let options = ExportOptions {
+                set,
+                output: tokens,
+                tokenizer: tokenizer.map(ModelSource::Directory),
+            };
+            let stop = StopFlag::on_signals()?;
+            let tokens = pipeline::export::tokens(&options, &stop, &Console::new(false))?;
             super::print(&format!(
-                "{}: {} shards, {} rows, {} tokens: digests, columns, counts and every value are as they should be\n",
-                set.display(),
-                manifest.shards.len(),
-                report::grouped(manifest.totals.rows),
-                report::grouped(manifest.totals.tokens)
+                "{}: {} tokens\n",
+                options.output.display(),
+                report::grouped(tokens)
             ))
         }
         (

@@ -10,6 +10,7 @@ mod model_report;
 mod progress;
 mod report;
 pub mod score;
+mod show;
 #[cfg(test)]
 mod tests;
 mod worker;

@@ -1,8 +1,10 @@
 //! Manifests as text for people.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use crate::pipeline::estimate::Estimate;
+use crate::pipeline::inspect::Verification;
 use crate::shard::manifest::Manifest;
 use crate::shard::statistics::Statistics;
 
@@ -227,4 +229,32 @@ mod tests {
         let texts = [0, 999, 1000, 1_234_567].map(super::grouped);
         assert_eq!(texts, ["0", "999", "1,000", "1,234,567"]);
     }
+}
+
+/// One line about a set without problems.
+pub fn verified(dir: &Path, manifest: &Manifest) -> String {
+    format!(
+        "{}: {} shards, {} rows, {} tokens: digests, columns, counts and every value are as they should be\n",
+        dir.display(),
+        manifest.shards.len(),
+        grouped(manifest.totals.rows),
+        grouped(manifest.totals.tokens)
+    )
+}
+
+/// What was checked, and every file with a problem, as one JSON object.
+pub fn verification_json(verification: &Verification) -> String {
+    let problems: Vec<_> = verification
+        .problems
+        .iter()
+        .map(|(file, error)| serde_json::json!({"file": file, "problem": error.to_string()}))
+        .collect();
+    let object = serde_json::json!({
+        "ok": problems.is_empty(),
+        "shards": verification.manifest.shards.len(),
+        "rows": verification.manifest.totals.rows,
+        "tokens": verification.manifest.totals.tokens,
+        "problems": problems,
+    });
+    format!("{object}\n")
 }

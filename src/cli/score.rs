@@ -16,6 +16,7 @@ use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::pack::Packing;
 use crate::pipeline::score::{AddToken, DEFAULT_BATCH_TOKENS, ScoreOptions, ScoreReport};
 use crate::pipeline::{self, Progress, StopFlag, Usage};
+use crate::shard::schema::ShardFormat;
 use crate::types::{OnBadRecord, TokenDtype, TokenId};
 use crate::weight::{DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
 
@@ -119,6 +120,10 @@ pub struct ScoreArgs {
     #[arg(long)]
     exact: bool,
 
+    /// How shards are stored: Parquet, or Arrow, larger and without compression, for your own readers
+    #[arg(long, value_enum, default_value_t)]
+    format: ShardFormat,
+
     /// Target size of a part, the unit of resumption [default: a 64th of the corpus, within 256 KiB
     /// and 16 MiB]
     #[arg(long, value_name = "BYTES", value_parser = super::bytes)]
@@ -186,6 +191,7 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
         epsilon,
         temperature,
         exact,
+        format,
         part_bytes,
         num_workers,
         worker_index,
@@ -231,6 +237,7 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
             device,
             formula,
             exact,
+            format,
             part_bytes,
             num_workers: worker.count,
             worker_index: worker.index,

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::{
-    Context, Result, TEMP_SUFFIX, Url, attempt, exists, fault, parent, remote, sync_dir,
+    Context, Failure, Result, TEMP_SUFFIX, Url, attempt, exists, fault, parent, remote, sync_dir,
     unsupported,
 };
 
@@ -15,6 +15,7 @@ use super::{
 pub struct AtomicFile {
     target: PathBuf,
     temp: Temp,
+    failure: Failure,
 }
 
 enum Temp {
@@ -39,7 +40,13 @@ impl AtomicFile {
         Ok(Self {
             target: target.to_owned(),
             temp,
+            failure: Failure::default(),
         })
+    }
+
+    /// Where the operating system's errors are noted.
+    pub fn failure(&self) -> Failure {
+        self.failure.clone()
     }
 
     /// Where the temporary file is, for a writer that opens files by path.
@@ -56,7 +63,7 @@ impl AtomicFile {
 
     /// Makes what was written durable and visible under the target name, replacing a file there.
     pub fn publish(self) -> Result<()> {
-        let Self { target, temp } = self;
+        let Self { target, temp, .. } = self;
         match temp {
             Temp::Object(url, file) => remote::put(&url, &file, false)
                 .map(|_| ())
@@ -74,7 +81,7 @@ impl AtomicFile {
     /// As [`AtomicFile::publish`], but leaves a file that is there already as it is; whether the new
     /// one was published.
     pub fn publish_new(self) -> Result<bool> {
-        let Self { target, temp } = self;
+        let Self { target, temp, .. } = self;
         let temp = match temp {
             Temp::Object(url, file) => {
                 return remote::put(&url, &file, true).during("publish", &target);
@@ -112,14 +119,22 @@ fn make_durable(temp: &tempfile::NamedTempFile, target: &Path) -> Result<()> {
     })
 }
 
-impl Write for AtomicFile {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+impl AtomicFile {
+    fn write_some(&mut self, buf: &[u8]) -> io::Result<usize> {
         let allowed = fault::writable(&self.target, buf.len())?;
         let buf = buf.get(..allowed).unwrap_or_default();
         match &mut self.temp {
-            Temp::Sibling(temp) => temp.write(buf),
+            // Of the file itself: its wrapper hides the number of an error.
+            Temp::Sibling(temp) => temp.as_file_mut().write(buf),
             Temp::Object(_, file) => file.write(buf),
         }
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let outcome = self.write_some(buf);
+        self.failure.note(outcome)
     }
 
     fn flush(&mut self) -> io::Result<()> {

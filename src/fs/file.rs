@@ -21,8 +21,8 @@ pub struct File {
     failure: Failure,
 }
 
-/// The last error of a file and its clones that was the operating system's, for those who read
-/// through a library that only quotes it.
+/// The last error of a file and its clones that was the operating system's, for those who read or
+/// write through a library that only quotes it.
 #[derive(Debug, Clone, Default)]
 pub struct Failure(Arc<Mutex<Option<io::Error>>>);
 
@@ -32,7 +32,7 @@ impl Failure {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn note<T>(&self, outcome: io::Result<T>) -> io::Result<T> {
+    pub(super) fn note<T>(&self, outcome: io::Result<T>) -> io::Result<T> {
         if let Err(error) = &outcome
             && is_of_system(error)
         {

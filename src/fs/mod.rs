@@ -323,6 +323,15 @@ pub fn write_error(path: &Path, source: io::Error) -> Error {
     }
 }
 
+/// The error of a writer that wraps an [`AtomicFile`] for `path`: the operating system's where it was
+/// that, however the writer put it.
+pub fn write_failure(path: &Path, failure: &Failure, error: anyhow::Error) -> anyhow::Error {
+    match failure.take() {
+        Some(source) => write_error(path, source).into(),
+        None => error.context(format!("cannot write {}", path.display())),
+    }
+}
+
 /// Opens a file for writing from its start, for logs that are read while they grow.
 pub fn create_log(path: &Path) -> Result<BufWriter<std::fs::File>> {
     if Url::of(path).is_some() {

@@ -66,7 +66,7 @@ pub fn run(options: &ScoreOptions, stop: &StopFlag, progress: &dyn Progress) -> 
     let parts = prepared.corpus.parts();
     let missing = if fs::is_dir(&options.output) {
         compare_plan(&options.output, &prepared.plan)?;
-        missing_parts(&options.output, parts)?
+        missing_parts(&options.output, options.format, parts)?
     } else {
         parts.iter().map(|part| part.index).collect()
     };

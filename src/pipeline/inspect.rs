@@ -1,16 +1,19 @@
 //! remit-inspect: what a set says about itself and whether it is whole; what a model is and costs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::anneal::DEFAULT_MICRO_BATCH_TOKENS;
 use super::score::{DEFAULT_BATCH_TOKENS, DEFAULT_SEQ_LEN};
-use super::{Usage, tokenizer_of};
+use super::{BadInput, Progress, Usage, tokenizer_of};
+use crate::demo;
 use crate::model::{Architecture, Checkpoint, ModelSource};
-use crate::shard::manifest::Manifest;
-use crate::shard::read::ShardSet;
+use crate::shard;
+use crate::shard::manifest::{Manifest, REJECTS_FILE};
+use crate::shard::read::{ShardFile, StoredRow};
+use crate::tokenize::TextTokenizer;
 
 /// The manifest of a set; no shard is opened.
 ///
@@ -21,16 +24,190 @@ pub fn summary(dir: &Path) -> Result<Manifest> {
     Ok(Manifest::load(dir)?)
 }
 
-/// Checks a set down to the last value: digests, columns, counts, and the rules that rows keep.
+/// What checking a set found.
+#[derive(Debug)]
+pub struct Verification {
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// Files that are not what they should be, by part.
+    pub problems: Vec<(String, shard::Error)>,
+}
+
+/// Several files of a set are not what they should be.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{} files of {} are not what they should be:{}\nhint: remove the damaged ones and manifest.json, \
+     and run the same remit-score command again; it makes what is missing",
+    problems.len(),
+    dir.display(),
+    problems.iter().map(|(_, error)| format!("\n  {}", first_line(error))).collect::<String>()
+)]
+pub struct BadSet {
+    /// The set.
+    pub dir: PathBuf,
+    /// The files, and what is wrong with them.
+    pub problems: Vec<(String, shard::Error)>,
+}
+
+fn first_line(error: &shard::Error) -> String {
+    let text = format!("{:#}", anyhow::anyhow!("{error}"));
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+impl Verification {
+    /// An error if there are problems.
+    ///
+    /// # Errors
+    ///
+    /// The problem, or [`BadSet`] where there are several.
+    pub fn into_result(mut self, dir: &Path) -> Result<()> {
+        match self.problems.len() {
+            0 => Ok(()),
+            1 => Err(self.problems.remove(0).1.into()),
+            _ => Err(BadSet {
+                dir: dir.to_owned(),
+                problems: self.problems,
+            }
+            .into()),
+        }
+    }
+}
+
+/// Checks a set down to the last value: digests, columns, counts, and the rules that rows keep; all
+/// shards at a time.
 ///
 /// # Errors
 ///
-/// The first thing that is wrong.
-pub fn verify(dir: &Path) -> Result<Manifest> {
-    let set = ShardSet::open(dir)?;
-    set.verify_values()?;
-    set.manifest().verify_rejects(dir)?;
-    Ok(set.manifest().clone())
+/// When the manifest can't be read or is damaged.
+pub fn verify(dir: &Path) -> Result<Verification> {
+    let manifest = Manifest::load(dir)?;
+    let mut problems = shard::read::check(dir, &manifest)?;
+    if let Err(error) = manifest.verify_rejects(dir) {
+        problems.push((REJECTS_FILE.to_owned(), error));
+    }
+    Ok(Verification { manifest, problems })
+}
+
+/// Which row of a set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowChoice {
+    /// The row with this number in the set's order, from 0.
+    Number(u64),
+    /// The row with this `row_id`.
+    Id(u64),
+}
+
+/// A row and its text.
+#[derive(Debug)]
+pub struct ShownRow {
+    /// The row.
+    pub stored: StoredRow,
+    /// How many ids each piece of its text is of, and the piece; `None` without a tokenizer.
+    pub pieces: Option<Vec<(usize, String)>>,
+    /// Weights lie within 1 - epsilon and 1 + epsilon.
+    pub epsilon: Option<f32>,
+}
+
+/// Reads one row; its shard is verified first.
+///
+/// # Errors
+///
+/// When there is no such row, the set is damaged, or `tokenizer` is not the set's.
+pub fn row(
+    dir: &Path,
+    choice: RowChoice,
+    tokenizer: Option<ModelSource>,
+    progress: &dyn Progress,
+) -> Result<ShownRow> {
+    let manifest = Manifest::load(dir)?;
+    let (part, index) = find(&manifest, choice).ok_or_else(|| {
+        let what = match choice {
+            RowChoice::Number(row) => format!("no row {row}: rows are counted from 0"),
+            RowChoice::Id(id) => format!("no row with the row_id {id}"),
+        };
+        let rows = manifest.totals.rows;
+        Usage(format!(
+            "{} has {what}, and there are {rows}",
+            dir.display()
+        ))
+    })?;
+    let entry = manifest
+        .shards
+        .get(part)
+        .context("the part was just found")?;
+    let shard = ShardFile::open_verified(dir, entry, &manifest.plan, manifest.plan.identity()?)?;
+    let mut before = 0;
+    for group in 0..shard.num_row_groups() {
+        let rows = shard.read_row_group(group)?;
+        let len = rows.len() as u64;
+        let at = usize::try_from(index - before).unwrap_or(usize::MAX);
+        if let Some(stored) = rows.into_iter().nth(at) {
+            let ids = &stored.scored.row.input_ids;
+            let tokenizer = tokenizer_of_set(&manifest, tokenizer, progress)?;
+            return Ok(ShownRow {
+                pieces: tokenizer
+                    .map(|tokenizer| tokenizer.pieces(ids))
+                    .transpose()?,
+                epsilon: manifest.plan.formula.map(|formula| formula.epsilon()),
+                stored,
+            });
+        }
+        before += len;
+    }
+    anyhow::bail!("the shard of the row has fewer rows than the manifest says")
+}
+
+/// Index of a row's part, and its number there.
+fn find(manifest: &Manifest, choice: RowChoice) -> Option<(usize, u64)> {
+    match choice {
+        RowChoice::Id(id) => {
+            let (part, index) = (usize::try_from(id >> 32).ok()?, id & u64::from(u32::MAX));
+            (index < manifest.shards.get(part)?.rows).then_some((part, index))
+        }
+        RowChoice::Number(mut row) => {
+            for (part, shard) in manifest.shards.iter().enumerate() {
+                if row < shard.rows {
+                    return Some((part, row));
+                }
+                row -= shard.rows;
+            }
+            None
+        }
+    }
+}
+
+/// The tokenizer of a set: from the model that is given, or from where the set was made, if it is
+/// still there.
+pub(super) fn tokenizer_of_set(
+    manifest: &Manifest,
+    given: Option<ModelSource>,
+    progress: &dyn Progress,
+) -> Result<Option<TextTokenizer>> {
+    let wanted = &manifest.plan.tokenizer;
+    if let Some(source) = given {
+        let tokenizer = tokenizer_of(&source)?;
+        if tokenizer.fingerprint() != wanted.fingerprint {
+            return Err(BadInput(format!(
+                "the tokenizer of {source} is not the one that the set was made with, that of {}",
+                wanted.path
+            ))
+            .into());
+        }
+        return Ok(Some(tokenizer));
+    }
+    let source = demo::by_name(&wanted.path)
+        .unwrap_or_else(|| ModelSource::Directory(wanted.path.clone().into()));
+    match tokenizer_of(&source) {
+        Ok(tokenizer) if tokenizer.fingerprint() == wanted.fingerprint => Ok(Some(tokenizer)),
+        _ => {
+            progress.note(&format!(
+                "{} is not there, or has another tokenizer: there will be ids, but no text; --tokenizer \
+                 names a model that has it",
+                wanted.path
+            ));
+            Ok(None)
+        }
+    }
 }
 
 /// What a model is and what it costs.

@@ -2,6 +2,7 @@
 
 pub mod anneal;
 pub mod estimate;
+pub mod export;
 pub mod inspect;
 mod resume;
 pub mod score;

@@ -13,6 +13,7 @@ use crate::fs;
 use crate::shard::manifest::{
     MANIFEST_FILE, Manifest, PLAN_FILE, Plan, REJECTS_FILE, SHARD_PREFIX,
 };
+use crate::shard::schema::ShardFormat;
 
 /// Compares a plan with the one that is there, if there is one.
 pub(super) fn compare_plan(dir: &Path, plan: &Plan) -> Result<()> {
@@ -85,9 +86,9 @@ pub(super) fn refuse_output_inside_input(options: &ScoreOptions) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn missing_parts(dir: &Path, parts: &[Part]) -> Result<Vec<u32>> {
+pub(super) fn missing_parts(dir: &Path, format: ShardFormat, parts: &[Part]) -> Result<Vec<u32>> {
     let names: BTreeSet<OsString> = fs::list(dir)?.into_iter().collect();
-    let is_missing = |part: &u32| !names.contains(OsStr::new(&Manifest::shard_name(*part)));
+    let is_missing = |part: &u32| !names.contains(OsStr::new(&Manifest::shard_name(*part, format)));
     Ok(parts
         .iter()
         .map(|part| part.index)

@@ -19,7 +19,7 @@ use crate::model::{
 };
 use crate::pack::{Packer, Packing};
 use crate::shard::manifest::{CorpusEntry, Manifest, ModelIdentity, Plan, TokenizerIdentity};
-use crate::shard::schema::FORMAT_VERSION;
+use crate::shard::schema::{FORMAT_VERSION, ShardFormat};
 use crate::shard::write::{ShardOptions, round_log_probs};
 use crate::tokenize::TextTokenizer;
 use crate::types::{OnBadRecord, Row, ScoredRow, TokenDtype, TokenId};
@@ -88,6 +88,8 @@ pub struct ScoreOptions {
     pub formula: WeightFormula,
     /// Keep all 23 bits of the mantissas.
     pub exact: bool,
+    /// How shards are stored.
+    pub format: ShardFormat,
     /// Target size of a part in bytes; `None` for the default.
     pub part_bytes: Option<u64>,
     /// Which parts are this worker's: those whose number is `worker_index` modulo `num_workers`.
@@ -140,7 +142,7 @@ pub fn run(
     fs::create_dir_all(&options.output)?;
     let plan = settle_plan(&options.output, plan)?;
 
-    let mut missing = missing_parts(&options.output, corpus.parts())?;
+    let mut missing = missing_parts(&options.output, options.format, corpus.parts())?;
     let mine: Vec<&Part> = corpus
         .parts()
         .iter()
@@ -169,7 +171,7 @@ pub fn run(
         };
         report.scored_tokens = stream::run(&source, &mine, &scorer, &sink, stop, progress)?;
         report.seconds = started.elapsed().as_secs_f64();
-        missing = missing_parts(&options.output, corpus.parts())?;
+        missing = missing_parts(&options.output, options.format, corpus.parts())?;
     }
     if missing.is_empty() {
         report.manifest = Some(complete(&options.output, plan, progress)?);
@@ -234,6 +236,7 @@ impl Prepared {
 pub(super) fn shard_options(options: &ScoreOptions, plan: Digest) -> ShardOptions {
     ShardOptions {
         part: 0,
+        format: options.format,
         has_base: options.base.is_some(),
         exact: options.exact,
         plan,
@@ -356,6 +359,7 @@ impl Models {
             special_tokens: self.tokenizer.special_tokens(),
             formula: options.base.is_some().then_some(options.formula),
             exact: options.exact,
+            format: options.format,
             text_field: options
                 .text_field
                 .clone()

@@ -5,14 +5,14 @@
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::{BadInput, Progress, StopFlag};
 use crate::corpus::{Corpus, Documents, Part};
-use crate::fs::AtomicFile;
+use crate::fs::{self, AtomicFile};
 use crate::pack::{PackStats, Packer, Packing};
-use crate::shard::manifest::Manifest;
 use crate::shard::write::{ShardOptions, ShardWriter};
+use crate::shard::{self, manifest::Manifest};
 use crate::tokenize::TextTokenizer;
 use crate::types::{Document, OnBadRecord, Reject, Row, ScoredRow};
 
@@ -311,14 +311,17 @@ impl ShardSink<'_> {
     /// The last stage.
     fn write(&self, parts: &[&Part], scored: &Receiver<Piece<ScoredRow>>) -> Result<()> {
         for part in parts {
-            let path = self.dir.join(Manifest::shard_name(part.index));
-            let failed = || format!("cannot write {}", path.display());
+            let path = self
+                .dir
+                .join(Manifest::shard_name(part.index, self.options.format));
             let options = ShardOptions {
                 part: part.index,
                 ..self.options
             };
             let file = AtomicFile::create(&path)?;
-            let mut writer = ShardWriter::new(file, options).with_context(failed)?;
+            let failure = file.failure();
+            let failed = |error: shard::Error| fs::write_failure(&path, &failure, error.into());
+            let mut writer = ShardWriter::new(file, options).map_err(failed)?;
             let stats = loop {
                 // The stage before hung up, for a reason of its own.
                 let Ok(piece) = scored.recv() else {
@@ -327,7 +330,7 @@ impl ShardSink<'_> {
                 match piece {
                     Piece::Rows(rows, _) => {
                         for row in &rows {
-                            writer.push(row).with_context(failed)?;
+                            writer.push(row).map_err(failed)?;
                         }
                     }
                     Piece::End(stats, rejects) => {
@@ -336,7 +339,7 @@ impl ShardSink<'_> {
                     }
                 }
             };
-            let (file, _) = writer.finish(&stats).with_context(failed)?;
+            let (file, _) = writer.finish(&stats).map_err(failed)?;
             // Another run of this worker may have published the part meanwhile, with the same bytes.
             file.publish_new()?;
         }

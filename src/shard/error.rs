@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use arrow_schema::ArrowError;
 use parquet::errors::ParquetError;
 
-use super::schema::RowProblem;
+use super::schema::{RowProblem, ShardFormat};
 use crate::fs::{self, Digest};
 
 /// The class of an error, for exit codes.
@@ -104,11 +104,13 @@ pub enum Error {
         /// Digest of the file.
         found: Digest,
     },
-    /// A shard is no readable Parquet file.
-    #[error("the shard {} is not a readable Parquet file: {reason}", path.display())]
-    Parquet {
+    /// A shard can't be parsed.
+    #[error("the shard {} is not a readable {format} file: {reason}", path.display())]
+    Unreadable {
         /// Its path.
         path: PathBuf,
+        /// What it should be.
+        format: ShardFormat,
         /// What the parser says.
         reason: String,
     },

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::Error;
 use super::read::ShardFile;
-use super::schema::FORMAT_VERSION;
+use super::schema::{FORMAT_VERSION, ShardFormat};
 use super::statistics::{Accumulator, BySource, Statistics};
 use crate::fs::{self, Digest};
 use crate::pack::{PackStats, Packing};
@@ -98,6 +98,8 @@ pub struct Plan {
     pub formula: Option<WeightFormula>,
     /// Whether floats keep all 23 bits of their mantissas.
     pub exact: bool,
+    /// How shards are stored.
+    pub format: ShardFormat,
     /// Key or column that held the text, or token ids.
     pub text_field: String,
     /// Documents of fewer tokens were left out.
@@ -292,8 +294,8 @@ impl Assembly {
 
 impl Manifest {
     /// Name of the shard of a part.
-    pub fn shard_name(part: u32) -> String {
-        format!("{SHARD_PREFIX}{part:06}.parquet")
+    pub fn shard_name(part: u32, format: ShardFormat) -> String {
+        format!("{SHARD_PREFIX}{part:06}.{}", format.extension())
     }
 
     /// Reads and checks manifest.json.
@@ -359,7 +361,7 @@ impl Manifest {
         let identity = plan.identity()?;
         let parts: Vec<_> = (0..plan.num_parts)
             .into_par_iter()
-            .map(|part| describe(dir, part, plan.base.is_some(), identity, &formula))
+            .map(|part| describe(dir, part, &plan, identity, &formula))
             .collect::<Result<_, Error>>()?;
         let mut documents = PackStats::default();
         let mut by_source = BySource::new();
@@ -465,7 +467,7 @@ impl Manifest {
         }
         let mut sums = (0_u64, 0_u64, 0_u64);
         for (part, shard) in (0_u32..).zip(&self.shards) {
-            if shard.part != part || shard.file != Self::shard_name(part) {
+            if shard.part != part || shard.file != Self::shard_name(part, self.plan.format) {
                 return Err(format!(
                     "shard {part} is called {:?} and says it is part {}",
                     shard.file, shard.part
@@ -497,17 +499,17 @@ impl Manifest {
 fn describe(
     dir: &Path,
     part: u32,
-    has_base: bool,
-    plan: Digest,
+    plan: &Plan,
+    identity: Digest,
     formula: &WeightFormula,
 ) -> Result<(ShardEntry, PackStats, BySource, Vec<Reject>), Error> {
-    let file = Manifest::shard_name(part);
+    let file = Manifest::shard_name(part, plan.format);
     let path = dir.join(&file);
     if !fs::exists(&path)? {
         return Err(Error::MissingShard { path });
     }
-    let shard = ShardFile::open(&path, part, has_base)?;
-    shard.expect_plan(plan)?;
+    let shard = ShardFile::open(&path, plan.format, part, plan.base.is_some())?;
+    shard.expect_plan(identity)?;
     let mut sources = BySource::new();
     let mut counts = (0, 0, 0);
     for group in 0..shard.num_row_groups() {

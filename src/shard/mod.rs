@@ -3,6 +3,8 @@
 //! schemas/README.md at the root of the repository is the normative text. [`mod@write`] and [`read`] share
 //! [`schema`], and nothing else: what one of them takes for granted, the other checks.
 
+mod columns;
+mod container;
 mod error;
 pub mod manifest;
 pub mod read;

@@ -1,8 +1,11 @@
 //! Columns of a shard, and the rules that a row has to keep; shared by writer and reader.
 
+use std::fmt;
 use std::sync::Arc;
 
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
+
+use serde::{Deserialize, Serialize};
 
 use crate::types::ScoredRow;
 
@@ -43,16 +46,57 @@ pub const PACK_STATS_KEY: &str = "remit.pack_stats";
 /// when there are none.
 pub const REJECTS_KEY: &str = "remit.rejects";
 
+/// Key of an Arrow file's metadata that holds the number of rows of each batch, as a JSON array: its
+/// footer, unlike Parquet's, does not say.
+pub const BATCH_ROWS_KEY: &str = "remit.batch_rows";
+
+/// How the shards of a set are stored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum ShardFormat {
+    /// Parquet: compressed, about 4 bytes a token with a base.
+    #[default]
+    Parquet,
+    /// Arrow IPC file, not compressed: for readers that map it into memory.
+    Arrow,
+}
+
+impl ShardFormat {
+    /// What file names end with, after the dot.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Self::Parquet => "parquet",
+            Self::Arrow => "arrow",
+        }
+    }
+}
+
+impl fmt::Display for ShardFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Parquet => "Parquet",
+            Self::Arrow => "Arrow",
+        })
+    }
+}
+
 /// A log-prob may exceed 0 by this much, from rounding in its log-sum-exp.
 const LOG_PROB_SLACK_NATS: f32 = 1e-3;
 
-/// The columns of a shard; `base_logprob` and `weight` are there if a base was scored.
-pub fn schema(has_base: bool) -> SchemaRef {
+/// The columns of a shard; `base_logprob` and `weight` are there if a base was scored. In Arrow files
+/// `source` is not a dictionary, since all batches of a file would have to share one.
+pub fn schema(format: ShardFormat, has_base: bool) -> SchemaRef {
     let list = |name: &str, item: DataType, nullable_items: bool| {
         let element = Field::new(LIST_ELEMENT, item, nullable_items);
         Field::new(name, DataType::List(Arc::new(element)), false)
     };
-    let source = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
+    let source = match format {
+        ShardFormat::Parquet => {
+            DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8))
+        }
+        ShardFormat::Arrow => DataType::Utf8,
+    };
     let mut fields = vec![
         Field::new(columns::ROW_ID, DataType::UInt64, false),
         Field::new(columns::SOURCE, source, false),

@@ -4,7 +4,7 @@ use super::manifest::{
     CorpusEntry, MANIFEST_FILE, Manifest, ModelIdentity, Plan, TokenizerIdentity,
 };
 use super::read::{ShardFile, ShardSet};
-use super::schema::FORMAT_VERSION;
+use super::schema::{FORMAT_VERSION, ShardFormat};
 use super::write::{ShardOptions, ShardWriter};
 use super::{Error, ErrorKind};
 use crate::fs::{self, Digest};
@@ -43,6 +43,7 @@ fn shard_of_plan(
     plan: Digest,
 ) -> Vec<u8> {
     let options = ShardOptions {
+        format: ShardFormat::Parquet,
         part,
         has_base,
         exact,
@@ -78,6 +79,7 @@ fn plan(num_parts: u32) -> Plan {
         special_tokens: Default::default(),
         formula: Some(Default::default()),
         exact: false,
+        format: ShardFormat::Parquet,
         text_field: "text".to_owned(),
         part_bytes: 1,
         min_tokens: 0,
@@ -102,7 +104,11 @@ pub(crate) fn finished_set(dir: &Path, parts: u32, rows: u32) -> ShardSet {
             .map(|i| row(part * rows + i, 2 + (i as usize * 7) % 11, true))
             .collect();
         let bytes = shard_of_plan(&rows, part, true, false, plan(parts).identity().unwrap());
-        fs::write_atomic(&dir.join(Manifest::shard_name(part)), &bytes).unwrap();
+        fs::write_atomic(
+            &dir.join(Manifest::shard_name(part, ShardFormat::Parquet)),
+            &bytes,
+        )
+        .unwrap();
     }
     Manifest::from_shards(dir, plan(parts))
         .unwrap()
@@ -164,7 +170,7 @@ proptest! {
             let bytes = shard_bytes(&rows, part, has_base, exact);
             prop_assert_eq!(&bytes, &shard_bytes(&rows, part, has_base, exact));
             fs::write_atomic(&path, &bytes).unwrap();
-            let shard = ShardFile::open(&path, part, has_base).unwrap();
+            let shard = ShardFile::open(&path, ShardFormat::Parquet, part, has_base).unwrap();
             let mut read = Vec::new();
             let mut lengths = Vec::new();
             for group in 0..shard.num_row_groups() {
@@ -256,7 +262,12 @@ fn a_flipped_bit_anywhere_is_found_before_a_row_is_returned() {
         }
         fs::write_atomic(&path, &intact).unwrap();
     }
-    ShardSet::open(dir.path()).unwrap().verify_values().unwrap();
+    let manifest = Manifest::load(dir.path()).unwrap();
+    assert!(
+        super::read::check(dir.path(), &manifest)
+            .unwrap()
+            .is_empty()
+    );
 }
 
 #[test]
@@ -270,7 +281,7 @@ fn a_damaged_shard_without_a_manifest_is_an_error_and_no_panic() {
         damaged[at] ^= 0x40;
         fs::write_atomic(&path, &damaged).unwrap();
         // Not every flip is an error here, which is why the manifest has a digest; none may panic.
-        if let Ok(shard) = ShardFile::open(&path, 0, true) {
+        if let Ok(shard) = ShardFile::open(&path, ShardFormat::Parquet, 0, true) {
             for group in 0..shard.num_row_groups() {
                 let _ = shard.read_row_group(group);
                 let _ = shard.row_lengths(group);
@@ -283,7 +294,9 @@ fn a_damaged_shard_without_a_manifest_is_an_error_and_no_panic() {
 fn a_shard_of_another_kind_is_refused_even_with_the_right_digest() {
     let dir = tempfile::tempdir().unwrap();
     drop(finished_set(dir.path(), 1, 5));
-    let path = dir.path().join(Manifest::shard_name(0));
+    let path = dir
+        .path()
+        .join(Manifest::shard_name(0, ShardFormat::Parquet));
     let rows: Vec<ScoredRow> = (0..5)
         .map(|i| row(i, 2 + (i as usize * 7) % 11, false))
         .collect();
@@ -361,6 +374,7 @@ fn rows_that_break_a_rule_are_not_written() {
         let mut damaged = row(1, 10, true);
         damage(&mut damaged);
         let options = ShardOptions {
+            format: ShardFormat::Parquet,
             part: 0,
             has_base: true,
             exact: false,
@@ -390,7 +404,11 @@ fn what_is_missing_is_told_apart() {
         Err(Error::Unfinished { .. })
     ));
     drop(finished_set(dir.path(), 2, 3));
-    fs::remove_file(&dir.path().join(Manifest::shard_name(1))).unwrap();
+    fs::remove_file(
+        &dir.path()
+            .join(Manifest::shard_name(1, ShardFormat::Parquet)),
+    )
+    .unwrap();
     assert!(matches!(
         ShardSet::open(dir.path()),
         Err(Error::MissingShard { .. })

@@ -1,14 +1,16 @@
-//! Rows to one Parquet shard.
+//! Rows to one shard.
 
 use std::io::Write;
 use std::sync::Arc;
 
 use arrow_array::builder::{
-    Float32Builder, ListBuilder, StringDictionaryBuilder, UInt32Builder, UInt64Builder,
+    Float32Builder, ListBuilder, StringBuilder, StringDictionaryBuilder, UInt32Builder,
+    UInt64Builder,
 };
 use arrow_array::types::Int32Type;
 use arrow_array::{ArrayRef, RecordBatch};
-use arrow_schema::{DataType, FieldRef, SchemaRef};
+use arrow_ipc::writer::FileWriter;
+use arrow_schema::{ArrowError, DataType, FieldRef, SchemaRef};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::metadata::KeyValue;
@@ -17,7 +19,8 @@ use parquet::schema::types::ColumnPath;
 
 use super::Error;
 use super::schema::{
-    self, FORMAT_VERSION_KEY, LIST_ELEMENT, PACK_STATS_KEY, PLAN_KEY, REJECTS_KEY, columns,
+    self, BATCH_ROWS_KEY, FORMAT_VERSION_KEY, LIST_ELEMENT, PACK_STATS_KEY, PLAN_KEY, REJECTS_KEY,
+    ShardFormat, columns,
 };
 use crate::fs::Digest;
 use crate::pack::PackStats;
@@ -37,6 +40,8 @@ pub const DEFAULT_EXACT: bool = false;
 pub struct ShardOptions {
     /// Number of the part that the shard holds; the upper half of its row ids.
     pub part: u32,
+    /// How it is stored.
+    pub format: ShardFormat,
     /// Whether rows carry base log-probs and weights.
     pub has_base: bool,
     /// Keep all 23 bits of the mantissas instead of 12.
@@ -64,7 +69,7 @@ pub fn round_log_probs(log_probs: &mut [f32]) {
     }
 }
 
-/// Writes rows to one Parquet file.
+/// Writes rows to one file.
 ///
 /// The bytes are a pure function of the rows and the options. At most one row group,
 /// [`ROW_GROUP_TOKENS`] tokens, is held in memory.
@@ -73,11 +78,13 @@ pub fn round_log_probs(log_probs: &mut [f32]) {
 ///
 /// ```
 /// use remit::pack::PackStats;
+/// use remit::shard::schema::ShardFormat;
 /// use remit::shard::write::{ShardOptions, ShardWriter};
 /// use remit::types::{Row, ScoredRow};
 ///
 /// let plan = remit::fs::Digest::of(b"plan");
-/// let options = ShardOptions { part: 0, has_base: false, exact: true, plan };
+/// let format = ShardFormat::Parquet;
+/// let options = ShardOptions { part: 0, format, has_base: false, exact: true, plan };
 /// let mut writer = ShardWriter::new(Vec::new(), options)?;
 /// writer.push(&ScoredRow {
 ///     row: Row { source: "a.txt".into(), doc_index: 0, doc_starts: vec![0], input_ids: vec![5, 6] },
@@ -91,13 +98,19 @@ pub fn round_log_probs(log_probs: &mut [f32]) {
 /// # Ok::<(), remit::shard::Error>(())
 /// ```
 pub struct ShardWriter<W: Write + Send> {
-    writer: ArrowWriter<W>,
+    sink: Sink<W>,
     schema: SchemaRef,
     options: ShardOptions,
     group: Group,
     counts: ShardCounts,
     rejects: Vec<Reject>,
     next_index: u32,
+}
+
+enum Sink<W: Write + Send> {
+    Parquet(Box<ArrowWriter<W>>),
+    /// And the rows of each batch so far.
+    Arrow(Box<FileWriter<W>>, Vec<u64>),
 }
 
 impl<W: Write + Send> ShardWriter<W> {
@@ -107,12 +120,20 @@ impl<W: Write + Send> ShardWriter<W> {
     ///
     /// When the file can't be written.
     pub fn new(writer: W, options: ShardOptions) -> Result<Self, Error> {
-        let schema = schema::schema(options.has_base);
-        let writer = ArrowWriter::try_new(writer, Arc::clone(&schema), Some(properties()))
-            .map_err(Error::WriteParquet)?;
+        let schema = schema::schema(options.format, options.has_base);
+        let sink = match options.format {
+            ShardFormat::Parquet => Sink::Parquet(Box::new(ArrowWriter::try_new(
+                writer,
+                Arc::clone(&schema),
+                Some(properties()),
+            )?)),
+            ShardFormat::Arrow => {
+                Sink::Arrow(Box::new(FileWriter::try_new(writer, &schema)?), Vec::new())
+            }
+        };
         Ok(Self {
-            writer,
-            group: Group::new(&schema, options.has_base),
+            sink,
+            group: Group::new(&schema, options),
             schema,
             options,
             counts: ShardCounts::default(),
@@ -137,9 +158,7 @@ impl<W: Write + Send> ShardWriter<W> {
         }
         let id = schema::row_id(self.options.part, self.next_index);
         self.next_index = self.next_index.saturating_add(1);
-        self.group
-            .push(id, row, self.options.exact)
-            .map_err(Error::WriteParquet)?;
+        self.group.push(id, row, self.options.exact)?;
         self.counts.rows += 1;
         self.counts.tokens += row.row.input_ids.len() as u64;
         self.counts.targets += row.row.num_targets() as u64;
@@ -158,10 +177,18 @@ impl<W: Write + Send> ShardWriter<W> {
         if self.group.tokens == 0 {
             return Ok(());
         }
-        let batch = RecordBatch::try_new(Arc::clone(&self.schema), self.group.take())
-            .map_err(|error| Error::WriteParquet(error.into()))?;
-        self.writer.write(&batch).map_err(Error::WriteParquet)?;
-        self.writer.flush().map_err(Error::WriteParquet)
+        let batch = RecordBatch::try_new(Arc::clone(&self.schema), self.group.take())?;
+        match &mut self.sink {
+            Sink::Parquet(writer) => {
+                writer.write(&batch)?;
+                writer.flush()?;
+            }
+            Sink::Arrow(writer, batch_rows) => {
+                writer.write(&batch)?;
+                batch_rows.push(batch.num_rows() as u64);
+            }
+        }
+        Ok(())
     }
 
     /// Ends the file; `stats` of the packer go into its footer. The file is not yet durable: that is
@@ -183,11 +210,22 @@ impl<W: Write + Send> ShardWriter<W> {
             let rejects = serde_json::to_string(&self.rejects).unwrap_or_default();
             entries.push((REJECTS_KEY, rejects));
         }
-        for (key, value) in entries {
-            self.writer
-                .append_key_value_metadata(KeyValue::new(key.to_owned(), value));
-        }
-        let inner = self.writer.into_inner().map_err(Error::WriteParquet)?;
+        let inner = match self.sink {
+            Sink::Parquet(mut writer) => {
+                for (key, value) in entries {
+                    writer.append_key_value_metadata(KeyValue::new(key.to_owned(), value));
+                }
+                writer.into_inner()?
+            }
+            Sink::Arrow(mut writer, batch_rows) => {
+                let batch_rows = serde_json::to_string(&batch_rows).unwrap_or_default();
+                entries.push((BATCH_ROWS_KEY, batch_rows));
+                for (key, value) in entries {
+                    writer.write_metadata(key, value);
+                }
+                writer.into_inner()?
+            }
+        };
         Ok((inner, self.counts))
     }
 }
@@ -222,7 +260,7 @@ fn properties() -> WriterProperties {
 /// The rows of an open row group, as column builders.
 struct Group {
     row_id: UInt64Builder,
-    source: StringDictionaryBuilder<Int32Type>,
+    source: SourceBuilder,
     doc_index: UInt64Builder,
     doc_starts: ListBuilder<UInt32Builder>,
     input_ids: ListBuilder<UInt32Builder>,
@@ -230,8 +268,13 @@ struct Group {
     tokens: usize,
 }
 
+enum SourceBuilder {
+    Dictionary(StringDictionaryBuilder<Int32Type>),
+    Plain(StringBuilder),
+}
+
 impl Group {
-    fn new(schema: &SchemaRef, has_base: bool) -> Self {
+    fn new(schema: &SchemaRef, options: ShardOptions) -> Self {
         let element = |column: &str| -> FieldRef {
             match schema
                 .field_with_name(column)
@@ -242,13 +285,16 @@ impl Group {
             }
         };
         let mut floats = vec![columns::RL_LOGPROB];
-        if has_base {
+        if options.has_base {
             floats.extend([columns::BASE_LOGPROB, columns::WEIGHT]);
         }
         let ids = |column| ListBuilder::new(UInt32Builder::new()).with_field(element(column));
         Self {
             row_id: UInt64Builder::new(),
-            source: StringDictionaryBuilder::new(),
+            source: match options.format {
+                ShardFormat::Parquet => SourceBuilder::Dictionary(StringDictionaryBuilder::new()),
+                ShardFormat::Arrow => SourceBuilder::Plain(StringBuilder::new()),
+            },
             doc_index: UInt64Builder::new(),
             doc_starts: ids(columns::DOC_STARTS),
             input_ids: ids(columns::INPUT_IDS),
@@ -260,14 +306,14 @@ impl Group {
         }
     }
 
-    fn push(
-        &mut self,
-        id: u64,
-        row: &ScoredRow,
-        exact: bool,
-    ) -> Result<(), parquet::errors::ParquetError> {
+    fn push(&mut self, id: u64, row: &ScoredRow, exact: bool) -> Result<(), ArrowError> {
         self.row_id.append_value(id);
-        self.source.append(&*row.row.source)?;
+        match &mut self.source {
+            SourceBuilder::Dictionary(builder) => {
+                builder.append(&*row.row.source)?;
+            }
+            SourceBuilder::Plain(builder) => builder.append_value(&*row.row.source),
+        }
         self.doc_index.append_value(row.row.doc_index);
         self.doc_starts.values().append_slice(&row.row.doc_starts);
         self.doc_starts.append(true);
@@ -295,7 +341,10 @@ impl Group {
         self.tokens = 0;
         let mut arrays: Vec<ArrayRef> = vec![
             Arc::new(self.row_id.finish()),
-            Arc::new(self.source.finish()),
+            match &mut self.source {
+                SourceBuilder::Dictionary(builder) => Arc::new(builder.finish()),
+                SourceBuilder::Plain(builder) => Arc::new(builder.finish()),
+            },
             Arc::new(self.doc_index.finish()),
             Arc::new(self.doc_starts.finish()),
             Arc::new(self.input_ids.finish()),

@@ -24,7 +24,12 @@ const ALLOWED: &[(&[&str], &[&str])] = &[
     (&["shard::statistics"], &["types", "weight"]),
     // The manifest is made from shards that are read back, and reading checks against the manifest.
     (
-        &["shard::manifest", "shard::read"],
+        &[
+            "shard::manifest",
+            "shard::read",
+            "shard::columns",
+            "shard::container",
+        ],
         &[
             "types",
             "fs",
@@ -55,6 +60,7 @@ const ALLOWED: &[(&[&str], &[&str])] = &[
             "weight",
             "loss",
             "optim",
+            "shard::error",
             "shard::manifest",
             "shard::read",
             "shard::schema",
@@ -78,6 +84,7 @@ const ALLOWED: &[(&[&str], &[&str])] = &[
             "loss",
             "optim",
             "shard::error",
+            "shard::schema",
             "shard::manifest",
             "shard::statistics",
         ],

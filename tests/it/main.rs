@@ -10,8 +10,10 @@
 
 mod architecture;
 mod bad_input;
+mod damage;
 mod determinism;
 mod equivalence;
+mod formats;
 mod full_disk;
 mod goldens;
 mod harness;

@@ -101,3 +101,94 @@ def test_pandas_reads_the_columns(demo_weights):
     frame = pandas.read_parquet(shards(demo_weights)[0], columns=["source", "input_ids", "weight"])
     assert len(frame)
     assert (frame["input_ids"].map(len) == frame["weight"].map(len)).all()
+
+
+@pytest.fixture(scope="module", params=["parquet", "arrow"])
+def stored(request, run, corpus, tmp_path_factory):
+    """(format, folder of a set in it, what pyarrow reads there)."""
+    import pyarrow as pa
+
+    out = tmp_path_factory.mktemp(request.param) / "weights"
+    run("remit-score", corpus / "solutions" / "train-00.jsonl", "-o", out, "--seq-len", 64, "--limit-docs", 150, "--format", request.param)
+    paths = sorted(out.glob(f"part-*.{request.param}"))
+    read = pq.read_table if request.param == "parquet" else lambda path: pa.ipc.open_file(str(path)).read_all()
+    return request.param, paths, pa.concat_tables(map(read, paths), promote_options="permissive").to_pylist()
+
+
+def by_duckdb(kind, paths):
+    import duckdb
+    import pyarrow as pa
+
+    if kind == "parquet":
+        relation = duckdb.sql(f"SELECT * FROM read_parquet({[str(path) for path in paths]!r}) ORDER BY row_id")
+    else:  # It reads Arrow through pyarrow's tables.
+        table = pa.concat_tables(pa.ipc.open_file(str(path)).read_all() for path in paths)
+        relation = duckdb.from_arrow(table).order("row_id")
+    return relation.to_arrow_table().to_pylist()
+
+
+def by_pandas(kind, paths):
+    import pandas
+
+    read = pandas.read_parquet if kind == "parquet" else pandas.read_feather
+    frame = pandas.concat(read(path) for path in paths)
+    return [{name: list(value) if hasattr(value, "__len__") and not isinstance(value, str) else value for name, value in row.items()} for row in frame.to_dict("records")]
+
+
+def by_polars(kind, paths):
+    import polars
+
+    read = polars.read_parquet if kind == "parquet" else polars.read_ipc
+    return polars.concat(read(path).with_columns(polars.col("source").cast(polars.String)) for path in paths).to_dicts()
+
+
+def by_datasets(kind, paths, cache):
+    import datasets
+
+    return list(datasets.load_dataset(kind, data_files=[str(path) for path in paths], split="train", cache_dir=str(cache)))
+
+
+@pytest.mark.parametrize("library", ["duckdb", "pandas", "polars", "datasets"])
+def test_every_library_reads_both_formats(library, stored, tmp_path):
+    kind, paths, expected = stored
+    rows = {
+        "duckdb": lambda: by_duckdb(kind, paths),
+        "pandas": lambda: by_pandas(kind, paths),
+        "polars": lambda: by_polars(kind, paths),
+        "datasets": lambda: by_datasets(kind, paths, tmp_path),
+    }[library]()
+    assert len(rows) == len(expected) > 100
+    for row, wanted in zip(rows, expected):
+        assert row.keys() == wanted.keys()
+        for name, value in wanted.items():
+            found = row[name]
+            if isinstance(value, list):  # pandas has NaN where the others have null
+                found = [None if x is None or x != x else x for x in found]
+            assert found == value, f"{library}, {kind}, row {wanted['row_id']}: {name}"
+
+
+def test_tokens_are_exported_with_their_text(run, stored, corpus, tmp_path):
+    import json
+
+    import duckdb
+
+    kind, paths, expected = stored
+    tokens = [
+        (row["row_id"], position, row["source"], id, row["rl_logprob"][position], row["base_logprob"][position], row["weight"][position])
+        for row in expected
+        for position, id in enumerate(row["input_ids"])
+    ]
+    texts = {}
+    for suffix in ("parquet", "csv"):
+        out = tmp_path / f"tokens.{suffix}"
+        run("remit-inspect", "export", paths[0].parent, "--tokens", out)
+        columns = "row_id, position, source, input_id, rl_logprob::FLOAT, base_logprob::FLOAT, weight::FLOAT, text"
+        rows = duckdb.sql(f"SELECT {columns} FROM '{out}' ORDER BY row_id, position").fetchall()
+        assert [row[:-1] for row in rows] == tokens, suffix
+        by_document = duckdb.sql(f"SELECT doc_index, string_agg(text, '' ORDER BY row_id, position) FROM '{out}' GROUP BY doc_index ORDER BY doc_index")
+        texts[suffix] = dict(by_document.fetchall())
+    lines = (corpus / "solutions" / "train-00.jsonl").read_text().splitlines()[:150]
+    documents = {index: json.loads(line)["text"] for index, line in enumerate(lines)}
+    assert texts["parquet"] == texts["csv"]
+    for index, text in texts["parquet"].items():  # each ends with the text of EOS
+        assert text.startswith(documents[index]) and len(text) - len(documents[index]) < 20, index

@@ -1,0 +1,69 @@
+"""Scores text that nobody prepared, the Python standard library's sources, with the demo pair, and prints what a token
+takes in a shard, column by column.
+
+    cargo build --release
+    python scripts/bench/bytes_per_token.py                # 1 MB of text: about 2 minutes on 2 cores
+"""
+
+import argparse
+import os
+import subprocess
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+
+ROOT = Path(__file__).resolve().parents[2]
+TOKEN_COLUMNS = ("input_ids", "rl_logprob", "base_logprob", "weight")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kb", type=int, default=1000, help="size of the text")
+    args = parser.parse_args()
+    binary = Path(os.environ.get("REMIT_BIN", ROOT / "target" / "release")).resolve() / "remit-score"
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = Path(folder) / "corpus"
+        corpus.mkdir()
+        size = 0
+        for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+            text = path.read_bytes()
+            (corpus / f"{path.stem}.txt").write_bytes(text)
+            size += len(text)
+            if size >= args.kb * 1000:
+                break
+        sets = {}
+        for kind in ("parquet", "arrow"):
+            sets[kind] = Path(folder) / kind
+            subprocess.run([binary, corpus, "-o", sets[kind], "--format", kind], check=True, capture_output=True)
+        bytes_of = dict.fromkeys(TOKEN_COLUMNS, 0)
+        total = tokens = 0
+        for path in sorted(sets["parquet"].glob("part-*")):
+            file = pq.ParquetFile(path)
+            total += path.stat().st_size
+            for group in range(file.num_row_groups):
+                for index in range(file.metadata.row_group(group).num_columns):
+                    column = file.metadata.row_group(group).column(index)
+                    name = column.path_in_schema.split(".")[0]
+                    if name in bytes_of:
+                        bytes_of[name] += column.total_compressed_size
+            tokens += sum(map(len, file.read(["input_ids"])["input_ids"].to_pylist()))
+        arrow = sum(path.stat().st_size for path in sets["arrow"].glob("part-*"))
+        assert tokens == sum(
+            len(pa.compute.list_flatten(pa.ipc.open_file(str(path)).read_all()["input_ids"]))
+            for path in sets["arrow"].glob("part-*")
+        )
+        print(f"{size:,} bytes of text, {tokens:,} tokens")
+        for name in TOKEN_COLUMNS:
+            print(f"{name:14} {bytes_of[name] / tokens:.3f} bytes a token")
+        needed = sum(bytes_of[name] for name in TOKEN_COLUMNS if name != "base_logprob")
+        print(f"token columns  {needed / tokens:.3f} bytes a token: input_ids, rl_logprob, weight (at most 4.5)")
+        print(f"with the base  {sum(bytes_of.values()) / tokens:.3f} bytes a token")
+        print(f"shards         {total / tokens:.3f} bytes a token in Parquet, {arrow / tokens:.3f} in Arrow")
+
+
+if __name__ == "__main__":
+    main()

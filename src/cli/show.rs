@@ -1,0 +1,145 @@
+//! A row of a set for the eye.
+
+use std::fmt::Write as _;
+use std::io::IsTerminal;
+
+use crate::pipeline::inspect::ShownRow;
+
+/// Whether text is coloured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Color {
+    /// Coloured on a terminal, unless NO_COLOR is set; else a table
+    #[default]
+    Auto,
+    /// Coloured text
+    Always,
+    /// A table
+    Never,
+}
+
+/// Foreground and background, of 256 colours, from the lowest weight to the highest.
+const SHADES: [&str; 7] = [
+    "\x1b[30;48;5;33m",
+    "\x1b[30;48;5;117m",
+    "\x1b[30;48;5;195m",
+    "",
+    "\x1b[30;48;5;224m",
+    "\x1b[30;48;5;217m",
+    "\x1b[30;48;5;203m",
+];
+const RESET: &str = "\x1b[0m";
+
+/// Log-probs, in nats, below which a token has the last shade where there are no weights.
+const SURPRISE_NATS: f32 = 8.0;
+
+pub(super) fn row(row: &ShownRow, color: Color) -> String {
+    let is_coloured = match color {
+        Color::Always => true,
+        Color::Never => false,
+        Color::Auto => {
+            std::io::stdout().is_terminal()
+                && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+        }
+    };
+    let scored = &row.stored.scored;
+    let mut text = format!(
+        "row {}: {} tokens, from record {} of {}\n",
+        row.stored.row_id,
+        scored.row.input_ids.len(),
+        scored.row.doc_index,
+        scored.row.source
+    );
+    match &row.pieces {
+        Some(pieces) if is_coloured => coloured(&mut text, row, pieces),
+        _ => table(&mut text, row),
+    }
+    text
+}
+
+/// What a token is coloured by, from -1 to 1: its weight, or else how unlikely the RL model finds it.
+fn shade_of(row: &ShownRow, position: usize) -> f32 {
+    let scored = &row.stored.scored;
+    let Some(target) = position.checked_sub(1) else {
+        return 0.0;
+    };
+    match (&scored.weights, row.epsilon) {
+        (Some(weights), Some(epsilon)) if epsilon > 0.0 => weights
+            .get(target)
+            .map_or(0.0, |weight| (weight - 1.0) / epsilon),
+        _ => scored
+            .rl_logprobs
+            .get(target)
+            .map_or(0.0, |log_prob| (-log_prob / SURPRISE_NATS).clamp(0.0, 1.0)),
+    }
+}
+
+fn coloured(text: &mut String, row: &ShownRow, pieces: &[(usize, String)]) {
+    let what = if row.stored.scored.weights.is_some() {
+        "weight: lowest"
+    } else {
+        "surprise of the RL model: none"
+    };
+    let _ = write!(text, "{what} ");
+    for shade in SHADES {
+        let _ = write!(text, "{shade}  {RESET}");
+    }
+    let _ = writeln!(text, " highest\n");
+    let mut position = 0;
+    for (len, piece) in pieces {
+        let last = position + len - 1;
+        let level = (shade_of(row, last) + 1.0) / 2.0 * (SHADES.len() - 1) as f32;
+        // In range: a shade lies within -1 and 1, rounding errors aside.
+        let shade = SHADES
+            .get(level.round().max(0.0) as usize)
+            .unwrap_or(&SHADES[0]);
+        // A background that reaches over the end of a line would fill the next one.
+        for (i, line) in piece.split('\n').enumerate() {
+            if i > 0 {
+                text.push('\n');
+            }
+            if !line.is_empty() {
+                let _ = write!(text, "{shade}{}{RESET}", printable(line));
+            }
+        }
+        position += len;
+    }
+    text.push('\n');
+}
+
+/// Text without what would move the cursor or change colours.
+fn printable(line: &str) -> String {
+    let show = |c: char| {
+        if c.is_control() && c != '\t' {
+            '\u{fffd}'
+        } else {
+            c
+        }
+    };
+    line.chars().map(show).collect()
+}
+
+fn table(text: &mut String, row: &ShownRow) {
+    let scored = &row.stored.scored;
+    let _ = writeln!(text, "position       id   weight      rl    base  text");
+    let number = |values: Option<&Vec<f32>>, position: usize, digits: usize| {
+        let value = position
+            .checked_sub(1)
+            .and_then(|target| values?.get(target));
+        value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
+    };
+    let mut texts = Vec::new();
+    for (len, piece) in row.pieces.iter().flatten() {
+        texts.extend((1..*len).map(|_| String::new()));
+        texts.push(format!("{piece:?}"));
+    }
+    for (position, id) in scored.row.input_ids.iter().enumerate() {
+        let line = format!(
+            "{position:>8} {id:>8} {:>8} {:>7} {:>7}  {}",
+            number(scored.weights.as_ref(), position, 4),
+            number(Some(&scored.rl_logprobs), position, 3),
+            number(scored.base_logprobs.as_ref(), position, 3),
+            texts.get(position).map_or("", String::as_str)
+        );
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+}

@@ -1,0 +1,256 @@
+//! remit-inspect export: a set with a row for each token.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use arrow_array::{ArrayRef, Float32Array, RecordBatch, StringArray, UInt32Array, UInt64Array};
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::properties::WriterProperties;
+
+use super::inspect::tokenizer_of_set;
+use super::{Progress, StopFlag, Usage};
+use crate::fs::{self, AtomicFile};
+use crate::model::ModelSource;
+use crate::shard::manifest::Manifest;
+use crate::shard::read::{ShardFile, StoredRow};
+use crate::shard::write::ZSTD_LEVEL;
+use crate::tokenize::TextTokenizer;
+
+/// What is exported, and where to.
+#[derive(Debug, Clone)]
+pub struct ExportOptions {
+    /// The set.
+    pub set: PathBuf,
+    /// The file: `.parquet` or `.csv`.
+    pub output: PathBuf,
+    /// The model whose tokenizer the text is decoded with; `None` for the set's own.
+    pub tokenizer: Option<ModelSource>,
+}
+
+/// Tokens as columns. Of the first position of a row `rl_logprob` and `base_logprob` are null and
+/// `weight` is 0, as in the shards.
+#[derive(Default)]
+struct Tokens {
+    row_id: Vec<u64>,
+    position: Vec<u32>,
+    source: Vec<Arc<str>>,
+    doc_index: Vec<u64>,
+    input_id: Vec<u32>,
+    text: Option<Vec<String>>,
+    rl_logprob: Vec<Option<f32>>,
+    base: Option<(Vec<Option<f32>>, Vec<f32>)>,
+}
+
+/// Writes one row a token; returns the number of tokens. Memory holds one row group.
+///
+/// # Errors
+///
+/// When the set is damaged, or the file can't be written: then there is none.
+pub fn tokens(options: &ExportOptions, stop: &StopFlag, progress: &dyn Progress) -> Result<u64> {
+    let path = &options.output;
+    let is_csv = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("csv") => true,
+        Some("parquet") => false,
+        _ => {
+            return Err(Usage(format!(
+                "{}: the file to write has to end with .parquet or .csv",
+                path.display()
+            ))
+            .into());
+        }
+    };
+    let manifest = Manifest::load(&options.set)?;
+    let tokenizer = tokenizer_of_set(&manifest, options.tokenizer.clone(), progress)?;
+    let file = AtomicFile::create(path)?;
+    let failure = file.failure();
+    let failed = |error| fs::write_failure(path, &failure, error);
+    let mut sink = if is_csv {
+        Sink::Csv(io::BufWriter::new(file), false)
+    } else {
+        Sink::Parquet(Some(file), None)
+    };
+    let identity = manifest.plan.identity()?;
+    progress.begin("exporting", manifest.totals.tokens);
+    let mut done = 0;
+    for entry in &manifest.shards {
+        let shard = ShardFile::open_verified(&options.set, entry, &manifest.plan, identity)?;
+        for group in 0..shard.num_row_groups() {
+            stop.check("nothing was written")?;
+            let rows = shard.read_row_group(group)?;
+            let tokens = Tokens::of(&rows, tokenizer.as_ref(), manifest.plan.base.is_some())?;
+            let len = tokens.input_id.len() as u64;
+            sink.write(tokens).map_err(failed)?;
+            done += len;
+            progress.advance(done, len, "");
+        }
+    }
+    if done == 0 {
+        let none = Tokens::of(&[], tokenizer.as_ref(), manifest.plan.base.is_some())?;
+        sink.write(none).map_err(failed)?;
+    }
+    sink.finish().map_err(failed)?.publish()?;
+    progress.finish();
+    Ok(done)
+}
+
+impl Tokens {
+    fn of(rows: &[StoredRow], tokenizer: Option<&TextTokenizer>, has_base: bool) -> Result<Self> {
+        let mut tokens = Self {
+            text: tokenizer.map(|_| Vec::new()),
+            base: has_base.then(Default::default),
+            ..Self::default()
+        };
+        for StoredRow { row_id, scored } in rows {
+            let row = &scored.row;
+            for (position, id) in (0..).zip(&row.input_ids) {
+                tokens.row_id.push(*row_id);
+                tokens.position.push(position);
+                tokens.source.push(Arc::clone(&row.source));
+                tokens.doc_index.push(row.doc_index);
+                tokens.input_id.push(*id);
+            }
+            tokens.rl_logprob.push(None);
+            tokens
+                .rl_logprob
+                .extend(scored.rl_logprobs.iter().copied().map(Some));
+            if let Some((base, weight)) = &mut tokens.base {
+                let stored = scored.base_logprobs.iter().flatten();
+                base.push(None);
+                base.extend(stored.copied().map(Some));
+                weight.push(0.0);
+                weight.extend(scored.weights.iter().flatten());
+            }
+            if let (Some(text), Some(tokenizer)) = (&mut tokens.text, tokenizer) {
+                for (len, piece) in tokenizer.pieces(&row.input_ids)? {
+                    text.extend((1..len).map(|_| String::new()));
+                    text.push(piece);
+                }
+            }
+        }
+        Ok(tokens)
+    }
+
+    fn batch(self) -> Result<RecordBatch> {
+        let mut columns: Vec<(&str, ArrayRef, bool)> = vec![
+            ("row_id", Arc::new(UInt64Array::from(self.row_id)), false),
+            (
+                "position",
+                Arc::new(UInt32Array::from(self.position)),
+                false,
+            ),
+            (
+                "source",
+                Arc::new(StringArray::from_iter_values(self.source.iter())),
+                false,
+            ),
+            (
+                "doc_index",
+                Arc::new(UInt64Array::from(self.doc_index)),
+                false,
+            ),
+            (
+                "input_id",
+                Arc::new(UInt32Array::from(self.input_id)),
+                false,
+            ),
+        ];
+        if let Some(text) = self.text {
+            columns.push(("text", Arc::new(StringArray::from(text)), false));
+        }
+        columns.push((
+            "rl_logprob",
+            Arc::new(Float32Array::from(self.rl_logprob)),
+            true,
+        ));
+        if let Some((base, weight)) = self.base {
+            columns.push(("base_logprob", Arc::new(Float32Array::from(base)), true));
+            columns.push(("weight", Arc::new(Float32Array::from(weight)), false));
+        }
+        Ok(RecordBatch::try_from_iter_with_nullable(columns)?)
+    }
+}
+
+enum Sink {
+    /// And whether the header is written.
+    Csv(io::BufWriter<AtomicFile>, bool),
+    /// The file, until the writer has it.
+    Parquet(Option<AtomicFile>, Option<Box<ArrowWriter<AtomicFile>>>),
+}
+
+impl Sink {
+    fn write(&mut self, tokens: Tokens) -> Result<()> {
+        match self {
+            Self::Csv(file, has_header) => {
+                if !*has_header {
+                    write_header(file, &tokens)?;
+                    *has_header = true;
+                }
+                Ok(write_csv(file, &tokens)?)
+            }
+            Self::Parquet(file, writer) => {
+                let batch = tokens.batch()?;
+                if let Some(file) = file.take() {
+                    let zstd = ZstdLevel::try_new(ZSTD_LEVEL)?;
+                    let properties = WriterProperties::builder()
+                        .set_compression(Compression::ZSTD(zstd))
+                        .build();
+                    let new = ArrowWriter::try_new(file, batch.schema(), Some(properties))?;
+                    *writer = Some(Box::new(new));
+                }
+                let writer = writer.as_mut().context("the writer was just made")?;
+                writer.write(&batch)?;
+                Ok(writer.flush()?)
+            }
+        }
+    }
+
+    fn finish(self) -> Result<AtomicFile> {
+        match self {
+            Self::Csv(file, _) => Ok(file.into_inner().map_err(io::IntoInnerError::into_error)?),
+            Self::Parquet(_, writer) => Ok(writer.context("nothing was written")?.into_inner()?),
+        }
+    }
+}
+
+fn write_header(file: &mut impl Write, tokens: &Tokens) -> io::Result<()> {
+    write!(file, "row_id,position,source,doc_index,input_id")?;
+    if tokens.text.is_some() {
+        write!(file, ",text")?;
+    }
+    write!(file, ",rl_logprob")?;
+    if tokens.base.is_some() {
+        write!(file, ",base_logprob,weight")?;
+    }
+    writeln!(file)
+}
+
+fn write_csv(file: &mut impl Write, tokens: &Tokens) -> io::Result<()> {
+    let number = |value: Option<f32>| value.map_or_else(String::new, |value| value.to_string());
+    for (i, id) in tokens.input_id.iter().enumerate() {
+        write!(
+            file,
+            "{},{},{},{},{id}",
+            tokens.row_id[i],
+            tokens.position[i],
+            quoted(&tokens.source[i]),
+            tokens.doc_index[i],
+        )?;
+        if let Some(text) = &tokens.text {
+            write!(file, ",{}", quoted(&text[i]))?;
+        }
+        write!(file, ",{}", number(tokens.rl_logprob[i]))?;
+        if let Some((base, weight)) = &tokens.base {
+            write!(file, ",{},{}", number(base[i]), weight[i])?;
+        }
+        writeln!(file)?;
+    }
+    Ok(())
+}
+
+/// A field of a CSV file, after RFC 4180.
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('"', "\"\""))
+}

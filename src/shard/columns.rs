@@ -1,0 +1,145 @@
+//! Columns of a batch to rows.
+
+use std::sync::Arc;
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::{ArrowPrimitiveType, Float32Type, Int32Type, UInt32Type, UInt64Type};
+use arrow_array::{Array, ListArray, PrimitiveArray, RecordBatch, StringArray};
+
+use super::read::StoredRow;
+use super::schema::{RowProblem, columns};
+use crate::types::{Row, ScoredRow};
+
+/// The typed columns of a batch.
+pub(super) struct Columns<'a> {
+    row_id: &'a PrimitiveArray<UInt64Type>,
+    source: Source<'a>,
+    doc_index: &'a PrimitiveArray<UInt64Type>,
+    doc_starts: &'a ListArray,
+    input_ids: &'a ListArray,
+    rl_logprob: &'a ListArray,
+    base: Option<(&'a ListArray, &'a ListArray)>,
+}
+
+/// The column of sources: strings, or keys of a dictionary of strings.
+struct Source<'a> {
+    keys: Option<&'a PrimitiveArray<Int32Type>>,
+    values: &'a StringArray,
+}
+
+impl Source<'_> {
+    fn get(&self, i: usize) -> Option<&str> {
+        let at = match self.keys {
+            Some(keys) => usize::try_from(scalar(keys, i)?).ok()?,
+            None => i,
+        };
+        (at < self.values.len() && self.values.is_valid(at)).then(|| self.values.value(at))
+    }
+}
+
+impl<'a> Columns<'a> {
+    pub(super) fn of(batch: &'a RecordBatch, has_base: bool) -> Option<Self> {
+        let list = |name: &str| batch.column_by_name(name)?.as_list_opt::<i32>();
+        let source = batch.column_by_name(columns::SOURCE)?;
+        let source = match source.as_dictionary_opt::<Int32Type>() {
+            Some(source) => Source {
+                keys: Some(source.keys()),
+                values: source.values().as_string_opt()?,
+            },
+            None => Source {
+                keys: None,
+                values: source.as_string_opt()?,
+            },
+        };
+        Some(Self {
+            row_id: batch.column_by_name(columns::ROW_ID)?.as_primitive_opt()?,
+            source,
+            doc_index: batch
+                .column_by_name(columns::DOC_INDEX)?
+                .as_primitive_opt()?,
+            doc_starts: list(columns::DOC_STARTS)?,
+            input_ids: list(columns::INPUT_IDS)?,
+            rl_logprob: list(columns::RL_LOGPROB)?,
+            base: if has_base {
+                Some((list(columns::BASE_LOGPROB)?, list(columns::WEIGHT)?))
+            } else {
+                None
+            },
+        })
+    }
+
+    pub(super) fn row(&self, i: usize) -> Result<StoredRow, RowProblem> {
+        let missing = |column| RowProblem::Null {
+            column,
+            position: 0,
+        };
+        let source = self.source.get(i).ok_or(missing(columns::SOURCE))?;
+        let base = self.base.map(|(base, weight)| {
+            Ok((
+                after_first(base, i, columns::BASE_LOGPROB, None)?,
+                after_first(weight, i, columns::WEIGHT, Some(0.0))?,
+            ))
+        });
+        let (base_logprobs, weights) = base.transpose()?.unzip();
+        Ok(StoredRow {
+            row_id: scalar(self.row_id, i).ok_or(missing(columns::ROW_ID))?,
+            scored: ScoredRow {
+                row: Row {
+                    source: Arc::from(source),
+                    doc_index: scalar(self.doc_index, i).ok_or(missing(columns::DOC_INDEX))?,
+                    doc_starts: values::<UInt32Type>(self.doc_starts, i, columns::DOC_STARTS, 0)?,
+                    input_ids: values::<UInt32Type>(self.input_ids, i, columns::INPUT_IDS, 0)?,
+                },
+                rl_logprobs: after_first(self.rl_logprob, i, columns::RL_LOGPROB, None)?,
+                base_logprobs,
+                weights,
+            },
+        })
+    }
+}
+
+fn scalar<T: ArrowPrimitiveType>(array: &PrimitiveArray<T>, i: usize) -> Option<T::Native> {
+    (i < array.len() && array.is_valid(i)).then(|| array.value(i))
+}
+
+/// Element `i` of a list column, from its value `skip` on; none of them may be null.
+fn values<T: ArrowPrimitiveType>(
+    lists: &ListArray,
+    i: usize,
+    column: &'static str,
+    skip: usize,
+) -> Result<Vec<T::Native>, RowProblem> {
+    let null = |position| RowProblem::Null { column, position };
+    if i >= lists.len() || lists.is_null(i) {
+        return Err(null(0));
+    }
+    let list = lists.value(i);
+    let list = list.as_primitive_opt::<T>().ok_or(null(0))?;
+    if let Some(position) = (skip..list.len()).find(|&position| list.is_null(position)) {
+        return Err(null(position));
+    }
+    Ok(list
+        .values()
+        .get(skip..)
+        .map(<[_]>::to_vec)
+        .unwrap_or_default())
+}
+
+/// The values of the targets; the first of the list has to be `first`, or null.
+fn after_first(
+    lists: &ListArray,
+    i: usize,
+    column: &'static str,
+    first: Option<f32>,
+) -> Result<Vec<f32>, RowProblem> {
+    let targets = values::<Float32Type>(lists, i, column, 1)?;
+    let list = lists.value(i);
+    let list = list
+        .as_primitive_opt::<Float32Type>()
+        .ok_or(RowProblem::FirstValue(column))?;
+    let found = scalar(list, 0);
+    if list.is_empty() || found.map(f32::to_bits) != first.map(f32::to_bits) {
+        return Err(RowProblem::FirstValue(column));
+    }
+    Ok(targets)
+}

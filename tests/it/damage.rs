@@ -1,0 +1,175 @@
+//! Bits that flip and files that are cut short: in shards and in the manifest, every one of them is
+//! found before a value is used.
+
+use std::path::Path;
+
+use remit::shard::read::{ShardSet, StoredRow};
+
+use crate::harness::{INSPECT, SCORE, Workspace, assert_same, visit};
+
+const FLIPS: usize = 5_000;
+const TRUNCATIONS: usize = 500;
+const FORMATS: [&str; 2] = ["parquet", "arrow"];
+
+fn scored(format: &str) -> Workspace {
+    let workspace = Workspace::new();
+    workspace.write_corpus("corpus/a.jsonl", 24);
+    workspace.write("corpus/b.jsonl", "{\n{\"text\": \"2+2 is 4.\"}\n");
+    workspace
+        .command(SCORE)
+        .args("corpus -o set --part-bytes 1500 --on-bad-record skip --format")
+        .arg(format)
+        .ok();
+    workspace
+}
+
+fn read(dir: &Path) -> Result<Vec<StoredRow>, remit::shard::Error> {
+    let set = ShardSet::open(dir)?;
+    let mut rows = Vec::new();
+    for shard in set.shards() {
+        for group in 0..shard.num_row_groups() {
+            rows.extend(shard.read_row_group(group)?);
+        }
+    }
+    Ok(rows)
+}
+
+/// The high bits of a linear congruential generator.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        ((u128::from(self.0) * n as u128) >> 64) as usize
+    }
+}
+
+#[test]
+fn every_flipped_bit_and_every_cut_is_found() {
+    for format in FORMATS {
+        let workspace = scored(format);
+        let dir = workspace.path("set");
+        let intact = read(&dir).unwrap();
+        assert!(intact.len() > 20);
+        let mut files = Vec::new();
+        visit(&dir, &mut |path| {
+            if !path.ends_with("plan.json") && !path.ends_with("rejects.jsonl") {
+                files.push((path.to_owned(), std::fs::read(path).unwrap()));
+            }
+        });
+        assert!(files.len() >= 3, "{} files", files.len());
+        let mut numbers = Numbers(3);
+        for attempt in 0..FLIPS + TRUNCATIONS {
+            let (path, bytes) = &files[attempt % files.len()];
+            let mut damaged = bytes.clone();
+            let what = if attempt < FLIPS {
+                let bit = numbers.below(bytes.len() * 8);
+                damaged[bit / 8] ^= 1 << (bit % 8);
+                format!("bit {bit} of {}", path.display())
+            } else {
+                damaged.truncate(numbers.below(bytes.len()));
+                format!("{} cut to {}", path.display(), damaged.len())
+            };
+            std::fs::write(path, &damaged).unwrap();
+            let outcome = read(&dir);
+            std::fs::write(path, bytes).unwrap();
+            let Err(error) = outcome else {
+                panic!("{what} went unnoticed");
+            };
+            let error = error.to_string();
+            assert!(error.contains(path.to_str().unwrap()), "{what}: {error}");
+        }
+        assert_eq!(read(&dir).unwrap(), intact);
+    }
+}
+
+#[test]
+fn a_shard_whose_digest_fits_its_damage_gives_an_error_or_a_row_that_keeps_the_rules() {
+    for format in FORMATS {
+        let workspace = scored(format);
+        let path = workspace.path(&format!("set/part-000000.{format}"));
+        let bytes = std::fs::read(&path).unwrap();
+        let format = match format {
+            "arrow" => remit::shard::schema::ShardFormat::Arrow,
+            _ => remit::shard::schema::ShardFormat::Parquet,
+        };
+        let mut numbers = Numbers(5);
+        let mut errors = 0;
+        for _ in 0..2_000 {
+            let mut damaged = bytes.clone();
+            let bit = numbers.below(bytes.len() * 8);
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(&path, &damaged).unwrap();
+            // No panic gets out of it; rules of a row are kept by whatever does.
+            let outcome =
+                remit::shard::read::ShardFile::open(&path, format, 0, true).and_then(|shard| {
+                    for group in 0..shard.num_row_groups() {
+                        for row in shard.read_row_group(group)? {
+                            remit::shard::schema::validate(&row.scored).unwrap();
+                        }
+                    }
+                    Ok(())
+                });
+            errors += usize::from(outcome.is_err());
+        }
+        assert!(errors > 100, "{format}: {errors} errors");
+    }
+}
+
+#[test]
+fn verify_lists_every_file_with_a_problem_and_prints_nothing_else() {
+    for format in FORMATS {
+        let workspace = scored(format);
+        let ended = workspace.command(INSPECT).args("verify set").ok();
+        ended.check(
+            ended.stdout.contains("every value are as they should be"),
+            "all is well",
+        );
+        let flip = |bytes: &mut Vec<u8>| bytes[50] ^= 2;
+        workspace.damage(&format!("set/part-000000.{format}"), flip);
+        workspace.damage("set/rejects.jsonl", flip);
+        std::fs::remove_file(workspace.path(&format!("set/part-000001.{format}"))).unwrap();
+        let before = workspace.snapshot("set");
+        let ended = workspace.command(INSPECT).args("verify set").run();
+        ended.check(ended.status.code() == Some(65), "damage is bad data");
+        ended.check(ended.stdout.is_empty(), "nothing is on stdout");
+        ended.check(
+            ended
+                .stderr
+                .starts_with("error: 3 files of set are not what they should be:\n"),
+            "it begins with how many",
+        );
+        for part in [
+            &format!("\n  the shard set/part-000000.{format} is damaged: "),
+            &format!("\n  the shard set/part-000001.{format} is missing\n"),
+            "rejects.jsonl",
+        ] {
+            ended.check(ended.stderr.contains(part), part);
+        }
+        ended.check(!ended.stderr.contains("panicked"), "no panic is printed");
+        let ended = workspace.command(INSPECT).args("verify set --json").run();
+        ended.check(ended.status.code() == Some(65), "damage is bad data");
+        let object: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+        assert_eq!(object["ok"], false);
+        let files: Vec<&str> = object["problems"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|problem| problem["file"].as_str().unwrap())
+            .collect();
+        let expected = [
+            &*format!("part-000000.{format}"),
+            &*format!("part-000001.{format}"),
+            "rejects.jsonl",
+        ];
+        assert_eq!(files, expected);
+        assert_same(
+            &before,
+            &workspace.snapshot("set"),
+            "verify changes nothing",
+        );
+    }
+}

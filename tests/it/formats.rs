@@ -1,0 +1,135 @@
+//! Both formats of shards hold the same, and every command reads both.
+
+use remit::shard::read::ShardSet;
+
+use crate::harness::{ANNEAL, INSPECT, SCORE, Workspace, assert_same};
+
+fn scored() -> Workspace {
+    let workspace = Workspace::new();
+    workspace.write_corpus("corpus/a.jsonl", 40);
+    for format in ["parquet", "arrow"] {
+        workspace
+            .command(SCORE)
+            .args("corpus --seq-len 64 --part-bytes 3000 --format")
+            .arg(format)
+            .arg("-o")
+            .arg(format)
+            .ok();
+    }
+    workspace
+}
+
+#[test]
+fn both_formats_hold_the_same_rows_and_anneal_alike() {
+    let workspace = scored();
+    let rows = |format: &str| {
+        let set = ShardSet::open(&workspace.path(format)).unwrap();
+        let mut rows = Vec::new();
+        for shard in set.shards() {
+            for group in 0..shard.num_row_groups() {
+                let lengths = shard.row_lengths(group).unwrap();
+                let group = shard.read_row_group(group).unwrap();
+                let expected = group
+                    .iter()
+                    .map(|row| row.scored.row.input_ids.len() as u32);
+                assert!(expected.eq(lengths));
+                rows.extend(group);
+            }
+        }
+        rows
+    };
+    assert_eq!(rows("parquet"), rows("arrow"));
+    for format in ["parquet", "arrow"] {
+        workspace
+            .command(ANNEAL)
+            .args("--steps 3 --batch-tokens 500 --lr 1e-3 --weights")
+            .arg(format)
+            .arg("-o")
+            .arg(format!("annealed-{format}"))
+            .ok();
+    }
+    assert_eq!(
+        workspace.metrics("annealed-parquet"),
+        workspace.metrics("annealed-arrow")
+    );
+    let model = |format| workspace.read(&format!("annealed-{format}/model.safetensors"));
+    assert!(model("parquet") == model("arrow"), "other weights");
+}
+
+#[test]
+fn another_format_is_another_plan_and_arrow_is_made_again_byte_for_byte() {
+    let workspace = scored();
+    let ended = workspace
+        .command(SCORE)
+        .args("corpus --seq-len 64 --part-bytes 3000 -o arrow")
+        .run();
+    ended.check(ended.status.code() == Some(2), "it is refused");
+    ended.check(
+        ended
+            .stderr
+            .contains("\n  format was \"arrow\", is now \"parquet\"\n"),
+        "the difference is spelled out",
+    );
+    let before = workspace.snapshot("arrow");
+    workspace.remove("arrow/part-000000.arrow");
+    workspace.remove("arrow/manifest.json");
+    workspace
+        .command(SCORE)
+        .args("corpus --seq-len 64 --part-bytes 3000 --format arrow --threads 1 -o arrow")
+        .ok();
+    assert_same(&before, &workspace.snapshot("arrow"), "a shard made again");
+}
+
+#[test]
+fn show_prints_a_row_as_a_table_or_as_coloured_text() {
+    let workspace = scored();
+    let show = |args: &str| {
+        workspace
+            .command(INSPECT)
+            .arg("show")
+            .args(args)
+            .ok()
+            .stdout
+    };
+    let table = show("parquet --row 0");
+    assert_eq!(table, show("arrow --row-id 0"));
+    assert!(!table.contains('\x1b'));
+    let mut lines = table.lines();
+    let header = lines.next().unwrap();
+    assert!(
+        header.starts_with("row 0: ") && header.ends_with(" of a.jsonl"),
+        "{header}"
+    );
+    assert_eq!(
+        lines.next().unwrap().split_whitespace().next(),
+        Some("position")
+    );
+    let first: serde_json::Value = serde_json::from_str(
+        std::str::from_utf8(&workspace.read("corpus/a.jsonl"))
+            .unwrap()
+            .lines()
+            .next()
+            .unwrap(),
+    )
+    .unwrap();
+    let first = first["text"].as_str().unwrap();
+    let coloured = show("parquet --row 0 --color always");
+    assert!(coloured.contains("\x1b[30;48;5;"), "{coloured}");
+    let mut plain = String::new();
+    let mut rest = coloured.as_str();
+    while let Some(at) = rest.find('\x1b') {
+        plain.push_str(&rest[..at]);
+        rest = rest[at..].split_once('m').unwrap().1;
+    }
+    plain.push_str(rest);
+    let shown: String = plain.lines().skip(3).collect::<Vec<_>>().join("\n");
+    let beginning: String = first.chars().take(60).collect();
+    assert!(shown.starts_with(&beginning), "{shown}\n{beginning}");
+
+    let ended = workspace
+        .command(INSPECT)
+        .args("show parquet --row 100000")
+        .run();
+    ended.check(ended.status.code() == Some(2), "there is no such row");
+    ended.check(ended.stderr.contains("no row 100000"), "it is named");
+}
