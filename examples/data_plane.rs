@@ -75,7 +75,7 @@ fn main() -> Result<()> {
     let tokenizer = TextTokenizer::from_bytes(&remit::fs::read(tokenizer)?, "tokenizer")?;
 
     let started = Instant::now();
-    let corpus = Corpus::discover(&[corpus.clone()], &CorpusOptions::default())?;
+    let corpus = Corpus::discover(std::slice::from_ref(corpus), &CorpusOptions::default())?;
     let bytes = corpus.total_bytes();
     report("plan", started, bytes, None);
 

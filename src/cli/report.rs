@@ -222,15 +222,6 @@ fn row(text: &mut String, name: &str, width: usize, statistics: &Statistics) {
     text.push('\n');
 }
 
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn thousands_are_grouped() {
-        let texts = [0, 999, 1000, 1_234_567].map(super::grouped);
-        assert_eq!(texts, ["0", "999", "1,000", "1,234,567"]);
-    }
-}
-
 /// One line about a set without problems.
 pub fn verified(dir: &Path, manifest: &Manifest) -> String {
     format!(
@@ -257,4 +248,13 @@ pub fn verification_json(verification: &Verification) -> String {
         "problems": problems,
     });
     format!("{object}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn thousands_are_grouped() {
+        let texts = [0, 999, 1000, 1_234_567].map(super::grouped);
+        assert_eq!(texts, ["0", "999", "1,000", "1,234,567"]);
+    }
 }

@@ -134,7 +134,6 @@ fn wherever_io_fails_nothing_partial_is_published_and_a_later_run_completes() {
                 break;
             }
         }
-        println!("{fault:?}: {failures} runs failed, and were completed");
         assert_eq!(failures == 0, fault == Fault::ShortWrite);
     }
 

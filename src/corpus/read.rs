@@ -43,7 +43,7 @@ enum Records {
     Lines(Lines),
     Parquet(Box<parquet::Rows>),
     Arrow(Box<arrow::Rows>),
-    Tokens(tokens::Documents<BufReader<io::Take<fs::File>>>),
+    Tokens(Box<tokens::Documents<BufReader<io::Take<fs::File>>>>),
 }
 
 impl<'a> Documents<'a> {
@@ -233,13 +233,13 @@ impl Records {
                     end,
                     first_record,
                 },
-            ) => Self::Tokens(tokens::Documents::new(
+            ) => Self::Tokens(Box::new(tokens::Documents::new(
                 stream::open_range(&file.path, start, end)?,
                 layout,
                 options.separator,
                 options.num_ids,
                 first_record,
-            )),
+            ))),
             (Format::Jsonl | Format::Parquet | Format::Arrow | Format::Tokens(_), _) => {
                 return Err(misfit());
             }

@@ -309,10 +309,7 @@ fn string_columns_of_every_arrow_type_are_read() {
         let corpus = Corpus::discover(std::slice::from_ref(&path), &options).unwrap();
         assert_eq!(corpus.parts().len(), 4);
         let read = documents(&corpus).unwrap();
-        assert!(
-            read.iter().map(|doc| text_of(doc)).eq(strings()),
-            "{text_field}"
-        );
+        assert!(read.iter().map(text_of).eq(strings()), "{text_field}");
         assert!(read.iter().map(|doc| doc.index).eq(0..150));
     }
 }

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import duckdb
 import pandas
@@ -192,3 +194,12 @@ def test_tokens_are_exported_with_their_text(run, stored, corpus, tmp_path):
     assert texts["parquet"] == texts["csv"]
     for index, text in texts["parquet"].items():  # each ends with the text of EOS
         assert text.startswith(documents[index]) and len(text) - len(documents[index]) < 20, index
+
+
+def test_a_token_of_real_text_takes_little(root):
+    """The same as scripts/bench/bytes_per_token.py prints, over less text: three columns, where a base was scored too."""
+    script = [sys.executable, str(root / "scripts" / "bench" / "bytes_per_token.py"), "--kb", "150"]
+    printed = subprocess.run(script, check=True, capture_output=True, text=True).stdout
+    print(printed)
+    taken = float(re.search(r"token columns +([0-9.]+) bytes", printed)[1])
+    assert 2 < taken <= 4.5

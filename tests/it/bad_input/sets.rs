@@ -319,6 +319,77 @@ const INSPECTED: &[Case] = &[
     },
 ];
 
+const LOOKING: &[Case] = &[
+    Case {
+        input: "a row that there is not",
+        prepare: nothing,
+        command: "remit-inspect show set --row 8",
+        exit: USAGE,
+        stderr: &["error: set has no row 8: rows are counted from 0, and there are 8\n"],
+    },
+    Case {
+        input: "a row_id that there is not",
+        prepare: nothing,
+        command: "remit-inspect show set --row-id 77777777777",
+        exit: USAGE,
+        stderr: &["error: set has no row with the row_id 77777777777, and there are 8\n"],
+    },
+    Case {
+        input: "no row",
+        prepare: nothing,
+        command: "remit-inspect show set",
+        exit: USAGE,
+        stderr: &["error: the following required arguments were not provided:\n  --row <N>"],
+    },
+    Case {
+        input: "a tokenizer that does not exist",
+        prepare: nothing,
+        command: "remit-inspect show set --row 0 --tokenizer nowhere",
+        exit: MISSING,
+        stderr: &["error: ", "nowhere"],
+    },
+    Case {
+        input: "a tokenizer that is not the set's",
+        prepare: |w| {
+            w.copy_model("tiny-llama", "other");
+            w.edit_json("other/tokenizer.json", |tokenizer| {
+                tokenizer["normalizer"] = serde_json::json!({"type": "Lowercase"});
+            });
+        },
+        command: "remit-inspect show set --row 0 --tokenizer other",
+        exit: BAD_DATA,
+        stderr: &[
+            "error: the tokenizer of other is not the one that the set was made with, that of rl\n",
+        ],
+    },
+    Case {
+        input: "an export to a file of another type",
+        prepare: nothing,
+        command: "remit-inspect export set --tokens tokens.txt",
+        exit: USAGE,
+        stderr: &["error: tokens.txt: the file to write has to end with .parquet or .csv\n"],
+    },
+    Case {
+        input: "an export into a folder that does not exist",
+        prepare: nothing,
+        command: "remit-inspect export set --tokens nowhere/tokens.csv",
+        exit: MISSING,
+        stderr: &["error: cannot create a temporary file beside nowhere/tokens.csv: "],
+    },
+    Case {
+        input: "an export of a damaged set",
+        prepare: |w| w.damage(SHARD, |bytes| bytes[9] ^= 1),
+        command: "remit-inspect export set --tokens tokens.csv",
+        exit: BAD_DATA,
+        stderr: &["error: the shard set/part-000001.parquet is damaged: its BLAKE3 is "],
+    },
+];
+
+#[test]
+fn rows_and_exports_that_cannot_be_are_refused() {
+    check(&scored(), LOOKING);
+}
+
 #[test]
 fn a_set_that_is_not_whole_is_refused_before_it_is_used() {
     check(&scored(), SETS);
