@@ -59,7 +59,7 @@ fn score(root: &Path, output: &Path) -> anyhow::Result<()> {
 type Snapshot = BTreeMap<String, Vec<u8>>;
 
 fn snapshot(dir: &Path) -> Snapshot {
-    if !fs::is_dir(dir) {
+    if !fs::is_dir(dir).unwrap() {
         return Snapshot::new();
     }
     let names = fs::list(dir).unwrap().into_iter();

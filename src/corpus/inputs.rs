@@ -54,7 +54,7 @@ impl Files {
                 }),
             };
         }
-        if !fs::is_dir(path) {
+        if !fs::is_dir(path)? {
             let name = path.file_name().map(Path::new).unwrap_or(path);
             return self.add_named(path, relative(Path::new(""), name, None));
         }
@@ -83,7 +83,7 @@ impl Files {
         let root = fixed_folder(pattern);
         let mut any = false;
         for path in paths {
-            if fs::is_dir(&path) {
+            if fs::is_dir(&path)? {
                 continue;
             }
             any = true;

@@ -177,11 +177,22 @@ pub fn exists(path: &Path) -> Result<bool> {
 }
 
 /// Whether the path is a folder, or a prefix of objects; `false` when nothing is there.
-pub fn is_dir(path: &Path) -> bool {
-    match Url::of(path) {
-        None => path.is_dir(),
-        Some(url) => remote::list(&url).is_ok_and(|names| !names.is_empty()),
-    }
+pub fn is_dir(path: &Path) -> Result<bool> {
+    attempt("look at", path, || match Url::of(path) {
+        Some(url) => Ok(!remote::list(&url)?.is_empty()),
+        None => match std::fs::metadata(path) {
+            Ok(meta) => Ok(meta.is_dir()),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        },
+    })
 }
 
 /// The absolute path without links, `.` and `..`.

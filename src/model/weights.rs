@@ -77,7 +77,7 @@ impl ModelSource {
     /// [`Error::NotAFolder`] or [`Error::MissingFile`] when it is not there.
     pub fn require(&self, name: &str) -> Result<Cow<'static, [u8]>, Error> {
         if let Self::Directory(dir) = self
-            && !fs::is_dir(dir)
+            && !fs::is_dir(dir)?
         {
             return Err(Error::NotAFolder {
                 model: self.to_string(),

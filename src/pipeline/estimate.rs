@@ -64,7 +64,7 @@ pub struct Estimate {
 pub fn run(options: &ScoreOptions, stop: &StopFlag, progress: &dyn Progress) -> Result<Estimate> {
     let prepared = Prepared::new(options, stop, progress)?;
     let parts = prepared.corpus.parts();
-    let missing = if fs::is_dir(&options.output) {
+    let missing = if fs::is_dir(&options.output)? {
         compare_plan(&options.output, &prepared.plan)?;
         missing_parts(&options.output, options.format, parts)?
     } else {

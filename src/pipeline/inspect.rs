@@ -50,7 +50,7 @@ pub struct BadSet {
 }
 
 fn first_line(error: &shard::Error) -> String {
-    let text = format!("{:#}", anyhow::anyhow!("{error}"));
+    let text = error.to_string();
     text.lines().next().unwrap_or_default().to_owned()
 }
 

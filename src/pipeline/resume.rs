@@ -68,12 +68,12 @@ fn refuse_differences(dir: &Path, existing: &Plan, plan: &Plan) -> Result<()> {
 /// The set may not become part of its own corpus.
 pub(super) fn refuse_output_inside_input(options: &ScoreOptions) -> Result<()> {
     let output = fs::canonicalize_missing(&options.output)?;
-    let folders = options.inputs.iter().filter_map(|input| match input {
-        Input::Path(path) if fs::is_dir(path) => Some(path),
+    let paths = options.inputs.iter().filter_map(|input| match input {
+        Input::Path(path) => Some(path),
         _ => None,
     });
-    for input in folders {
-        if output.starts_with(fs::canonicalize(input)?) {
+    for input in paths {
+        if fs::is_dir(input)? && output.starts_with(fs::canonicalize(input)?) {
             return Err(Usage(format!(
                 "-o {} lies inside the input {}, so the next run would take its shards for text\nhint: \
                  give an -o outside of it",

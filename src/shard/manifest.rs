@@ -305,7 +305,7 @@ impl Manifest {
     /// [`Error::NoFolder`], [`Error::NoManifest`] and [`Error::Unfinished`] tell what is missing; a
     /// manifest that was changed after it was written is refused.
     pub fn load(dir: &Path) -> Result<Self, Error> {
-        if !fs::is_dir(dir) {
+        if !fs::is_dir(dir)? {
             return Err(Error::NoFolder {
                 dir: dir.to_owned(),
             });

@@ -19,6 +19,9 @@ fn help_texts_are_as_frozen() {
         (ANNEAL, "--help", "remit-anneal.txt"),
         (INSPECT, "--help", "remit-inspect.txt"),
         (INSPECT, "verify --help", "remit-inspect-verify.txt"),
+        (INSPECT, "show --help", "remit-inspect-show.txt"),
+        (INSPECT, "export --help", "remit-inspect-export.txt"),
+        (INSPECT, "model --help", "remit-inspect-model.txt"),
     ] {
         let ended = workspace.command(program).args(args).ok();
         ended.check(ended.stderr.is_empty(), "help goes to stdout alone");
