@@ -6,6 +6,8 @@
 mod columns;
 mod container;
 mod error;
+#[cfg(test)]
+mod format_tests;
 pub mod manifest;
 pub mod read;
 pub mod schema;

@@ -12,7 +12,7 @@ use crate::pack::{PackStats, Packing};
 use crate::types::{OnBadRecord, Row, ScoredRow, round_mantissa};
 use proptest::prelude::*;
 
-fn row(first_id: u32, len: usize, has_base: bool) -> ScoredRow {
+pub(super) fn row(first_id: u32, len: usize, has_base: bool) -> ScoredRow {
     let log_probs = |shift: f32| {
         (1..len)
             .map(|i| -0.01 * i as f32 - shift)
@@ -56,7 +56,7 @@ fn shard_of_plan(
     writer.finish(&PackStats::default()).unwrap().0
 }
 
-fn plan(num_parts: u32) -> Plan {
+pub(super) fn plan(num_parts: u32) -> Plan {
     let model = ModelIdentity {
         path: "models/x".to_owned(),
         fingerprint: Digest::of(b"model"),
@@ -117,7 +117,7 @@ pub(crate) fn finished_set(dir: &Path, parts: u32, rows: u32) -> ShardSet {
     ShardSet::open(dir).unwrap()
 }
 
-fn arbitrary_row(has_base: bool) -> impl Strategy<Value = ScoredRow> {
+pub(super) fn arbitrary_row(has_base: bool) -> impl Strategy<Value = ScoredRow> {
     (2_usize..40, any::<u64>(), "[a-z/]{1,12}").prop_flat_map(move |(len, doc_index, source)| {
         let floats = || proptest::collection::vec(-30.0_f32..0.0, len - 1);
         let weights = proptest::collection::vec(0.8_f32..1.2, len - 1);
@@ -139,7 +139,7 @@ fn arbitrary_row(has_base: bool) -> impl Strategy<Value = ScoredRow> {
     })
 }
 
-fn rounded(row: &ScoredRow) -> ScoredRow {
+pub(super) fn rounded(row: &ScoredRow) -> ScoredRow {
     let round = |values: &[f32]| {
         values
             .iter()
