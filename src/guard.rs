@@ -55,4 +55,29 @@ mod tests {
         assert_eq!(nested, Err::<Result<(), ()>, _>("number 2!".to_owned()));
         assert_eq!(DEPTH.get(), 0);
     }
+
+    #[test]
+    #[ignore = "fails on purpose, in a process that the next test starts"]
+    fn one_panic_in_a_guarded_call_and_one_outside() {
+        assert_eq!(
+            guarded(|| panic!("inside")),
+            Err::<(), _>("inside".to_owned())
+        );
+        panic!("outside");
+    }
+
+    #[test]
+    fn only_panics_in_guarded_calls_are_silent() {
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["guard::tests::one_panic_in_a_guarded_call_and_one_outside"])
+            .args(["--exact", "--ignored", "--nocapture"])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success());
+        assert!(
+            text.contains("outside") && !text.contains("inside"),
+            "{text}"
+        );
+    }
 }

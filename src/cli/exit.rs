@@ -21,6 +21,10 @@ const OTHER: u8 = 1;
 /// Whoever read our output has gone (128 + SIGPIPE); not worth a message.
 pub const BROKEN_PIPE: u8 = 141;
 
+/// Of several files with problems the first of these counts: what is damaged can't be trusted, what is
+/// missing can be made again, and what could not be read may be as it should be.
+const WORST_FIRST: [u8; 3] = [BAD_DATA, MISSING, IO];
+
 /// The exit code of an error: that of the innermost cause that has one.
 pub fn code(error: &anyhow::Error) -> u8 {
     error.chain().rev().find_map(of_cause).unwrap_or(OTHER)
@@ -74,8 +78,11 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         return Some(of_shard(error));
     }
     if let Some(BadSet { problems, .. }) = cause.downcast_ref::<BadSet>() {
-        // Damage is worse than what is missing, and that than what could not be read.
-        return problems.iter().map(|(_, error)| of_shard(error)).min();
+        let codes: Vec<u8> = problems.iter().map(|(_, error)| of_shard(error)).collect();
+        return WORST_FIRST
+            .into_iter()
+            .find(|code| codes.contains(code))
+            .or(codes.first().copied());
     }
     if let Some(error) = cause.downcast_ref::<model::Error>() {
         return Some(match error {
@@ -132,6 +139,29 @@ mod tests {
     fn a_hint_stays_the_last_line() {
         let error = anyhow::Error::new(io::Error::other("cause")).context("what\nhint: do this");
         assert_eq!(chain(&error), "what: cause\nhint: do this");
+    }
+
+    #[test]
+    fn damage_is_worse_than_what_is_missing_and_that_than_what_can_not_be_read() {
+        let problem = |what: u8| {
+            let path = std::path::PathBuf::from("x");
+            let error = match what {
+                BAD_DATA => shard::Error::OtherPlan { path },
+                MISSING => shard::Error::MissingShard { path },
+                _ => shard::Error::Fs(fs::write_error(&path, io::Error::other("y"))),
+            };
+            (String::new(), error)
+        };
+        for (found, wanted) in [
+            (vec![IO, MISSING, BAD_DATA], BAD_DATA),
+            (vec![IO, MISSING], MISSING),
+            (vec![IO, IO], IO),
+        ] {
+            let problems = found.into_iter().map(problem).collect();
+            let dir = "set".into();
+            let error = anyhow::Error::new(BadSet { dir, problems });
+            assert_eq!(code(&error), wanted);
+        }
     }
 
     #[test]

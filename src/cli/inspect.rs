@@ -34,9 +34,14 @@ pub struct InspectArgs {
     json: bool,
 }
 
+const VERIFY_CODES: &str = "\
+Lists every file with a problem, and exits with the code of the worst: 65 if one is damaged, else 66 if one is \
+missing, else 74 if one can't be read.";
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Check a set down to the last value: digests, columns, counts, and the rules that rows keep
+    #[command(after_help = VERIFY_CODES)]
     Verify {
         /// A folder that remit-score made
         #[arg(value_name = "DIR")]
@@ -106,7 +111,13 @@ pub fn run(args: InspectArgs) -> Result<()> {
     match (command, set) {
         (Some(Command::Verify { set, threads, json }), _) => {
             super::set_threads(threads)?;
-            let verification = pipeline::inspect::verify(&set)?;
+            let verification = match pipeline::inspect::verify(&set) {
+                Err(error) if json => {
+                    super::print(&report::unverifiable_json(&super::exit::chain(&error)))?;
+                    return Err(error);
+                }
+                outcome => outcome?,
+            };
             if json {
                 super::print(&report::verification_json(&verification))?;
             } else if verification.problems.is_empty() {

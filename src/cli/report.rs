@@ -5,7 +5,8 @@ use std::path::Path;
 
 use crate::pipeline::estimate::Estimate;
 use crate::pipeline::inspect::Verification;
-use crate::shard::manifest::Manifest;
+use crate::shard::ErrorKind;
+use crate::shard::manifest::{MANIFEST_FILE, Manifest};
 use crate::shard::statistics::Statistics;
 
 /// `1234567` as `1,234,567`.
@@ -238,7 +239,14 @@ pub fn verification_json(verification: &Verification) -> String {
     let problems: Vec<_> = verification
         .problems
         .iter()
-        .map(|(file, error)| serde_json::json!({"file": file, "problem": error.to_string()}))
+        .map(|(file, error)| {
+            let kind = match error.kind() {
+                ErrorKind::Missing => "missing",
+                ErrorKind::Io => "unreadable",
+                _ => "damaged",
+            };
+            serde_json::json!({"file": file, "kind": kind, "problem": error.to_string()})
+        })
         .collect();
     let object = serde_json::json!({
         "ok": problems.is_empty(),
@@ -246,6 +254,18 @@ pub fn verification_json(verification: &Verification) -> String {
         "rows": verification.manifest.totals.rows,
         "tokens": verification.manifest.totals.tokens,
         "problems": problems,
+    });
+    format!("{object}\n")
+}
+
+/// The same of a set whose manifest can't be used, so that nothing else can be checked.
+pub fn unverifiable_json(problem: &str) -> String {
+    let object = serde_json::json!({
+        "ok": false,
+        "shards": null,
+        "rows": null,
+        "tokens": null,
+        "problems": [{"file": MANIFEST_FILE, "kind": "manifest", "problem": problem}],
     });
     format!("{object}\n")
 }

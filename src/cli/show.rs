@@ -1,5 +1,6 @@
 //! A row of a set for the eye.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 
@@ -33,27 +34,30 @@ const RESET: &str = "\x1b[0m";
 const SURPRISE_NATS: f32 = 8.0;
 
 pub(super) fn row(row: &ShownRow, color: Color) -> String {
-    let is_coloured = match color {
-        Color::Always => true,
-        Color::Never => false,
-        Color::Auto => {
-            std::io::stdout().is_terminal()
-                && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-        }
-    };
+    let no_color = std::env::var_os("NO_COLOR");
+    let is_coloured = is_coloured(color, std::io::stdout().is_terminal(), no_color.as_deref());
     let scored = &row.stored.scored;
     let mut text = format!(
         "row {}: {} tokens, from record {} of {}\n",
         row.stored.row_id,
         scored.row.input_ids.len(),
         scored.row.doc_index,
-        scored.row.source
+        printable(&scored.row.source)
     );
     match &row.pieces {
         Some(pieces) if is_coloured => coloured(&mut text, row, pieces),
         _ => table(&mut text, row),
     }
     text
+}
+
+/// NO_COLOR counts if it is not empty, whatever it says (no-color.org).
+fn is_coloured(color: Color, is_terminal: bool, no_color: Option<&OsStr>) -> bool {
+    match color {
+        Color::Always => true,
+        Color::Never => false,
+        Color::Auto => is_terminal && no_color.is_none_or(OsStr::is_empty),
+    }
 }
 
 /// What a token is coloured by, from -1 to 1: its weight, or else how unlikely the RL model finds it.
@@ -141,5 +145,83 @@ fn table(text: &mut String, row: &ShownRow) {
             texts.get(position).map_or("", String::as_str)
         );
         let _ = writeln!(text, "{}", line.trim_end());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::read::StoredRow;
+    use crate::types::{Row, ScoredRow};
+
+    fn shown(source: &str, weights: &[f32]) -> ShownRow {
+        let len = weights.len();
+        ShownRow {
+            stored: StoredRow {
+                row_id: 7,
+                scored: ScoredRow {
+                    row: Row {
+                        source: source.into(),
+                        doc_index: 3,
+                        doc_starts: vec![0],
+                        input_ids: (0..=len as u32).collect(),
+                    },
+                    rl_logprobs: vec![-1.0; len],
+                    base_logprobs: Some(vec![-1.5; len]),
+                    weights: Some(weights.to_vec()),
+                },
+            },
+            pieces: Some((0..=len).map(|i| (1, format!("t{i}"))).collect()),
+            epsilon: Some(0.2),
+        }
+    }
+
+    #[test]
+    fn colour_is_for_terminals_without_no_color() {
+        let set = Some(OsStr::new("1"));
+        let empty = Some(OsStr::new(""));
+        for (color, is_terminal, no_color, expected) in [
+            (Color::Auto, true, None, true),
+            (Color::Auto, true, empty, true),
+            (Color::Auto, true, set, false),
+            (Color::Auto, false, None, false),
+            (Color::Always, false, set, true),
+            (Color::Never, true, None, false),
+        ] {
+            let found = is_coloured(color, is_terminal, no_color);
+            assert_eq!(found, expected, "{color:?}, {is_terminal}, {no_color:?}");
+        }
+    }
+
+    #[test]
+    fn the_bounds_have_the_outer_shades_and_1_has_none() {
+        let text = row(&shown("a.txt", &[0.8, 1.0, 1.2]), Color::Always);
+        let tokens = text.lines().last().unwrap();
+        let [low, .., high] = SHADES;
+        assert_eq!(
+            tokens,
+            format!("t0{RESET}{low}t1{RESET}t2{RESET}{high}t3{RESET}")
+        );
+    }
+
+    #[test]
+    fn a_row_can_not_move_the_cursor() {
+        let mut shown = shown("a\x1b[2J.txt", &[1.0, 1.1]);
+        shown.pieces = Some(vec![
+            (1, "a".to_owned()),
+            (2, "\x1b[31m\r\n\x07b".to_owned()),
+        ]);
+        for color in [Color::Always, Color::Never] {
+            let mut text = row(&shown, color);
+            for shade in SHADES
+                .into_iter()
+                .chain([RESET])
+                .filter(|shade| !shade.is_empty())
+            {
+                text = text.replace(shade, "");
+            }
+            let moves = text.chars().any(|c| c.is_control() && c != '\n');
+            assert!(!moves, "{text:?}");
+        }
     }
 }

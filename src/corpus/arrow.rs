@@ -3,7 +3,7 @@
 //! As with Parquet, every call into the parser is guarded: a panic becomes an error that names the
 //! file.
 
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use arrow_array::{ArrayRef, RecordBatch};
@@ -12,13 +12,22 @@ use arrow_schema::{ArrowError, SchemaRef};
 
 use super::columns::{self, NoColumn};
 use super::parts::RowGroup;
-use super::{Error, Place, RecordProblem};
+use super::{Error, MAX_EXPANSION, Place, RecordProblem};
 use crate::fs;
 use crate::guard::guarded;
 use crate::types::Content;
 
 /// What a file of the file format begins with.
 const FILE_MAGIC: &[u8] = b"ARROW1";
+
+/// Where the messages of the file format begin.
+const FILE_START: u64 = 8;
+
+/// What stands before the length of a message, except in old files.
+const CONTINUATION: [u8; 4] = [0xff; 4];
+
+/// Bytes that a buffer may unpack to, whatever its size.
+const MAX_BUFFER_BYTES: u64 = 64 << 20;
 
 /// Batches of a file, one after another.
 struct Batches {
@@ -34,19 +43,8 @@ enum Reader {
 impl Batches {
     fn open(path: &Path, field: Option<&str>) -> Result<(Self, String), Error> {
         let mut file = fs::open(path)?;
-        let io_error = |source| {
-            Error::Io(fs::Error {
-                action: "read",
-                path: path.to_owned(),
-                source,
-            })
-        };
-        let mut magic = [0; FILE_MAGIC.len()];
-        let is_file = match file.read_exact(&mut magic) {
-            Ok(()) => magic == FILE_MAGIC,
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => false,
-            Err(error) => return Err(io_error(error)),
-        };
+        let io_error = |source| read_error(path, source);
+        let is_file = is_file_format(&mut file).map_err(io_error)?;
         let mut open = |projection: Option<Vec<usize>>| -> Result<Reader, Error> {
             file.seek(SeekFrom::Start(0)).map_err(io_error)?;
             let source = BufReader::new(file.try_clone().map_err(io_error)?);
@@ -114,8 +112,105 @@ impl Reader {
     }
 }
 
+fn read_error(path: &Path, source: io::Error) -> Error {
+    Error::Io(fs::Error {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn is_file_format(file: &mut fs::File) -> io::Result<bool> {
+    let mut magic = [0; FILE_MAGIC.len()];
+    match file.read_exact(&mut magic) {
+        Ok(()) => Ok(magic == FILE_MAGIC),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// A compressed buffer that claims to unpack to far more than its size: its size, and what it claims.
+///
+/// The parser reserves what a buffer claims before it unpacks a byte of it, and a process whose
+/// memory can't be reserved is ended. Anything else that is wrong here is left to the parser to find.
+fn bomb(file: &mut fs::File) -> io::Result<Option<(u64, u64)>> {
+    let size_bytes = file.size_bytes()?;
+    let mut at = if is_file_format(file)? { FILE_START } else { 0 };
+    loop {
+        let Some(mut length) = number_at::<4>(file, at, size_bytes)? else {
+            return Ok(None);
+        };
+        at += 4;
+        if length == CONTINUATION {
+            let Some(next) = number_at::<4>(file, at, size_bytes)? else {
+                return Ok(None);
+            };
+            length = next;
+            at += 4;
+        }
+        let body = at.saturating_add(u64::from(u32::from_le_bytes(length)));
+        if body == at || body > size_bytes {
+            return Ok(None);
+        }
+        let metadata = file.read_range(at..body)?;
+        let Ok(message) = arrow_ipc::root_as_message(&metadata) else {
+            return Ok(None);
+        };
+        let batch = message.header_as_record_batch().or_else(|| {
+            let dictionary = message.header_as_dictionary_batch()?;
+            dictionary.data()
+        });
+        let compressed = batch.filter(|batch| batch.compression().is_some());
+        for buffer in compressed
+            .and_then(|batch| batch.buffers())
+            .into_iter()
+            .flatten()
+        {
+            let Ok(length) = u64::try_from(buffer.length()) else {
+                return Ok(None);
+            };
+            let start =
+                u64::try_from(buffer.offset()).map_or(size_bytes, |o| body.saturating_add(o));
+            let Some(claim) = number_at::<8>(file, start, size_bytes)? else {
+                continue;
+            };
+            // A negative length is that of a buffer that is not compressed, or no length at all.
+            let claim = u64::try_from(i64::from_le_bytes(claim)).unwrap_or(0);
+            if claim > MAX_BUFFER_BYTES && claim / MAX_EXPANSION > length {
+                return Ok(Some((length, claim)));
+            }
+        }
+        at = u64::try_from(message.bodyLength()).map_or(size_bytes, |n| body.saturating_add(n));
+    }
+}
+
+/// Bytes at a place of the file; `None` beyond its end.
+fn number_at<const N: usize>(
+    file: &fs::File,
+    at: u64,
+    size_bytes: u64,
+) -> io::Result<Option<[u8; N]>> {
+    let end = at.saturating_add(N as u64);
+    if end > size_bytes {
+        return Ok(None);
+    }
+    let bytes = file.read_range(at..end)?;
+    Ok(bytes.first_chunk().copied())
+}
+
 /// Says how many rows and bytes each batch has in the column of the documents.
 pub(super) fn batches(path: &Path, field: Option<&str>) -> Result<Vec<RowGroup>, Error> {
+    let bomb =
+        fs::open(path).map(|mut file| parse(path, || bomb(&mut file).map_err(Into::into)))??;
+    if let Some((length, claim)) = bomb {
+        return Err(Error::Arrow {
+            path: path.to_owned(),
+            reason: format!(
+                "a buffer of {length} bytes is said to unpack to {claim}, more than {MAX_EXPANSION} \
+                 times its size"
+            ),
+        });
+    }
     let (mut batches, _) = Batches::open(path, field)?;
     let mut groups = Vec::new();
     while let Some(column) = batches.next()? {

@@ -11,7 +11,7 @@ use super::{BadInput, Progress, Usage, tokenizer_of};
 use crate::demo;
 use crate::model::{Architecture, Checkpoint, ModelSource};
 use crate::shard;
-use crate::shard::manifest::{Manifest, REJECTS_FILE};
+use crate::shard::manifest::{Manifest, PLAN_FILE, REJECTS_FILE};
 use crate::shard::read::{ShardFile, StoredRow};
 use crate::tokenize::TextTokenizer;
 
@@ -82,8 +82,12 @@ impl Verification {
 pub fn verify(dir: &Path) -> Result<Verification> {
     let manifest = Manifest::load(dir)?;
     let mut problems = shard::read::check(dir, &manifest)?;
-    if let Err(error) = manifest.verify_rejects(dir) {
-        problems.push((REJECTS_FILE.to_owned(), error));
+    let others = [
+        (REJECTS_FILE, manifest.verify_rejects(dir)),
+        (PLAN_FILE, shard::read::check_plan(dir, &manifest)),
+    ];
+    for (file, outcome) in others {
+        problems.extend(outcome.err().map(|error| (file.to_owned(), error)));
     }
     Ok(Verification { manifest, problems })
 }

@@ -193,7 +193,12 @@ impl Plan {
     /// Writes plan.json, unless there is one; whether it was written.
     pub fn save(&self, dir: &Path) -> Result<bool, Error> {
         let path = dir.join(PLAN_FILE);
-        Ok(fs::write_new(&path, &pretty(self, &path)?)?)
+        Ok(fs::write_new(&path, &self.to_json()?)?)
+    }
+
+    /// The content of plan.json.
+    pub(super) fn to_json(&self) -> Result<Vec<u8>, Error> {
+        pretty(self, Path::new(PLAN_FILE))
     }
 
     /// Digest of all that [`Plan::difference`] compares; every shard of the set carries it.
@@ -208,7 +213,7 @@ impl Plan {
         if let Some(base) = &mut plan.base {
             base.path.clear();
         }
-        Ok(Digest::of(&pretty(&plan, Path::new(PLAN_FILE))?))
+        Ok(Digest::of(&plan.to_json()?))
     }
 
     /// In what another plan asks for other shards than this one: one line each, with both values.

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::Error;
 use super::columns::Columns;
 use super::container::Container;
-use super::manifest::{Manifest, Plan, ShardEntry};
+use super::manifest::{MANIFEST_FILE, Manifest, PLAN_FILE, Plan, ShardEntry};
 use super::schema::{
     self, PACK_STATS_KEY, PLAN_KEY, REJECTS_KEY, RowProblem, ShardFormat, columns,
 };
@@ -388,6 +388,23 @@ impl ShardSet {
     pub fn shards(&self) -> &[ShardFile] {
         &self.shards
     }
+}
+
+/// Compares plan.json, where it is there, with the plan in the manifest, byte for byte. Readers of a
+/// finished set do not need it; whoever goes on with the set does.
+///
+/// # Errors
+///
+/// [`Error::Manifest`] when it is another plan, or damaged.
+pub fn check_plan(dir: &Path, manifest: &Manifest) -> Result<(), Error> {
+    let path = dir.join(PLAN_FILE);
+    if !fs::exists(&path)? || fs::read(&path)? == manifest.plan.to_json()? {
+        return Ok(());
+    }
+    Err(Error::Manifest {
+        path,
+        reason: format!("it is not the plan in {MANIFEST_FILE}"),
+    })
 }
 
 /// Checks every shard of a set down to the last value, in parallel; what is wrong, by part.

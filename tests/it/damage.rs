@@ -87,6 +87,48 @@ fn every_flipped_bit_and_every_cut_is_found() {
 }
 
 #[test]
+fn what_readers_do_not_need_is_checked_by_verify() {
+    let workspace = scored("parquet");
+    let dir = workspace.path("set");
+    let problems = || {
+        let found = remit::pipeline::inspect::verify(&dir).unwrap().problems;
+        let names = found.iter().map(|(name, _)| name.as_str());
+        names.collect::<Vec<_>>().join(", ")
+    };
+    assert_eq!(problems(), "");
+    let mut numbers = Numbers(7);
+    for name in ["plan.json", "rejects.jsonl"] {
+        let bytes = workspace.read(&format!("set/{name}"));
+        for attempt in 0..200 {
+            let mut damaged = bytes.clone();
+            if attempt % 4 == 3 {
+                damaged.truncate(numbers.below(bytes.len()));
+            } else {
+                let bit = numbers.below(bytes.len() * 8);
+                damaged[bit / 8] ^= 1 << (bit % 8);
+            }
+            workspace.write(&format!("set/{name}"), &damaged);
+            assert_eq!(problems(), name, "attempt {attempt}");
+        }
+        workspace.write(&format!("set/{name}"), &bytes);
+    }
+    assert_eq!(problems(), "");
+}
+
+#[test]
+fn verify_prints_an_object_where_the_manifest_is_damaged_too() {
+    let workspace = scored("arrow");
+    workspace.damage("set/manifest.json", |bytes| bytes[200] ^= 1);
+    let ended = workspace.command(INSPECT).args("verify set --json").run();
+    ended.check(ended.status.code() == Some(65), "damage is bad data");
+    let object: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(object["ok"], false);
+    assert_eq!(object["problems"][0]["file"], "manifest.json");
+    let problem = object["problems"][0]["problem"].as_str().unwrap();
+    assert!(ended.stderr.starts_with(&format!("error: {problem}")));
+}
+
+#[test]
 fn a_shard_whose_digest_fits_its_damage_gives_an_error_or_a_row_that_keeps_the_rules() {
     for format in FORMATS {
         let workspace = scored(format);
@@ -166,6 +208,12 @@ fn verify_lists_every_file_with_a_problem_and_prints_nothing_else() {
             "rejects.jsonl",
         ];
         assert_eq!(files, expected);
+        let kinds = object["problems"].as_array().unwrap().iter();
+        assert!(
+            kinds
+                .map(|problem| problem["kind"].as_str().unwrap())
+                .eq(["damaged", "missing", "damaged"])
+        );
         assert_same(
             &before,
             &workspace.snapshot("set"),

@@ -133,3 +133,73 @@ fn show_prints_a_row_as_a_table_or_as_coloured_text() {
     ended.check(ended.status.code() == Some(2), "there is no such row");
     ended.check(ended.stderr.contains("no row 100000"), "it is named");
 }
+
+#[test]
+fn tokens_are_exported_with_nulls_where_nothing_is_predicted() {
+    let workspace = Workspace::new();
+    workspace.write("corpus/a \"b\",c.txt", "one, \"two\"\nthree");
+    for format in ["parquet", "arrow"] {
+        workspace
+            .command(SCORE)
+            .args("corpus --format")
+            .arg(format)
+            .arg("-o")
+            .arg(format)
+            .ok();
+        for suffix in ["csv", "parquet"] {
+            let ended = workspace
+                .command(INSPECT)
+                .arg("export")
+                .arg(format)
+                .arg("--tokens")
+                .arg(format!("{format}-tokens.{suffix}"))
+                .ok();
+            ended.check(ended.stdout.ends_with(" tokens\n"), "it says how many");
+        }
+    }
+    let csv = String::from_utf8(workspace.read("parquet-tokens.csv")).unwrap();
+    assert_eq!(csv.as_bytes(), workspace.read("arrow-tokens.csv"));
+    assert!(workspace.read("parquet-tokens.parquet") == workspace.read("arrow-tokens.parquet"));
+    let fields = csv_fields(&csv);
+    let (header, tokens) = fields.split_first().unwrap();
+    assert_eq!(
+        header.join(" "),
+        "row_id position source doc_index input_id text rl_logprob base_logprob weight"
+    );
+    let mut text = String::new();
+    for (position, token) in tokens.iter().enumerate() {
+        assert_eq!(token[0], "0");
+        assert_eq!(token[1], position.to_string());
+        assert_eq!(token[2], "a \"b\",c.txt");
+        text.push_str(&token[5]);
+        let is_target = position > 0;
+        assert_eq!(!token[6].is_empty(), is_target, "rl_logprob of {position}");
+        assert_eq!(
+            !token[7].is_empty(),
+            is_target,
+            "base_logprob of {position}"
+        );
+        assert_eq!(token[8] != "0", is_target, "weight of {position}");
+    }
+    assert!(text.starts_with("one, \"two\"\nthree"), "{text}");
+}
+
+/// Records of a CSV file, after RFC 4180.
+fn csv_fields(csv: &str) -> Vec<Vec<String>> {
+    let mut records = vec![vec![String::new()]];
+    let mut is_quoted = false;
+    let mut chars = csv.trim_end_matches('\n').chars().peekable();
+    while let Some(c) = chars.next() {
+        let record = records.last_mut().unwrap();
+        match c {
+            '"' if is_quoted && chars.peek() == Some(&'"') => {
+                record.last_mut().unwrap().extend(chars.next());
+            }
+            '"' => is_quoted = !is_quoted,
+            ',' if !is_quoted => record.push(String::new()),
+            '\n' if !is_quoted => records.push(vec![String::new()]),
+            c => record.last_mut().unwrap().push(c),
+        }
+    }
+    records
+}

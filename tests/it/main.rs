@@ -22,3 +22,4 @@ mod interface;
 mod regressions;
 mod resume;
 mod second_implementation;
+mod silence;
