@@ -8,6 +8,7 @@ takes in a shard, column by column.
 import argparse
 import os
 import subprocess
+import sys
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -17,6 +18,8 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parents[2]
+# What the three columns that training needs may take in Parquet, bytes a token.
+MOST = 4.5
 TOKEN_COLUMNS = ("input_ids", "rl_logprob", "base_logprob", "weight")
 
 
@@ -51,18 +54,27 @@ def main():
                     if name in bytes_of:
                         bytes_of[name] += column.total_compressed_size
             tokens += sum(map(len, file.read(["input_ids"])["input_ids"].to_pylist()))
-        arrow = sum(path.stat().st_size for path in sets["arrow"].glob("part-*"))
-        assert tokens == sum(
-            len(pa.compute.list_flatten(pa.ipc.open_file(str(path)).read_all()["input_ids"]))
-            for path in sets["arrow"].glob("part-*")
-        )
-        print(f"{size:,} bytes of text, {tokens:,} tokens")
+        arrow_of = dict.fromkeys(TOKEN_COLUMNS, 0)
+        arrow = arrow_tokens = 0
+        for path in sorted(sets["arrow"].glob("part-*")):
+            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            arrow += path.stat().st_size
+            arrow_tokens += len(pa.compute.list_flatten(table["input_ids"]))
+            for name in TOKEN_COLUMNS:
+                arrow_of[name] += table[name].get_total_buffer_size()
+        assert arrow_tokens == tokens
+        print(f"{size:,} bytes of text, {tokens:,} tokens; bytes a token:")
+        print(f"{'':14} Parquet   Arrow")
         for name in TOKEN_COLUMNS:
-            print(f"{name:14} {bytes_of[name] / tokens:.3f} bytes a token")
-        needed = sum(bytes_of[name] for name in TOKEN_COLUMNS if name != "base_logprob")
-        print(f"token columns  {needed / tokens:.3f} bytes a token: input_ids, rl_logprob, weight (at most 4.5)")
-        print(f"with the base  {sum(bytes_of.values()) / tokens:.3f} bytes a token")
-        print(f"shards         {total / tokens:.3f} bytes a token in Parquet, {arrow / tokens:.3f} in Arrow")
+            print(f"{name:14} {bytes_of[name] / tokens:7.3f} {arrow_of[name] / tokens:7.3f}")
+        needed, arrow_needed = (
+            sum(column[name] for name in TOKEN_COLUMNS if name != "base_logprob") for column in (bytes_of, arrow_of)
+        )
+        print(f"token columns  {needed / tokens:7.3f} {arrow_needed / tokens:7.3f} (input_ids, rl_logprob, weight; in Parquet at most {MOST})")
+        print(f"with the base  {sum(bytes_of.values()) / tokens:7.3f} {sum(arrow_of.values()) / tokens:7.3f}")
+        print(f"whole shards   {total / tokens:7.3f} {arrow / tokens:7.3f}")
+        if needed / tokens > MOST:
+            sys.exit(f"the token columns take more than {MOST} bytes a token")
 
 
 if __name__ == "__main__":

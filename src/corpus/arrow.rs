@@ -20,9 +20,6 @@ use crate::types::Content;
 /// What a file of the file format begins with.
 const FILE_MAGIC: &[u8] = b"ARROW1";
 
-/// Where the messages of the file format begin.
-const FILE_START: u64 = 8;
-
 /// What stands before the length of a message, except in old files.
 const CONTINUATION: [u8; 4] = [0xff; 4];
 
@@ -135,53 +132,92 @@ fn is_file_format(file: &mut fs::File) -> io::Result<bool> {
 /// memory can't be reserved is ended. Anything else that is wrong here is left to the parser to find.
 fn bomb(file: &mut fs::File) -> io::Result<Option<(u64, u64)>> {
     let size_bytes = file.size_bytes()?;
-    let mut at = if is_file_format(file)? { FILE_START } else { 0 };
-    loop {
-        let Some(mut length) = number_at::<4>(file, at, size_bytes)? else {
-            return Ok(None);
-        };
-        at += 4;
-        if length == CONTINUATION {
-            let Some(next) = number_at::<4>(file, at, size_bytes)? else {
-                return Ok(None);
-            };
-            length = next;
-            at += 4;
-        }
-        let body = at.saturating_add(u64::from(u32::from_le_bytes(length)));
-        if body == at || body > size_bytes {
-            return Ok(None);
-        }
-        let metadata = file.read_range(at..body)?;
-        let Ok(message) = arrow_ipc::root_as_message(&metadata) else {
-            return Ok(None);
-        };
-        let batch = message.header_as_record_batch().or_else(|| {
-            let dictionary = message.header_as_dictionary_batch()?;
-            dictionary.data()
-        });
-        let compressed = batch.filter(|batch| batch.compression().is_some());
-        for buffer in compressed
-            .and_then(|batch| batch.buffers())
-            .into_iter()
-            .flatten()
-        {
-            let Ok(length) = u64::try_from(buffer.length()) else {
-                return Ok(None);
-            };
-            let start =
-                u64::try_from(buffer.offset()).map_or(size_bytes, |o| body.saturating_add(o));
-            let Some(claim) = number_at::<8>(file, start, size_bytes)? else {
-                continue;
-            };
-            // A negative length is that of a buffer that is not compressed, or no length at all.
-            let claim = u64::try_from(i64::from_le_bytes(claim)).unwrap_or(0);
-            if claim > MAX_BUFFER_BYTES && claim / MAX_EXPANSION > length {
-                return Ok(Some((length, claim)));
+    if is_file_format(file)? {
+        for (at, body) in blocks(file, size_bytes)? {
+            if let Some((_, Some(bomb))) = message(file, at, Some(body), size_bytes)? {
+                return Ok(Some(bomb));
             }
         }
-        at = u64::try_from(message.bodyLength()).map_or(size_bytes, |n| body.saturating_add(n));
+        return Ok(None);
     }
+    let mut at = 0;
+    while let Some((end, bomb)) = message(file, at, None, size_bytes)? {
+        if bomb.is_some() {
+            return Ok(bomb);
+        }
+        at = end;
+    }
+    Ok(None)
+}
+
+/// Where the footer says that the metadata and the bodies of messages begin.
+fn blocks(file: &fs::File, size_bytes: u64) -> io::Result<Vec<(u64, u64)>> {
+    let trailer = size_bytes.saturating_sub(4 + FILE_MAGIC.len() as u64);
+    let len = number_at::<4>(file, trailer, size_bytes)?.map_or(0, u32::from_le_bytes);
+    let Some(start) = trailer.checked_sub(u64::from(len)) else {
+        return Ok(Vec::new());
+    };
+    let footer = file.read_range(start..trailer)?;
+    let Ok(footer) = arrow_ipc::root_as_footer(&footer) else {
+        return Ok(Vec::new());
+    };
+    let all = [footer.dictionaries(), footer.recordBatches()];
+    let blocks = all.into_iter().flatten().flatten();
+    Ok(blocks
+        .filter_map(|block| {
+            let at = u64::try_from(block.offset()).ok()?;
+            let metadata = u64::try_from(block.metaDataLength()).ok()?;
+            Some((at, at.checked_add(metadata)?))
+        })
+        .collect())
+}
+
+/// Where the message at `at` ends, and a buffer of it that claims too much; `None` without a message.
+/// The body begins at `body`, or else where the message says.
+fn message(
+    file: &fs::File,
+    at: u64,
+    body: Option<u64>,
+    size_bytes: u64,
+) -> io::Result<Option<(u64, Option<(u64, u64)>)>> {
+    let Some(mut length) = number_at::<4>(file, at, size_bytes)? else {
+        return Ok(None);
+    };
+    let mut start = at + 4;
+    if length == CONTINUATION {
+        let Some(next) = number_at::<4>(file, start, size_bytes)? else {
+            return Ok(None);
+        };
+        length = next;
+        start += 4;
+    }
+    let body = body.unwrap_or(start + u64::from(u32::from_le_bytes(length)));
+    if body <= start || body > size_bytes {
+        return Ok(None);
+    }
+    let metadata = file.read_range(start..body)?;
+    let Ok(message) = arrow_ipc::root_as_message(&metadata) else {
+        return Ok(None);
+    };
+    let within = |offset: i64| u64::try_from(offset).map_or(size_bytes, |n| body.saturating_add(n));
+    let batch = message.header_as_record_batch().or_else(|| {
+        let dictionary = message.header_as_dictionary_batch()?;
+        dictionary.data()
+    });
+    let compressed = batch.filter(|batch| batch.compression().is_some());
+    let buffers = compressed.and_then(|batch| batch.buffers());
+    for buffer in buffers.into_iter().flatten() {
+        let Some(claim) = number_at::<8>(file, within(buffer.offset()), size_bytes)? else {
+            continue;
+        };
+        // A negative length is that of a buffer that is not compressed, or no length at all.
+        let claim = u64::try_from(i64::from_le_bytes(claim)).unwrap_or(0);
+        let length = u64::try_from(buffer.length()).unwrap_or(0);
+        if claim > MAX_BUFFER_BYTES && claim / MAX_EXPANSION > length {
+            return Ok(Some((size_bytes, Some((length, claim)))));
+        }
+    }
+    Ok(Some((within(message.bodyLength()), None)))
 }
 
 /// Bytes at a place of the file; `None` beyond its end.

@@ -190,6 +190,34 @@ fn a_compressed_buffer_that_claims_a_terabyte_is_refused_before_memory_is_reserv
 }
 
 #[test]
+fn no_flipped_bit_of_a_compressed_arrow_file_ends_the_process() {
+    use remit::corpus::{Corpus, CorpusOptions};
+    let batch = texts(30);
+    let workspace = Workspace::new();
+    let path = workspace.path("t.arrow");
+    let step = std::env::var("REMIT_FLIP_STEP").map_or(11, |step| step.parse().unwrap());
+    let mut errors = 0;
+    for codec in [CompressionType::LZ4_FRAME, CompressionType::ZSTD] {
+        for write in [arrow_file, arrow_stream] {
+            let bytes = write(&batch, Some(codec));
+            for bit in (0..bytes.len() * 8).step_by(step) {
+                workspace.write("t.arrow", flipped(&bytes, bit));
+                let corpus =
+                    Corpus::discover(std::slice::from_ref(&path), &CorpusOptions::default());
+                let read = corpus.and_then(|corpus| {
+                    let parts = corpus.parts().iter();
+                    parts
+                        .flat_map(|part| corpus.documents(part))
+                        .try_for_each(|document| document.map(drop))
+                });
+                errors += usize::from(read.is_err());
+            }
+        }
+    }
+    assert!(errors > 100, "{errors} errors");
+}
+
+#[test]
 fn every_program_refuses_a_damaged_set_without_a_panic() {
     for format in ["parquet", "arrow"] {
         let workspace = Workspace::new();

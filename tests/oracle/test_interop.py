@@ -169,6 +169,47 @@ def test_every_library_reads_both_formats(library, stored, tmp_path):
             assert found == value, f"{library}, {kind}, row {wanted['row_id']}: {name}"
 
 
+FOOTER_KEYS = {"remit.format_version", "remit.plan_blake3", "remit.pack_stats"}
+
+
+def test_footers_of_both_formats_have_the_documented_metadata(stored):
+    kind, paths, _ = stored
+    plan = json.loads((paths[0].parent / "plan.json").read_text())
+    assert plan["format"] == kind
+    for path in paths:
+        if kind == "parquet":
+            metadata, more = pq.ParquetFile(path).metadata.metadata, {"ARROW:schema"}
+        else:
+            metadata, more = pa.ipc.open_file(str(path)).metadata, {"remit.batch_rows"}
+        metadata = {key.decode(): value.decode() for key, value in metadata.items()}
+        assert metadata.keys() == FOOTER_KEYS | more
+        assert metadata["remit.format_version"] == "1"
+        stats = json.loads(metadata["remit.pack_stats"])
+        assert stats["rows"] > 0 and stats["rejected_records"] == 0
+        if kind == "arrow":
+            reader = pa.ipc.open_file(str(path))
+            rows = [reader.get_batch(i).num_rows for i in range(reader.num_record_batches)]
+            assert json.loads(metadata["remit.batch_rows"]) == rows
+
+
+def test_an_arrow_shard_is_read_where_it_is_mapped(stored):
+    kind, paths, expected = stored
+    if kind != "arrow":
+        pytest.skip("Parquet is decoded")
+    before, rows = pa.total_allocated_bytes(), 0
+    for path in paths:
+        with pa.memory_map(str(path)) as file:
+            reader = pa.ipc.open_file(file)
+            for index in range(reader.num_record_batches):
+                batch = reader.get_batch(index)
+                rows += batch.num_rows
+                for column in batch.columns:
+                    for buffer in filter(None, column.buffers()):
+                        assert buffer.address % 64 == 0
+            assert pa.total_allocated_bytes() == before, "something was copied"
+    assert rows == len(expected)
+
+
 def test_tokens_are_exported_with_their_text(run, stored, corpus, tmp_path):
     import json
 
@@ -201,5 +242,6 @@ def test_a_token_of_real_text_takes_little(root):
     script = [sys.executable, str(root / "scripts" / "bench" / "bytes_per_token.py"), "--kb", "150"]
     printed = subprocess.run(script, check=True, capture_output=True, text=True).stdout
     print(printed)
-    taken = float(re.search(r"token columns +([0-9.]+) bytes", printed)[1])
-    assert 2 < taken <= 4.5
+    parquet, arrow = map(float, re.search(r"token columns +([0-9.]+) +([0-9.]+)", printed).groups())
+    assert 2 < parquet <= 4.5
+    assert 12 <= arrow < 12.5  # three numbers of 4 bytes; offsets and bitmaps add little
