@@ -126,11 +126,17 @@ fn is_file_format(file: &mut fs::File) -> io::Result<bool> {
     }
 }
 
-/// A compressed buffer that claims to unpack to far more than its size: its size, and what it claims.
+/// A compressed buffer that claims to unpack to far more than its size.
+struct Bomb {
+    size_bytes: u64,
+    claimed_bytes: u64,
+}
+
+/// The first bomb of a file.
 ///
 /// The parser reserves what a buffer claims before it unpacks a byte of it, and a process whose
 /// memory can't be reserved is ended. Anything else that is wrong here is left to the parser to find.
-fn bomb(file: &mut fs::File) -> io::Result<Option<(u64, u64)>> {
+fn find_bomb(file: &mut fs::File) -> io::Result<Option<Bomb>> {
     let size_bytes = file.size_bytes()?;
     if is_file_format(file)? {
         for (at, body) in blocks(file, size_bytes)? {
@@ -179,7 +185,7 @@ fn message(
     at: u64,
     body: Option<u64>,
     size_bytes: u64,
-) -> io::Result<Option<(u64, Option<(u64, u64)>)>> {
+) -> io::Result<Option<(u64, Option<Bomb>)>> {
     let Some(mut length) = number_at::<4>(file, at, size_bytes)? else {
         return Ok(None);
     };
@@ -191,11 +197,14 @@ fn message(
         length = next;
         start += 4;
     }
-    let body = body.unwrap_or(start + u64::from(u32::from_le_bytes(length)));
-    if body <= start || body > size_bytes {
+    let metadata_end = start + u64::from(u32::from_le_bytes(length));
+    // The parser goes by the footer, if there is one, for the body only.
+    let end = body.unwrap_or(0).max(metadata_end).min(size_bytes);
+    let body = body.unwrap_or(metadata_end);
+    if end == start || body > size_bytes {
         return Ok(None);
     }
-    let metadata = file.read_range(start..body)?;
+    let metadata = file.read_range(start..end)?;
     let Ok(message) = arrow_ipc::root_as_message(&metadata) else {
         return Ok(None);
     };
@@ -214,7 +223,11 @@ fn message(
         let claim = u64::try_from(i64::from_le_bytes(claim)).unwrap_or(0);
         let length = u64::try_from(buffer.length()).unwrap_or(0);
         if claim > MAX_BUFFER_BYTES && claim / MAX_EXPANSION > length {
-            return Ok(Some((size_bytes, Some((length, claim)))));
+            let bomb = Bomb {
+                size_bytes: length,
+                claimed_bytes: claim,
+            };
+            return Ok(Some((size_bytes, Some(bomb))));
         }
     }
     Ok(Some((within(message.bodyLength()), None)))
@@ -236,13 +249,17 @@ fn number_at<const N: usize>(
 
 /// Says how many rows and bytes each batch has in the column of the documents.
 pub(super) fn batches(path: &Path, field: Option<&str>) -> Result<Vec<RowGroup>, Error> {
-    let bomb =
-        fs::open(path).map(|mut file| parse(path, || bomb(&mut file).map_err(Into::into)))??;
-    if let Some((length, claim)) = bomb {
+    let bomb = fs::open(path)
+        .map(|mut file| parse(path, || find_bomb(&mut file).map_err(Into::into)))??;
+    if let Some(Bomb {
+        size_bytes,
+        claimed_bytes,
+    }) = bomb
+    {
         return Err(Error::Arrow {
             path: path.to_owned(),
             reason: format!(
-                "a buffer of {length} bytes is said to unpack to {claim}, more than {MAX_EXPANSION} \
+                "a buffer of {size_bytes} bytes is said to unpack to {claimed_bytes}, more than {MAX_EXPANSION} \
                  times its size"
             ),
         });
