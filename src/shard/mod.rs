@@ -6,6 +6,7 @@
 mod columns;
 mod container;
 mod error;
+mod json;
 pub mod manifest;
 pub mod read;
 pub mod schema;
