@@ -263,20 +263,35 @@ impl TextTokenizer {
     ///
     /// Those of [`TextTokenizer::decode`].
     pub fn pieces(&self, ids: &[TokenId]) -> Result<Vec<(usize, String)>, Error> {
+        // What an unfinished character decodes to: at most one of these a byte.
         const REPLACEMENT: char = '\u{fffd}';
-        // Most ids that wait for one another: bytes of a character, and some slack.
-        const MAX_WAITING: usize = 8;
+        const MAX_UNFINISHED: usize = 3;
         let mut pieces = Vec::new();
-        // What a decoder makes of an id may depend on the one before.
-        let (mut before, mut start) = (0, 0);
+        // What a decoder makes of an id may depend on the ids before, so these are decoded again: all
+        // since `context`, whose first `printed` bytes are in pieces already.
+        let (mut context, mut whole, mut printed, mut start) = (0, 0, 0, 0);
         for end in 1..=ids.len() {
-            let known = self.decode(ids.get(before..start).unwrap_or_default())?;
-            let text = self.decode(ids.get(before..end).unwrap_or_default())?;
-            let added = text.strip_prefix(known.as_str()).unwrap_or(&text);
-            let is_whole = !added.is_empty() && !added.ends_with(REPLACEMENT);
-            if is_whole || end == ids.len() || end - start >= MAX_WAITING {
-                pieces.push((end - start, added.to_owned()));
-                (before, start) = (start, end);
+            let text = self.decode(ids.get(context..end).unwrap_or_default())?;
+            let is_last = end == ids.len();
+            let mut stable = text.as_str();
+            for _ in 0..MAX_UNFINISHED {
+                if !is_last {
+                    stable = stable.strip_suffix(REPLACEMENT).unwrap_or(stable);
+                }
+            }
+            let added = stable.get(printed..).unwrap_or_default();
+            if added.is_empty() && !is_last {
+                continue;
+            }
+            pieces.push((end - start, added.to_owned()));
+            printed = stable.len().max(printed);
+            start = end;
+            if stable.len() == text.len() && !is_last {
+                context = whole;
+                whole = end;
+                printed = self
+                    .decode(ids.get(context..end).unwrap_or_default())?
+                    .len();
             }
         }
         Ok(pieces)

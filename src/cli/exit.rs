@@ -31,7 +31,7 @@ pub fn code(error: &anyhow::Error) -> u8 {
 }
 
 fn of_fs(error: &fs::Error) -> u8 {
-    if error.is_missing() {
+    if error.is_missing() && error.is_of_reading() {
         MISSING
     } else if error.is_out_of_space() {
         RESUME

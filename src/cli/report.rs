@@ -226,7 +226,7 @@ fn row(text: &mut String, name: &str, width: usize, statistics: &Statistics) {
 /// One line about a set without problems.
 pub fn verified(dir: &Path, manifest: &Manifest) -> String {
     format!(
-        "{}: {} shards, {} rows, {} tokens: digests, columns, counts and every value are as they should be\n",
+        "{}: {} shards, {} rows, {} tokens: digests, columns and counts are right, and every row keeps the rules\n",
         dir.display(),
         manifest.shards.len(),
         grouped(manifest.totals.rows),

@@ -1,7 +1,7 @@
 //! The corpus: files to documents, and the parts in which the work is done.
 //!
 //! [`Corpus::discover`] finds the files, hashes each of them once and cuts the whole into parts;
-//! [`Corpus::read_part`] streams the documents of one part. The cut depends on the content of the
+//! [`Corpus::documents`] streams the documents of one part. The cut depends on the content of the
 //! corpus and on [`CorpusOptions::part_bytes`] alone, so every worker, wherever it runs, sees the
 //! same parts.
 //!

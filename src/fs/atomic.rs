@@ -36,6 +36,7 @@ impl AtomicFile {
                 .suffix(TEMP_SUFFIX)
                 .tempfile_in(parent(target))
                 .map(Temp::Sibling)
+                .map_err(without_path)
         })?;
         Ok(Self {
             target: target.to_owned(),
@@ -99,6 +100,16 @@ impl AtomicFile {
             Err(_) if exists(&target)? => Ok(false),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// The operating system's error in one that names the temporary file too.
+fn without_path(error: io::Error) -> io::Error {
+    let inner = error.get_ref().and_then(std::error::Error::source);
+    let inner = inner.and_then(|inner| inner.downcast_ref::<io::Error>());
+    match inner.and_then(io::Error::raw_os_error) {
+        Some(number) => io::Error::from_raw_os_error(number),
+        None => error,
     }
 }
 

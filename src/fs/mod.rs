@@ -71,6 +71,22 @@ impl Error {
         self.source.kind() == io::ErrorKind::NotFound
     }
 
+    /// Whether something was to be read, rather than written.
+    pub fn is_of_reading(&self) -> bool {
+        !matches!(
+            self.action,
+            "create a temporary file beside"
+                | "create the folder"
+                | "create"
+                | "write"
+                | "sync"
+                | "sync the folder"
+                | "set the permissions of"
+                | "publish"
+                | "remove"
+        )
+    }
+
     /// Whether the cause is that it can't be done there at all.
     pub fn is_unsupported(&self) -> bool {
         self.source.kind() == io::ErrorKind::Unsupported
@@ -293,14 +309,27 @@ pub enum GlobError {
     Io(Error),
 }
 
+const GLOB_OPTIONS: glob::MatchOptions = glob::MatchOptions {
+    case_sensitive: true,
+    require_literal_separator: true,
+    require_literal_leading_dot: true,
+};
+
+/// Whether a pattern, as [`glob()`] takes it, would match a path that need not exist; both are compared
+/// as they are written.
+pub fn matches(pattern: &Path, path: &Path) -> bool {
+    let plain = |path: &Path| path.strip_prefix(".").unwrap_or(path).to_owned();
+    let pattern = plain(pattern).to_str().map(glob::Pattern::new);
+    let Some(Ok(pattern)) = pattern else {
+        return false;
+    };
+    pattern.matches_path_with(&plain(path), GLOB_OPTIONS)
+}
+
 /// What a pattern of `*`, `?`, `[...]` and `**` matches; names that begin with a dot only where the
 /// pattern spells the dot out.
 pub fn glob(pattern: &str) -> std::result::Result<Vec<PathBuf>, GlobError> {
-    let options = glob::MatchOptions {
-        case_sensitive: true,
-        require_literal_separator: true,
-        require_literal_leading_dot: true,
-    };
+    let options = GLOB_OPTIONS;
     let syntax = |error: glob::PatternError| GlobError::Pattern(error.msg);
     if Url::of(Path::new(pattern)).is_some() {
         let special = pattern.find(['*', '?', '[']).unwrap_or(pattern.len());

@@ -7,17 +7,20 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
-use object_store::aws::AmazonS3Builder;
-use object_store::azure::MicrosoftAzureBuilder;
-use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{ClientConfigKey, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use tokio::runtime::Runtime;
 
 use super::Url;
 
 /// Most bytes of an object that is put at once: what S3 allows.
 const MAX_PUT_BYTES: u64 = 5 << 30;
+
+/// Longest time of one request, its body included: a shard is put at once, and lines may be slow.
+const TIMEOUT: &str = "30 minutes";
 
 type Stores = BTreeMap<(&'static str, String), Arc<dyn ObjectStore>>;
 
@@ -66,21 +69,34 @@ fn store(url: &Url) -> Result<Arc<dyn ObjectStore>> {
         return Ok(Arc::clone(store));
     }
     let bucket = url.bucket.as_str();
+    let timeout = |variable| std::env::var(variable).unwrap_or_else(|_| TIMEOUT.to_owned());
     let store: Arc<dyn ObjectStore> = match url.scheme {
         "s3" => Arc::new(
             AmazonS3Builder::from_env()
+                .with_config(
+                    AmazonS3ConfigKey::Client(ClientConfigKey::Timeout),
+                    timeout("AWS_TIMEOUT"),
+                )
                 .with_bucket_name(bucket)
                 .build()
                 .map_err(io_error)?,
         ),
         "gs" => Arc::new(
             GoogleCloudStorageBuilder::from_env()
+                .with_config(
+                    GoogleConfigKey::Client(ClientConfigKey::Timeout),
+                    timeout("GOOGLE_TIMEOUT"),
+                )
                 .with_bucket_name(bucket)
                 .build()
                 .map_err(io_error)?,
         ),
         _ => Arc::new(
             MicrosoftAzureBuilder::from_env()
+                .with_config(
+                    AzureConfigKey::Client(ClientConfigKey::Timeout),
+                    timeout("AZURE_TIMEOUT"),
+                )
                 .with_container_name(bucket)
                 .build()
                 .map_err(io_error)?,

@@ -63,6 +63,23 @@ pub fn tokens(options: &ExportOptions, stop: &StopFlag, progress: &dyn Progress)
         }
     };
     let manifest = Manifest::load(&options.set)?;
+    let place = fs::canonicalize_missing(path)?;
+    if place.parent() == Some(&*fs::canonicalize(&options.set)?) {
+        return Err(Usage(format!(
+            "{} lies in the set itself, where a reader would take it for a shard\nhint: write it elsewhere",
+            path.display()
+        ))
+        .into());
+    }
+    let exists = || {
+        Usage(format!(
+            "{} exists already\nhint: remove it, or give another name",
+            path.display()
+        ))
+    };
+    if fs::exists(path)? {
+        return Err(exists().into());
+    }
     let tokenizer = tokenizer_of_set(&manifest, options.tokenizer.clone(), progress)?;
     let file = AtomicFile::create(path)?;
     let failure = file.failure();
@@ -91,7 +108,9 @@ pub fn tokens(options: &ExportOptions, stop: &StopFlag, progress: &dyn Progress)
         let none = Tokens::of(&[], tokenizer.as_ref(), manifest.plan.base.is_some())?;
         sink.write(none).map_err(failed)?;
     }
-    sink.finish().map_err(failed)?.publish()?;
+    if !sink.finish().map_err(failed)?.publish_new()? {
+        return Err(exists().into());
+    }
     progress.finish();
     Ok(done)
 }

@@ -8,11 +8,12 @@ use anyhow::{Context, Result};
 
 use super::score::ScoreOptions;
 use super::{Progress, Usage};
-use crate::corpus::{Input, Part};
+use crate::corpus::{Corpus, Input, Part};
 use crate::fs;
 use crate::shard::manifest::{
     MANIFEST_FILE, Manifest, PLAN_FILE, Plan, REJECTS_FILE, SHARD_PREFIX,
 };
+use crate::shard::read::ShardFile;
 use crate::shard::schema::ShardFormat;
 
 /// Compares a plan with the one that is there, if there is one.
@@ -86,6 +87,32 @@ pub(super) fn refuse_output_inside_input(options: &ScoreOptions) -> Result<()> {
     Ok(())
 }
 
+/// As [`refuse_output_inside_input`], of what patterns and lists come to.
+pub(super) fn refuse_output_in_corpus(options: &ScoreOptions, corpus: &Corpus) -> Result<()> {
+    let output = fs::canonicalize_missing(&options.output)?;
+    let refuse = |what: &str| {
+        Usage(format!(
+            "-o {} lies among the inputs: {what}, so shards would be taken for text\nhint: give an -o \
+             outside of them, or a pattern that leaves it out",
+            options.output.display()
+        ))
+    };
+    let shard = options.output.join(Manifest::shard_name(0, options.format));
+    for input in &options.inputs {
+        if let Input::Path(pattern) = input
+            && fs::matches(pattern, &shard)
+        {
+            return Err(refuse(&format!("{} matches its shards", pattern.display())).into());
+        }
+    }
+    for file in corpus.files() {
+        if fs::canonicalize(&file.path)?.starts_with(&output) {
+            return Err(refuse(&format!("{} is one of them", file.path.display())).into());
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn missing_parts(dir: &Path, format: ShardFormat, parts: &[Part]) -> Result<Vec<u32>> {
     let names: BTreeSet<OsString> = fs::list(dir)?.into_iter().collect();
     let is_missing = |part: &u32| !names.contains(OsStr::new(&Manifest::shard_name(*part, format)));
@@ -96,10 +123,21 @@ pub(super) fn missing_parts(dir: &Path, format: ShardFormat, parts: &[Part]) -> 
         .collect())
 }
 
-/// Makes the manifest from the shards, or reads the one that is there.
-pub(super) fn complete(dir: &Path, plan: Plan, progress: &dyn Progress) -> Result<Manifest> {
+/// Makes the manifest from the shards, or reads the one that is there; shards of the parts that were
+/// `made` just now have to be what it says.
+pub(super) fn complete(
+    dir: &Path,
+    plan: Plan,
+    made: &[&Part],
+    progress: &dyn Progress,
+) -> Result<Manifest> {
     if let Some(manifest) = Manifest::load_if_present(dir)? {
         refuse_differences(dir, &manifest.plan, &plan)?;
+        let identity = plan.identity()?;
+        let is_made = |part: u32| made.iter().any(|made| made.index == part);
+        for entry in manifest.shards.iter().filter(|entry| is_made(entry.part)) {
+            ShardFile::open_verified(dir, entry, &plan, identity)?;
+        }
         if let Some(rejects) = &manifest.rejects
             && !fs::exists(&dir.join(&rejects.file))?
         {

@@ -1,6 +1,6 @@
 //! remit-score: corpus to shards.
 //!
-//! [`stream`](super::stream) has the stages that turn parts into shards; a shard appears under its
+//! [`stream`] has the stages that turn parts into shards; a shard appears under its
 //! name only when it is whole. When the shards of all parts are there, the manifest is made from them,
 //! and from nothing else: it is the same whoever computed them, in however many attempts.
 
@@ -8,7 +8,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use super::resume::{complete, missing_parts, refuse_output_inside_input, settle_plan};
+use super::resume::{
+    complete, missing_parts, refuse_output_in_corpus, refuse_output_inside_input, settle_plan,
+};
 use super::special::{named, special_tokens};
 use super::stream::{self, RowScorer, RowSource, ShardSink};
 use super::{BadInput, Progress, StopFlag, Usage, open_device, tokenizer_of};
@@ -174,7 +176,7 @@ pub fn run(
         missing = missing_parts(&options.output, options.format, corpus.parts())?;
     }
     if missing.is_empty() {
-        report.manifest = Some(complete(&options.output, plan, progress)?);
+        report.manifest = Some(complete(&options.output, plan, &mine, progress)?);
     }
     report.missing_parts = missing;
     Ok(report)
@@ -211,6 +213,7 @@ impl Prepared {
                 stop: stop.shared(),
             },
         )?;
+        refuse_output_in_corpus(options, &corpus)?;
         if let Some(first) = corpus.skipped().first() {
             progress.note(&format!(
                 "{} files of other types are left out, the first being {}",

@@ -18,6 +18,8 @@ use crate::types::{Document, OnBadRecord, Reject, Row, ScoredRow};
 
 /// Text that is encoded at a time.
 const ENCODE_BYTES: usize = 1 << 20;
+/// Documents that are encoded at a time, however short they are.
+const ENCODE_DOCUMENTS: usize = 16_384;
 /// Pieces that may wait between two stages.
 const QUEUE_LEN: usize = 4;
 /// Most records of a part that may be left out: a list of them has to fit into memory.
@@ -205,7 +207,7 @@ impl RowSource<'_> {
                     }
                     None => {}
                 }
-                if bytes >= ENCODE_BYTES || is_last {
+                if bytes >= ENCODE_BYTES || waiting.len() >= ENCODE_DOCUMENTS || is_last {
                     let (rows, bad) = self.encode(std::mem::take(&mut waiting), &mut packer)?;
                     rejects.extend(bad);
                     let done = documents.bytes_read() - bytes_sent;

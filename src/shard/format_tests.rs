@@ -233,6 +233,7 @@ fn a_compressed_batch_is_refused() {
     let mut writer =
         FileWriter::try_new_with_options(Vec::new(), &batch.schema(), options).unwrap();
     writer.write(&batch).unwrap();
+    writer.write_metadata(FORMAT_VERSION_KEY, "1");
     writer.write_metadata(BATCH_ROWS_KEY, "[5]");
     let path = put(dir.path(), format, &writer.into_inner().unwrap());
     let shard = ShardFile::open(&path, format, 0, false).unwrap();

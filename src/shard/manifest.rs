@@ -4,15 +4,16 @@
 //! his own with it. The manifest is written last: its presence means that the set is complete.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Error;
+use super::json::{check_version, content_digest, pretty};
 use super::read::ShardFile;
-use super::schema::{FORMAT_VERSION, ShardFormat};
+use super::schema::ShardFormat;
 use super::statistics::{Accumulator, BySource, Statistics};
 use crate::fs::{self, Digest};
 use crate::pack::{PackStats, Packing};
@@ -27,6 +28,9 @@ pub const PLAN_FILE: &str = "plan.json";
 
 /// Name of the list of records that could not be read, in a set's folder.
 pub const REJECTS_FILE: &str = "rejects.jsonl";
+
+/// Shards whose numbers are gathered at a time.
+const PARTS_AT_A_TIME: usize = 64;
 
 /// What the names of shards begin with.
 pub const SHARD_PREFIX: &str = "part-";
@@ -364,28 +368,32 @@ impl Manifest {
     pub fn from_shards(dir: &Path, plan: Plan) -> Result<Assembly, Error> {
         let formula = plan.formula.unwrap_or_default();
         let identity = plan.identity()?;
-        let parts: Vec<_> = (0..plan.num_parts)
-            .into_par_iter()
-            .map(|part| describe(dir, part, &plan, identity, &formula))
-            .collect::<Result<_, Error>>()?;
         let mut documents = PackStats::default();
         let mut by_source = BySource::new();
-        let mut shards = Vec::with_capacity(parts.len());
+        let mut shards = Vec::new();
         let mut rejects_jsonl = Vec::new();
-        for (entry, stats, sources, rejects) in parts {
-            shards.push(entry);
-            for reject in rejects {
-                serde_json::to_writer(&mut rejects_jsonl, &reject).map_err(|source| {
-                    Error::Json {
-                        path: dir.join(REJECTS_FILE),
-                        source,
-                    }
-                })?;
-                rejects_jsonl.push(b'\n');
-            }
-            documents += stats;
-            for (source, accumulator) in sources {
-                by_source.entry(source).or_default().merge(&accumulator);
+        let numbers: Vec<u32> = (0..plan.num_parts).collect();
+        // Some at a time, so that memory does not hold what all of them say.
+        for numbers in numbers.chunks(PARTS_AT_A_TIME) {
+            let parts: Vec<_> = numbers
+                .par_iter()
+                .map(|part| describe(dir, *part, &plan, identity, &formula))
+                .collect::<Result<_, Error>>()?;
+            for (entry, stats, sources, rejects) in parts {
+                shards.push(entry);
+                for reject in rejects {
+                    serde_json::to_writer(&mut rejects_jsonl, &reject).map_err(|source| {
+                        Error::Json {
+                            path: dir.join(REJECTS_FILE),
+                            source,
+                        }
+                    })?;
+                    rejects_jsonl.push(b'\n');
+                }
+                documents += stats;
+                for (source, accumulator) in sources {
+                    by_source.entry(source).or_default().merge(&accumulator);
+                }
             }
         }
         let mut totals = Accumulator::default();
@@ -465,6 +473,16 @@ impl Manifest {
                 "it lists {} shards, but the plan has {} parts",
                 self.shards.len(),
                 self.plan.num_parts
+            ));
+        }
+        let rejected = self.rejects.as_ref().map_or(0, |rejects| rejects.records);
+        let names_rejects = |entry: &RejectsEntry| entry.file == REJECTS_FILE;
+        if rejected != self.documents.rejected_records
+            || !self.rejects.as_ref().is_none_or(names_rejects)
+        {
+            return Err(format!(
+                "{} records could not be read, but {REJECTS_FILE} is said to list {rejected}",
+                self.documents.rejected_records
             ));
         }
         if self.plan.base.is_some() != self.plan.formula.is_some() {
@@ -548,52 +566,4 @@ fn describe(
         rejects.len() as u64,
     )?;
     Ok((entry, stats, sources, rejects))
-}
-
-fn pretty<T: Serialize>(value: &T, path: &Path) -> Result<Vec<u8>, Error> {
-    let mut text = serde_json::to_vec_pretty(value).map_err(|source| Error::Json {
-        path: path.to_owned(),
-        source,
-    })?;
-    text.push(b'\n');
-    Ok(text)
-}
-
-/// Digest of a manifest's text with its own digest replaced by zeros; `None` if the text does not
-/// hold that digest exactly once at the place it is written to.
-fn content_digest(text: &[u8], written: Digest) -> Option<Digest> {
-    let needle = format!("\"content_blake3\": \"{written}\"");
-    let mut places = text
-        .windows(needle.len())
-        .enumerate()
-        .filter(|(_, w)| *w == needle.as_bytes());
-    let (at, _) = places.next()?;
-    if places.next().is_some() {
-        return None;
-    }
-    let mut blanked = text.to_vec();
-    let end = at + needle.len() - 1;
-    blanked.get_mut(end - 64..end)?.fill(b'0');
-    Some(Digest::of(&blanked))
-}
-
-fn check_version(
-    path: &Path,
-    bytes: &[u8],
-    version: impl Fn(&Value) -> Option<&Value>,
-) -> Result<(), Error> {
-    let json = |source| Error::Json {
-        path: PathBuf::from(path),
-        source,
-    };
-    let value: Value = serde_json::from_slice(bytes).map_err(json)?;
-    match version(&value).and_then(Value::as_u64) {
-        Some(found) if found != FORMAT_VERSION => Err(Error::FormatVersion {
-            path: path.to_owned(),
-            found,
-            expected: FORMAT_VERSION,
-        }),
-        // Without a version the parser says what is wrong.
-        _ => Ok(()),
-    }
 }

@@ -8,6 +8,7 @@ mod container;
 mod error;
 #[cfg(test)]
 mod format_tests;
+mod json;
 pub mod manifest;
 pub mod read;
 pub mod schema;

@@ -13,7 +13,8 @@ use super::columns::Columns;
 use super::container::Container;
 use super::manifest::{MANIFEST_FILE, Manifest, PLAN_FILE, Plan, ShardEntry};
 use super::schema::{
-    self, PACK_STATS_KEY, PLAN_KEY, REJECTS_KEY, RowProblem, ShardFormat, columns,
+    self, FORMAT_VERSION, FORMAT_VERSION_KEY, PACK_STATS_KEY, PLAN_KEY, REJECTS_KEY, RowProblem,
+    ShardFormat, columns,
 };
 use crate::fs::{self, Digest, MappedFile};
 use crate::guard;
@@ -111,6 +112,16 @@ impl ShardFile {
     ) -> Result<Self, Error> {
         let bytes = Bytes::from_owner(map.clone());
         let container = guarded(path, format, || Container::parse(format, &bytes))?;
+        let version = container.value(FORMAT_VERSION_KEY);
+        if version != Some(FORMAT_VERSION.to_string().as_str()) {
+            return Err(Error::Schema {
+                path: path.to_owned(),
+                reason: format!(
+                    "its format version is {}, and this remit reads {FORMAT_VERSION}",
+                    version.unwrap_or("not given")
+                ),
+            });
+        }
         let wanted = schema::schema(format, has_base);
         if container.schema().fields() != wanted.fields() {
             let describe = |fields: &arrow_schema::Fields| {
@@ -416,13 +427,19 @@ pub fn check(dir: &Path, manifest: &Manifest) -> Result<Vec<(String, Error)>, Er
     let identity = manifest.plan.identity()?;
     let check = |entry: &ShardEntry| {
         let shard = ShardFile::open_verified(dir, entry, &manifest.plan, identity)?;
-        let mut tokens = 0_u64;
+        let (mut tokens, mut targets) = (0_u64, 0_u64);
         for group in 0..shard.num_row_groups() {
             for row in shard.read_row_group(group)? {
                 tokens += row.scored.row.input_ids.len() as u64;
+                targets += row.scored.row.num_targets() as u64;
             }
         }
-        shard.expect_count("tokens", entry.tokens, tokens)
+        shard.expect_count("tokens", entry.tokens, tokens)?;
+        shard.expect_count("targets", entry.targets, targets)?;
+        let stats = shard.pack_stats()?;
+        shard.expect_count("rows by its footer", stats.rows, entry.rows)?;
+        let rejects = shard.rejects()?.len() as u64;
+        shard.expect_count("rejected records", stats.rejected_records, rejects)
     };
     Ok(manifest
         .shards

@@ -11,7 +11,7 @@ use crate::types::ScoredRow;
 use crate::weight::WeightFormula;
 
 /// Bins of the histogram of weights; one is epsilon / 2048 wide.
-pub const WEIGHT_BINS: usize = 4096;
+pub const WEIGHT_BINS: u16 = 4096;
 
 /// Quantiles that are reported.
 pub const QUANTILES: [f64; 5] = [0.05, 0.25, 0.5, 0.75, 0.95];
@@ -80,7 +80,8 @@ struct WeightSums {
     max: f32,
     at_lower: u64,
     at_upper: u64,
-    bins: Vec<u64>,
+    /// Targets by bin; only bins that have some.
+    bins: BTreeMap<u16, u64>,
 }
 
 impl Accumulator {
@@ -99,17 +100,17 @@ impl Accumulator {
             max: f32::NEG_INFINITY,
             at_lower: 0,
             at_upper: 0,
-            bins: vec![0; WEIGHT_BINS],
+            bins: BTreeMap::new(),
         });
         let (lower, upper) = formula.bounds();
-        let scale = WEIGHT_BINS as f32 / (upper - lower).max(f32::MIN_POSITIVE);
+        let scale = f32::from(WEIGHT_BINS) / (upper - lower).max(f32::MIN_POSITIVE);
         for &weight in weights {
             sums.sum += f64::from(weight);
             sums.min = sums.min.min(weight);
             sums.max = sums.max.max(weight);
             // Saturating: a weight just outside the bounds, from rounding, is in the outermost bin.
-            let bin = ((weight - lower) * scale) as usize;
-            sums.bins[bin.min(WEIGHT_BINS - 1)] += 1;
+            let bin = ((weight - lower) * scale) as u16;
+            *sums.bins.entry(bin.min(WEIGHT_BINS - 1)).or_default() += 1;
         }
         let (at_lower, at_upper) = formula.at_bounds(weights);
         sums.at_lower += at_lower as u64;
@@ -130,8 +131,8 @@ impl Accumulator {
                 mine.max = mine.max.max(theirs.max);
                 mine.at_lower += theirs.at_lower;
                 mine.at_upper += theirs.at_upper;
-                for (mine, theirs) in mine.bins.iter_mut().zip(&theirs.bins) {
-                    *mine += theirs;
+                for (bin, count) in &theirs.bins {
+                    *mine.bins.entry(*bin).or_default() += count;
                 }
             }
             (None, Some(theirs)) => self.weights = Some(theirs.clone()),
@@ -159,16 +160,16 @@ impl Accumulator {
 
 impl WeightSums {
     fn statistics(&self, formula: &WeightFormula) -> WeightStatistics {
-        let count: u64 = self.bins.iter().sum();
+        let count: u64 = self.bins.values().sum();
         let (lower, upper) = formula.bounds();
-        let width = (f64::from(upper) - f64::from(lower)) / WEIGHT_BINS as f64;
+        let width = (f64::from(upper) - f64::from(lower)) / f64::from(WEIGHT_BINS);
         let quantile = |q: f64| {
             let rank = q * count as f64;
             let mut below = 0.0;
-            for (bin, &n) in self.bins.iter().enumerate() {
+            for (&bin, &n) in &self.bins {
                 below += n as f64;
                 if below >= rank && n > 0 {
-                    let middle = f64::from(lower) + (bin as f64 + 0.5) * width;
+                    let middle = f64::from(lower) + (f64::from(bin) + 0.5) * width;
                     return middle.clamp(f64::from(self.min), f64::from(self.max));
                 }
             }

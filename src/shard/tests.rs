@@ -53,7 +53,11 @@ fn shard_of_plan(
     for row in rows {
         writer.push(row).unwrap();
     }
-    writer.finish(&PackStats::default()).unwrap().0
+    let stats = PackStats {
+        rows: rows.len() as u64,
+        ..PackStats::default()
+    };
+    writer.finish(&stats).unwrap().0
 }
 
 pub(super) fn plan(num_parts: u32) -> Plan {

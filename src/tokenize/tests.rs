@@ -213,3 +213,33 @@ fn a_broken_tokenizer_is_an_error_that_names_the_model() {
         );
     }
 }
+
+#[test]
+fn pieces_of_a_row_are_its_text_also_where_characters_span_ids() {
+    let json = crate::demo::rl_model().require("tokenizer.json").unwrap();
+    let tokenizer = TextTokenizer::from_bytes(&json, "demo").unwrap();
+    for text in [
+        "Question: 3+4?",
+        "\u{fffd}\u{fffd}你好 ok",
+        "naïve café, 日本語 🙂🙃 end",
+        "\u{fffd}\u{fffd}\u{fffd}\u{fffd}\u{fffd}\u{fffd}\u{fffd}\u{fffd}\u{fffd}🙂",
+        "🙂",
+        "",
+    ] {
+        let ids = ids(&tokenizer, text);
+        let pieces = tokenizer.pieces(&ids).unwrap();
+        assert_eq!(
+            pieces
+                .iter()
+                .map(|(_, piece)| piece.as_str())
+                .collect::<String>(),
+            text
+        );
+        assert_eq!(pieces.iter().map(|(len, _)| len).sum::<usize>(), ids.len());
+        // A character that is cut off stays one, and nothing is said twice.
+        let cut = &ids[..ids.len().saturating_sub(1)];
+        let pieces = tokenizer.pieces(cut).unwrap();
+        let joined: String = pieces.iter().map(|(_, piece)| piece.as_str()).collect();
+        assert_eq!(joined, tokenizer.decode(cut).unwrap());
+    }
+}

@@ -21,6 +21,7 @@ const ALLOWED: &[(&[&str], &[&str])] = &[
     (&["optim"], &["model"]),
     (&["shard::schema"], &["types"]),
     (&["shard::error"], &["fs", "shard::schema"]),
+    (&["shard::json"], &["fs", "shard::error", "shard::schema"]),
     (&["shard::statistics"], &["types", "weight"]),
     // The manifest is made from shards that are read back, and reading checks against the manifest.
     (
@@ -38,6 +39,7 @@ const ALLOWED: &[(&[&str], &[&str])] = &[
             "tokenize",
             "weight",
             "shard::error",
+            "shard::json",
             "shard::schema",
             "shard::statistics",
         ],

@@ -167,7 +167,7 @@ fn verify_lists_every_file_with_a_problem_and_prints_nothing_else() {
         let workspace = scored(format);
         let ended = workspace.command(INSPECT).args("verify set").ok();
         ended.check(
-            ended.stdout.contains("every value are as they should be"),
+            ended.stdout.contains("every row keeps the rules"),
             "all is well",
         );
         let flip = |bytes: &mut Vec<u8>| bytes[50] ^= 2;

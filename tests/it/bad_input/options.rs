@@ -153,6 +153,15 @@ const ALONE: &[Case] = &[
         stderr: &["error: no such file or folder: nowhere\n"],
     },
     Case {
+        input: "a pattern that takes the output's shards for text",
+        prepare: |w| {
+            w.write("sets/a/lines.jsonl", "{\"text\": \"1\"}\n");
+        },
+        command: "remit-score sets/**/*.[jp]* -o sets/out --rl-model rl",
+        exit: USAGE,
+        stderr: &["error: -o sets/out lies among the inputs: sets/**/*.[jp]* matches its shards, "],
+    },
+    Case {
         input: "no workers",
         prepare: nothing,
         command: "remit-score corpus -o out --rl-model rl --num-workers 0",

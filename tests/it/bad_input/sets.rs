@@ -1,6 +1,6 @@
 //! Sets, learners and options that remit-anneal and remit-inspect refuse.
 
-use super::{BAD_DATA, Case, MISSING, USAGE, check, nothing, scored};
+use super::{BAD_DATA, Case, IO, MISSING, USAGE, check, nothing, scored};
 use crate::harness::{SCORE, Workspace};
 
 const ANNEAL_SET: &str = "remit-anneal --weights set -o out";
@@ -373,8 +373,24 @@ const LOOKING: &[Case] = &[
         input: "an export into a folder that does not exist",
         prepare: nothing,
         command: "remit-inspect export set --tokens nowhere/tokens.csv",
-        exit: MISSING,
-        stderr: &["error: cannot create a temporary file beside nowhere/tokens.csv: "],
+        exit: IO,
+        stderr: &[
+            "error: cannot create a temporary file beside nowhere/tokens.csv: No such file or directory",
+        ],
+    },
+    Case {
+        input: "an export over a shard",
+        prepare: nothing,
+        command: "remit-inspect export set --tokens set/part-000000.parquet",
+        exit: USAGE,
+        stderr: &["error: set/part-000000.parquet lies in the set itself, "],
+    },
+    Case {
+        input: "an export over a file",
+        prepare: |w| w.write("tokens.csv", "mine"),
+        command: "remit-inspect export set --tokens tokens.csv",
+        exit: USAGE,
+        stderr: &["error: tokens.csv exists already\n"],
     },
     Case {
         input: "an export of a damaged set",
