@@ -82,7 +82,7 @@ pub struct CorpusEntry {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
-    /// [`FORMAT_VERSION`].
+    /// [`FORMAT_VERSION`](super::schema::FORMAT_VERSION).
     pub format_version: u64,
     /// Version of the remit that made the set.
     pub tool_version: String,
