@@ -11,6 +11,7 @@
 //! The binaries call [`cli`], which calls [`pipeline`], the only module where the stages meet.
 
 pub mod batch;
+pub mod checkpoint;
 pub mod cli;
 pub mod corpus;
 pub mod demo;
@@ -21,7 +22,9 @@ pub mod model;
 pub mod optim;
 pub mod pack;
 pub mod pipeline;
+pub mod schedule;
 pub mod shard;
+pub mod tensorboard;
 pub mod tokenize;
 pub mod types;
 pub mod weight;

@@ -3,11 +3,14 @@
 use serde::{Deserialize, Serialize};
 
 use crate::types::ScoredRow;
-use crate::weight::WeightFormula;
+use crate::weight::{Center, WeightFormula, excess_top_k};
+
+/// Default for the share of targets that excess-top-k trains on: what Rho-1 uses for a general corpus.
+pub const DEFAULT_TOP_K_FRACTION: f64 = 0.6;
 
 /// What a target's negative log-prob is multiplied with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Weighting {
     /// The method of the paper: from the stored RL log-prob and the learner as it is now.
@@ -17,6 +20,9 @@ pub enum Weighting {
     Static,
     /// 1: plain next-token prediction.
     Uniform,
+    /// Rho-1's selection: 1 for the share of a row's targets with the largest excess loss,
+    /// `log p_RL - log p_theta`, and 0 for the others.
+    ExcessTopK,
 }
 
 impl std::fmt::Display for Weighting {
@@ -25,29 +31,80 @@ impl std::fmt::Display for Weighting {
             Self::Dynamic => "dynamic",
             Self::Static => "static",
             Self::Uniform => "uniform",
+            Self::ExcessTopK => "excess-top-k",
         })
     }
 }
 
-impl Weighting {
+/// What a step's sums are divided by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Normalize {
+    /// The number of its targets.
+    #[default]
+    Targets,
+    /// The sum of their weights.
+    Weights,
+}
+
+/// What is minimised: `sum of weight * -log p + z_loss * sum of (log-sum-exp of the logits)²`, divided by
+/// what [`Normalize`] says.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Objective {
+    /// Where weights come from.
+    pub weighting: Weighting,
+    /// How differences become weights; for dynamic weighting.
+    pub formula: WeightFormula,
+    /// What differences are counted from; for dynamic weighting.
+    pub center: Center,
+    /// What sums are divided by.
+    pub normalize: Normalize,
+    /// Share of a row's targets that are trained on, in (0, 1]; for excess-top-k weighting.
+    pub top_k_fraction: f64,
+    /// Coefficient of the squared log-sum-exp of the logits, 0 for none (PaLM, arXiv 2204.02311).
+    pub z_loss: f64,
+}
+
+impl Objective {
     /// Fills `weights`, one a target of `row`, given the learner's log-probs.
     ///
     /// # Errors
     ///
-    /// [`NoStoredWeights`] for `Static` on a row that has none.
+    /// [`NoStoredWeights`] for static weighting of a row that has none.
     pub fn weigh(
-        self,
-        formula: &WeightFormula,
+        &self,
         row: &ScoredRow,
         learner: &[f32],
         weights: &mut [f32],
     ) -> Result<(), NoStoredWeights> {
-        match self {
-            Self::Dynamic => formula.weights(&row.rl_logprobs, learner, weights),
-            Self::Static => weights.copy_from_slice(row.weights.as_ref().ok_or(NoStoredWeights)?),
-            Self::Uniform => weights.fill(1.0),
+        let reference = &row.rl_logprobs;
+        match self.weighting {
+            Weighting::Dynamic => {
+                self.formula
+                    .weights_from(self.center, reference, learner, weights);
+            }
+            Weighting::Static => {
+                weights.copy_from_slice(row.weights.as_ref().ok_or(NoStoredWeights)?);
+            }
+            Weighting::Uniform => weights.fill(1.0),
+            Weighting::ExcessTopK => {
+                excess_top_k(self.top_k_fraction, reference, learner, weights);
+            }
         }
         Ok(())
+    }
+
+    /// How many of these weights are at a bound. Weights of excess-top-k are always.
+    fn at_bounds(&self, weights: &[f32]) -> usize {
+        match self.weighting {
+            Weighting::Uniform => 0,
+            Weighting::ExcessTopK => weights.len(),
+            Weighting::Dynamic | Weighting::Static => {
+                let (lower, upper) = self.formula.at_bounds(weights);
+                lower + upper
+            }
+        }
     }
 }
 
@@ -72,44 +129,107 @@ pub struct LossSums {
     pub weight: f64,
     /// Targets whose weight is at either bound.
     pub at_bounds: u64,
+    /// Sum of the squared log-sum-exps of the logits.
+    pub squared_log_normalizers: f64,
 }
 
 impl LossSums {
-    /// Adds a row's targets: log-probs in nats, and as many weights.
-    pub fn add(&mut self, log_probs: &[f32], weights: &[f32], formula: &WeightFormula) {
+    /// Adds a row's targets: log-probs in nats, log-sum-exps of the logits (none where there is no z-loss),
+    /// and as many weights.
+    pub fn add(
+        &mut self,
+        log_probs: &[f32],
+        log_normalizers: &[f64],
+        weights: &[f32],
+        objective: &Objective,
+    ) {
         for (log_prob, weight) in log_probs.iter().zip(weights) {
             let nll = -f64::from(*log_prob);
             self.nll += nll;
             self.weighted_nll += f64::from(*weight) * nll;
             self.weight += f64::from(*weight);
         }
+        for log_normalizer in log_normalizers {
+            self.squared_log_normalizers += log_normalizer * log_normalizer;
+        }
         self.targets += log_probs.len() as u64;
-        let (lower, upper) = formula.at_bounds(weights);
-        self.at_bounds += (lower + upper) as u64;
+        self.at_bounds += objective.at_bounds(weights) as u64;
     }
 
-    /// The weighted loss that is minimised: nats a target.
-    pub fn loss(&self) -> f64 {
-        self.weighted_nll / self.normalizer()
+    /// Adds the sums of other rows.
+    pub fn merge(&mut self, other: &Self) {
+        self.targets += other.targets;
+        self.nll += other.nll;
+        self.weighted_nll += other.weighted_nll;
+        self.weight += other.weight;
+        self.at_bounds += other.at_bounds;
+        self.squared_log_normalizers += other.squared_log_normalizers;
+    }
+
+    /// The weighted loss: nats a target, or a unit of weight.
+    pub fn loss(&self, normalize: Normalize) -> f64 {
+        self.weighted_nll / self.normalizer(normalize)
+    }
+
+    /// What the z-loss adds to it.
+    pub fn z_loss(&self, objective: &Objective) -> f64 {
+        objective.z_loss * self.squared_log_normalizers / self.normalizer(objective.normalize)
     }
 
     /// The plain next-token loss, nats a target.
     pub fn ntp_loss(&self) -> f64 {
-        self.nll / self.normalizer()
+        self.nll / self.num_targets()
     }
 
     /// Mean weight of a target.
     pub fn weight_mean(&self) -> f64 {
-        self.weight / self.normalizer()
+        self.weight / self.num_targets()
     }
 
     /// Share of the targets whose weight is at a bound, in [0, 1].
     pub fn weight_at_bounds(&self) -> f64 {
-        self.at_bounds as f64 / self.normalizer()
+        self.at_bounds as f64 / self.num_targets()
     }
 
-    /// What sums are divided by: the number of targets.
-    pub fn normalizer(&self) -> f64 {
+    /// What sums are divided by; 1 where there is nothing to divide.
+    pub fn normalizer(&self, normalize: Normalize) -> f64 {
+        match normalize {
+            Normalize::Targets => self.num_targets(),
+            Normalize::Weights if self.weight > 0.0 => self.weight,
+            Normalize::Weights => 1.0,
+        }
+    }
+
+    fn num_targets(&self) -> f64 {
         self.targets.max(1) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_normalizer_divides_what_is_minimised_and_nothing_else() {
+        let objective = Objective {
+            weighting: Weighting::ExcessTopK,
+            formula: WeightFormula::default(),
+            center: Center::Row,
+            normalize: Normalize::Weights,
+            top_k_fraction: 0.5,
+            z_loss: 0.5,
+        };
+        let mut sums = LossSums::default();
+        sums.add(
+            &[-1.0, -3.0, -5.0, -7.0],
+            &[2.0; 4],
+            &[0.0, 1.0, 1.0, 0.0],
+            &objective,
+        );
+        assert_eq!(sums.loss(Normalize::Weights), (3.0 + 5.0) / 2.0);
+        assert_eq!(sums.loss(Normalize::Targets), (3.0 + 5.0) / 4.0);
+        assert_eq!(sums.z_loss(&objective), 0.5 * 16.0 / 2.0);
+        assert_eq!(sums.ntp_loss(), 4.0);
+        assert_eq!((sums.weight_mean(), sums.weight_at_bounds()), (0.5, 1.0));
     }
 }

@@ -1,7 +1,10 @@
-//! AdamW (Loshchilov & Hutter, arXiv 1711.05101) with its state in f32, gradient clipping, and the
-//! learning-rate schedule.
+//! AdamW (Loshchilov & Hutter, arXiv 1711.05101) with its state in f32, and gradient clipping.
 
-use crate::model::{AdamWStep, Decoder, Error, Gradients, Moments};
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{AdamWStep, Decoder, Error, Gradients, Moments, Parameter};
 
 /// Default peak learning rate: stage 2 of OLMo-2-0425-1B.
 pub const DEFAULT_LEARNING_RATE: f64 = 7.4487e-5;
@@ -14,19 +17,46 @@ pub const DEFAULT_BETAS: (f64, f64) = (0.9, 0.95);
 /// Added to the root of the second moment.
 pub const DEFAULT_ADAM_EPS: f64 = 1e-8;
 
+const NO_SUCH_PARAMETER: Error = Error::Internal("moments of a parameter that does not exist");
+
 /// Added to the norm before it divides, as `torch.nn.utils.clip_grad_norm_` does.
 const CLIP_EPS: f64 = 1e-6;
 
+/// Which parameters decay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum DecayOn {
+    /// Matrices other than the embedding (also when it is the output head as well); no norm, no bias.
+    #[default]
+    Matrices,
+    /// All matrices.
+    Embeddings,
+    /// Everything, norms and biases too.
+    All,
+}
+
+impl DecayOn {
+    fn includes(self, parameter: &Parameter) -> bool {
+        match self {
+            Self::Matrices => parameter.shape().len() >= 2 && !parameter.is_embedding(),
+            Self::Embeddings => parameter.shape().len() >= 2,
+            Self::All => true,
+        }
+    }
+}
+
 /// What an optimizer is made with.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct AdamWOptions {
     /// Decay rates of the first and the second moment, in [0, 1).
     pub betas: (f64, f64),
     /// Added to the root of the second moment.
     pub eps: f64,
-    /// Decoupled decay; matrices only: none on norms, biases and the embedding (also when it is
-    /// the output head as well).
+    /// Coefficient of decoupled decay.
     pub weight_decay: f64,
+    /// What decays.
+    pub decay_on: DecayOn,
     /// Largest global norm of the gradient; `None` leaves it as it is.
     pub clip: Option<f64>,
 }
@@ -37,6 +67,7 @@ impl Default for AdamWOptions {
             betas: DEFAULT_BETAS,
             eps: DEFAULT_ADAM_EPS,
             weight_decay: DEFAULT_WEIGHT_DECAY,
+            decay_on: DecayOn::default(),
             clip: Some(DEFAULT_CLIP),
         }
     }
@@ -63,7 +94,7 @@ impl AdamW {
             .iter()
             .enumerate()
             .map(|(index, parameter)| {
-                let decayed = parameter.shape().len() >= 2 && !parameter.is_embedding();
+                let decayed = options.decay_on.includes(parameter);
                 Ok((model.zero_moments(index)?, decayed))
             })
             .collect::<Result<_, Error>>()?;
@@ -77,6 +108,34 @@ impl AdamW {
     /// Number of steps taken.
     pub fn num_steps(&self) -> u64 {
         self.num_steps
+    }
+
+    /// First and second moment of the parameter at `index`, f32, row-major.
+    ///
+    /// # Errors
+    ///
+    /// When they can't be copied from the model's device.
+    pub fn moments(&self, index: usize) -> Result<[Cow<'_, [f32]>; 2], Error> {
+        let (moments, _) = self.moments.get(index).ok_or(NO_SUCH_PARAMETER)?;
+        moments.values()
+    }
+
+    /// Goes on from an earlier state: moments of every parameter, in order, and the number of steps taken.
+    ///
+    /// # Errors
+    ///
+    /// When the moments are not as many as the model's parameters, or of other sizes.
+    pub fn restore(
+        &mut self,
+        num_steps: u64,
+        moments: impl IntoIterator<Item = [Vec<f32>; 2]>,
+    ) -> Result<(), Error> {
+        let mut given = moments.into_iter();
+        for (moments, _) in &mut self.moments {
+            moments.set(given.next().ok_or(NO_SUCH_PARAMETER)?)?;
+        }
+        self.num_steps = num_steps;
+        Ok(())
     }
 
     /// Changes the model's parameters by one step and sets the gradients to zero. Returns the norm
@@ -121,52 +180,5 @@ impl AdamW {
         }
         gradients.clear()?;
         Ok(norm)
-    }
-}
-
-/// The learning rate as a function of the step: warm-up, then linearly to zero.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LinearSchedule {
-    /// Rate at the end of the warm-up.
-    pub peak: f64,
-    /// Steps of linear warm-up; the first step of a warm-up of `n` steps has `peak / n`.
-    pub warmup_steps: u64,
-    /// Steps in all; the step after the last would have a rate of 0.
-    pub num_steps: u64,
-}
-
-impl LinearSchedule {
-    /// The rate of a step, counted from 0.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// let schedule = remit::optim::LinearSchedule { peak: 1.0, warmup_steps: 0, num_steps: 4 };
-    /// let rates: Vec<f64> = (0..5).map(|step| schedule.rate(step)).collect();
-    /// assert_eq!(rates, [1.0, 0.75, 0.5, 0.25, 0.0]);
-    /// ```
-    pub fn rate(&self, step: u64) -> f64 {
-        if step < self.warmup_steps {
-            return self.peak * (step + 1) as f64 / self.warmup_steps as f64;
-        }
-        let left = self.num_steps.saturating_sub(step) as f64;
-        let all = self.num_steps.saturating_sub(self.warmup_steps).max(1) as f64;
-        self.peak * left / all
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn warm_up_reaches_the_peak_and_the_end_reaches_zero() {
-        let schedule = LinearSchedule {
-            peak: 2.0,
-            warmup_steps: 2,
-            num_steps: 6,
-        };
-        let rates: Vec<f64> = (0..7).map(|step| schedule.rate(step)).collect();
-        assert_eq!(rates, [1.0, 2.0, 2.0, 1.5, 1.0, 0.5, 0.0]);
     }
 }

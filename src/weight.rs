@@ -18,6 +18,17 @@ pub const DEFAULT_EPSILON: f32 = 0.2;
 /// Default divisor of the centred difference, nats.
 pub const DEFAULT_TEMPERATURE: f32 = 1.0;
 
+/// What is taken off the differences of a row before they become weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Center {
+    /// Their mean over the targets of the row, as in the paper.
+    #[default]
+    Row,
+    /// Nothing: a row that the reference finds likelier throughout weighs more throughout.
+    None,
+}
+
 /// The two numbers of the formula.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Unchecked", deny_unknown_fields)]
@@ -118,10 +129,22 @@ impl WeightFormula {
     /// assert_eq!(weights, [1.2, 1.0, 0.8]);
     /// ```
     pub fn weights(&self, reference: &[f32], current: &[f32], weights: &mut [f32]) {
+        self.weights_from(Center::Row, reference, current, weights);
+    }
+
+    /// As [`WeightFormula::weights`], with a choice of what the differences are counted from.
+    pub fn weights_from(
+        &self,
+        center: Center,
+        reference: &[f32],
+        current: &[f32],
+        weights: &mut [f32],
+    ) {
         let pairs = || reference.iter().zip(current);
-        let delta =
-            |(reference, current): (&f32, &f32)| f64::from(*reference) - f64::from(*current);
-        let mean = pairs().map(delta).sum::<f64>() / pairs().len().max(1) as f64;
+        let mean = match center {
+            Center::Row => pairs().map(delta).sum::<f64>() / pairs().len().max(1) as f64,
+            Center::None => 0.0,
+        };
         let (lower, upper) = self.bounds();
         let temperature = f64::from(self.temperature);
         for (weight, pair) in weights.iter_mut().zip(pairs()) {
@@ -144,6 +167,37 @@ impl WeightFormula {
                 high + usize::from(weight >= upper),
             )
         })
+    }
+}
+
+/// `log p_reference - log p_current`, nats.
+fn delta((reference, current): (&f32, &f32)) -> f64 {
+    f64::from(*reference) - f64::from(*current)
+}
+
+/// Selects targets of one row as Rho-1 does (Lin et al., arXiv 2404.07965): weight 1 for the `fraction` of
+/// them with the largest excess loss `log p_reference - log p_current`, 0 for the others. The number selected
+/// is rounded up; among equals the earlier target goes first.
+///
+/// Rho-1 ranks the targets of a batch together. Here each row is ranked by itself, so that a row's weights
+/// depend neither on its neighbours nor on the size of a batch.
+///
+/// # Examples
+///
+/// ```
+/// let mut weights = [0.0; 4];
+/// // The excess losses are 1, 0, 3 and -1 nats.
+/// remit::weight::excess_top_k(0.5, &[-1.0, -2.0, -1.0, -4.0], &[-2.0, -2.0, -4.0, -3.0], &mut weights);
+/// assert_eq!(weights, [1.0, 0.0, 1.0, 0.0]);
+/// ```
+pub fn excess_top_k(fraction: f64, reference: &[f32], current: &[f32], weights: &mut [f32]) {
+    let excess: Vec<f64> = reference.iter().zip(current).map(delta).collect();
+    let mut order: Vec<usize> = (0..excess.len()).collect();
+    order.sort_by(|&a, &b| excess[b].total_cmp(&excess[a]));
+    let selected = (fraction * excess.len() as f64).ceil() as usize;
+    weights.fill(0.0);
+    for &target in order.iter().take(selected) {
+        weights[target] = 1.0;
     }
 }
 
@@ -181,6 +235,15 @@ mod tests {
     }
 
     #[test]
+    fn without_centring_a_row_keeps_its_mean() {
+        let mut out = [0.0; 2];
+        let formula = WeightFormula::new(0.9, 1.0).unwrap();
+        formula.weights_from(Center::None, &[-1.0, -1.0], &[-2.0, -2.0], &mut out);
+        let want = 2.0 / (1.0 + (-1.0_f64).exp());
+        assert!(out.iter().all(|w| (f64::from(*w) - want).abs() < 1e-6));
+    }
+
+    #[test]
     fn numbers_that_make_no_sense_are_refused() {
         for epsilon in [-0.1, 1.0, f32::NAN, f32::INFINITY] {
             assert!(WeightFormula::new(epsilon, 1.0).is_err());
@@ -208,6 +271,25 @@ mod tests {
                     if delta(i) > delta(j) {
                         prop_assert!(a >= b);
                     }
+                }
+            }
+        }
+
+        #[test]
+        fn the_selected_have_the_largest_excess(
+            pairs in proptest::collection::vec((-20.0_f32..0.0, -20.0_f32..0.0), 1..40),
+            fraction in 0.01_f64..1.0,
+        ) {
+            let (reference, current): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
+            let mut out = vec![0.5; reference.len()];
+            excess_top_k(fraction, &reference, &current, &mut out);
+            let selected = out.iter().filter(|w| **w == 1.0).count();
+            prop_assert_eq!(selected, (fraction * out.len() as f64).ceil() as usize);
+            prop_assert!(out.iter().all(|w| *w == 0.0 || *w == 1.0));
+            let excess = |i: usize| f64::from(reference[i]) - f64::from(current[i]);
+            for (i, a) in out.iter().enumerate() {
+                for (j, b) in out.iter().enumerate() {
+                    prop_assert!(!(a > b && excess(i) < excess(j)));
                 }
             }
         }

@@ -4,26 +4,32 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Parser;
+use serde::{Serialize, Serializer};
 
 use super::progress::Console;
 use super::report::grouped;
-use crate::loss::Weighting;
-use crate::model::{DeviceChoice, ModelSource};
+use crate::loss::{DEFAULT_TOP_K_FRACTION, Normalize, Weighting};
+use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::optim::{
     AdamWOptions, DEFAULT_ADAM_EPS, DEFAULT_BETAS, DEFAULT_CLIP, DEFAULT_LEARNING_RATE,
-    DEFAULT_WEIGHT_DECAY,
+    DEFAULT_WEIGHT_DECAY, DecayOn,
 };
 use crate::pipeline::anneal::{
-    AnnealOptions, AnnealReport, DEFAULT_BATCH_TOKENS, DEFAULT_MICRO_BATCH_TOKENS, Length,
+    AnnealOptions, AnnealReport, DEFAULT_BATCH_TOKENS, DEFAULT_KEEP, DEFAULT_MAX_SHARD_BYTES,
+    DEFAULT_MICRO_BATCH_TOKENS, DEFAULT_SAVE_EVERY, EvalRows, Length, OnNonFinite, Resume, Typed,
 };
 use crate::pipeline::{self, StopFlag, Usage};
+use crate::schedule::Decay;
+use crate::weight::Center;
 
 /// Train a base model on a scored set, each token weighted by what an RL-tuned model thinks of it
 ///
-/// Writes a Hugging Face directory with the tensor names and dtypes of the model it began with, and
-/// metrics.jsonl with one object a step.
-#[derive(Debug, Parser)]
+/// Writes a Hugging Face directory with the tensor names and dtypes of the model it began with. Beside it, and
+/// while it goes on: metrics.jsonl with one object a step, tensorboard/, run.json, and checkpoints/, from which
+/// the same command goes on after an interruption.
+#[derive(Debug, Parser, Serialize)]
 #[command(name = "remit-anneal", version, max_term_width = 100, after_help = EXAMPLES)]
+#[serde(rename_all = "kebab-case")]
 pub struct AnnealArgs {
     /// Folder that remit-score made
     #[arg(long, value_name = "DIR")]
@@ -37,76 +43,211 @@ pub struct AnnealArgs {
     #[arg(short, long, value_name = "DIR", default_value = "annealed")]
     output: PathBuf,
 
+    /// TOML file of options, by the names of these flags; a flag that is typed wins
+    #[arg(long, value_name = "FILE", help_heading = None)]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+
+    /// Print every option that is in force, as TOML for --config, and end
+    #[arg(long)]
+    #[serde(skip)]
+    print_config: bool,
+
     /// dynamic: from the learner as it is now; static: the stored weights; uniform: plain next-token
-    /// prediction
-    #[arg(long, value_enum, default_value_t)]
+    /// prediction; excess-top-k: Rho-1's selection
+    #[arg(long, value_enum, default_value_t, help_heading = LOSS)]
     weighting: Weighting,
 
     /// Weights lie within 1 - EPSILON and 1 + EPSILON [default: as scored, else 0.2]
-    #[arg(long)]
+    #[arg(long, help_heading = LOSS)]
+    #[serde(serialize_with = "shortest")]
     epsilon: Option<f32>,
 
     /// Divisor of the difference of log-probs, in nats [default: as scored, else 1]
-    #[arg(long)]
+    #[arg(long, help_heading = LOSS)]
+    #[serde(serialize_with = "shortest")]
     temperature: Option<f32>,
 
-    /// Peak learning rate; it decays linearly to zero
-    #[arg(long, default_value_t = DEFAULT_LEARNING_RATE, value_parser = super::above_zero)]
+    /// What differences of log-probs are counted from: the mean of their row, or nothing
+    #[arg(long, value_enum, default_value_t, help_heading = LOSS)]
+    center: Center,
+
+    /// What the loss of a step is divided by: the number of its targets, or the sum of their weights
+    /// [default: targets; with excess-top-k weights, as Rho-1]
+    #[arg(long, value_enum, help_heading = LOSS)]
+    normalize: Option<Normalize>,
+
+    /// Share of a row's targets that excess-top-k trains on: those that the RL model finds most likely beyond
+    /// what the learner does
+    #[arg(long, value_name = "SHARE", default_value_t = DEFAULT_TOP_K_FRACTION, value_parser = super::share, help_heading = LOSS)]
+    top_k_fraction: f64,
+
+    /// Coefficient of the squared log-sum-exp of the logits, which keeps it near 0; OLMo 2 uses 1e-5
+    #[arg(long, value_name = "COEFFICIENT", default_value_t = 0.0, value_parser = super::not_negative, help_heading = LOSS)]
+    z_loss: f64,
+
+    /// Peak learning rate
+    #[arg(long, default_value_t = DEFAULT_LEARNING_RATE, value_parser = super::above_zero, help_heading = OPTIMIZER)]
     lr: f64,
 
+    /// How the learning rate falls from the peak to --min-lr over the steps after the warm-up
+    #[arg(long, value_enum, default_value_t, help_heading = OPTIMIZER)]
+    schedule: Decay,
+
+    /// Learning rate that the schedule falls to
+    #[arg(long, value_name = "LR", default_value_t = 0.0, value_parser = super::not_negative, help_heading = OPTIMIZER)]
+    min_lr: f64,
+
     /// Steps of linear warm-up
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = OPTIMIZER)]
     warmup_steps: u64,
 
     /// Optimizer steps, over as many epochs as they need
-    #[arg(long, value_name = "N", conflicts_with = "epochs", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", conflicts_with_all = ["tokens", "epochs"], value_parser = clap::value_parser!(u64).range(1..), help_heading = OPTIMIZER)]
     steps: Option<u64>,
 
+    /// Tokens to train on, over as many epochs as they need; the last step is a whole one
+    #[arg(long, value_name = "N", conflicts_with = "epochs", value_parser = clap::value_parser!(u64).range(1..), help_heading = OPTIMIZER)]
+    tokens: Option<u64>,
+
     /// Times over the set [default: 1]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = OPTIMIZER)]
     epochs: Option<u64>,
 
     /// Tokens of an optimizer step
-    #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT_BATCH_TOKENS, value_parser = super::positive)]
+    #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT_BATCH_TOKENS, value_parser = super::positive, help_heading = OPTIMIZER)]
     batch_tokens: usize,
 
-    /// Tokens that are in memory at a time; gradients of a step are summed over its micro-batches
-    #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT_MICRO_BATCH_TOKENS, value_parser = super::positive)]
-    micro_batch_tokens: usize,
+    /// Decay rate of AdamW's first moment
+    #[arg(long, value_name = "RATE", default_value_t = DEFAULT_BETAS.0, value_parser = super::decay_rate, help_heading = OPTIMIZER)]
+    beta1: f64,
 
-    /// Decoupled weight decay, on matrices other than the embedding
-    #[arg(long, default_value_t = DEFAULT_WEIGHT_DECAY, value_parser = super::not_negative)]
+    /// Decay rate of AdamW's second moment
+    #[arg(long, value_name = "RATE", default_value_t = DEFAULT_BETAS.1, value_parser = super::decay_rate, help_heading = OPTIMIZER)]
+    beta2: f64,
+
+    /// Added to the root of the second moment
+    #[arg(long, value_name = "EPS", default_value_t = DEFAULT_ADAM_EPS, value_parser = super::above_zero, help_heading = OPTIMIZER)]
+    adam_eps: f64,
+
+    /// Decoupled weight decay
+    #[arg(long, default_value_t = DEFAULT_WEIGHT_DECAY, value_parser = super::not_negative, help_heading = OPTIMIZER)]
     weight_decay: f64,
 
+    /// What decays: matrices other than the embedding, all matrices, or norms and biases too
+    #[arg(long, value_enum, default_value_t, help_heading = OPTIMIZER)]
+    decay_on: DecayOn,
+
     /// Largest norm of the gradient, or "none"
-    #[arg(long, value_name = "NORM", default_value_t = Clip(Some(DEFAULT_CLIP)))]
+    #[arg(long, value_name = "NORM", default_value_t = Clip(Some(DEFAULT_CLIP)), help_heading = OPTIMIZER)]
     clip: Clip,
 
+    /// When a loss or gradient is not a finite number: stop, or leave the step out; ten in a row stop the run
+    #[arg(long, value_enum, default_value_t, help_heading = OPTIMIZER)]
+    on_nonfinite: OnNonFinite,
+
     /// Seed of the order of the rows
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, help_heading = OPTIMIZER)]
     seed: u64,
 
+    /// Tokens that are in memory at a time; gradients of a step are summed over its micro-batches, and
+    /// on the CPU their size changes no bit of them from 512 tokens on
+    #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT_MICRO_BATCH_TOKENS, value_parser = super::positive, help_heading = COMPUTE)]
+    micro_batch_tokens: usize,
+
+    /// Keep only what blocks are given, and compute them again for their gradients: less memory, about a
+    /// third more time, and the same result
+    #[arg(long, help_heading = COMPUTE)]
+    activation_checkpointing: bool,
+
+    /// What matrices are computed with; weights, gradients and moments are kept in f32
+    #[arg(long, value_enum, default_value_t, help_heading = COMPUTE)]
+    dtype: ComputeDtype,
+
     /// Device to compute on: auto, cpu, cuda or cuda:N; auto takes a GPU if it can
-    #[arg(long, value_name = "DEVICE", default_value_t)]
+    #[arg(long, value_name = "DEVICE", default_value_t, help_heading = COMPUTE)]
+    #[serde(serialize_with = "displayed")]
     device: DeviceChoice,
 
     /// Threads [default: one a core]
-    #[arg(long, value_name = "N", value_parser = super::positive)]
+    #[arg(long, value_name = "N", value_parser = super::positive, help_heading = COMPUTE)]
     threads: Option<usize>,
 
-    /// Print the result as one JSON object
-    #[arg(long)]
+    /// Refuse to begin a run that needs more memory than this (K, M and G are units) [default: what is free]
+    #[arg(long, value_name = "BYTES", value_parser = super::bytes, help_heading = COMPUTE)]
+    max_memory_bytes: Option<u64>,
+
+    /// Steps between two checkpoints; an interruption writes one as well
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_SAVE_EVERY, value_parser = clap::value_parser!(u64).range(1..), help_heading = OUTPUT)]
+    save_every: u64,
+
+    /// Checkpoints that are kept, the newest
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_KEEP, value_parser = super::positive, help_heading = OUTPUT)]
+    keep: usize,
+
+    /// auto: go on from the newest checkpoint that is whole, where there is one; never: refuse to
+    #[arg(long, value_enum, value_name = "MODE", num_args = 0..=1, require_equals = true, default_value_t, default_missing_value = "auto", help_heading = OUTPUT)]
+    resume: Resume,
+
+    /// Folder of another set to measure losses on, by source, into eval.jsonl
+    #[arg(long, value_name = "DIR", conflicts_with = "holdout", help_heading = OUTPUT)]
+    eval_weights: Option<PathBuf>,
+
+    /// Share of the documents that is never trained on, to measure losses on
+    #[arg(long, value_name = "SHARE", value_parser = super::part, help_heading = OUTPUT)]
+    holdout: Option<f64>,
+
+    /// Steps between two such measurements [default: a tenth of the run]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = OUTPUT)]
+    eval_every: Option<u64>,
+
+    /// Most bytes of a file of weights (K, M and G are units)
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MAX_SHARD_BYTES, value_parser = super::bytes, help_heading = OUTPUT)]
+    max_shard_bytes: u64,
+
+    /// Print the result as one JSON object, and progress as an object a line
+    #[arg(long, help_heading = OUTPUT)]
     json: bool,
 }
+
+const LOSS: &str = "Loss";
+const OPTIMIZER: &str = "Optimization";
+const COMPUTE: &str = "Computation";
+const OUTPUT: &str = "Checkpoints, evaluation and output";
 
 const EXAMPLES: &str = "\
 Examples:
   remit-anneal --weights weights/
-  remit-anneal --weights weights/ --model Qwen3-0.6B-Base/ -o annealed-uniform/ --weighting uniform --seed 1";
+  remit-anneal --weights weights/ --model Qwen3-0.6B-Base/ -o uniform/ --weighting uniform --holdout 0.01
+  remit-anneal --weights weights/ --lr 1e-4 --print-config > run.toml; remit-anneal --config run.toml";
+
+/// A number of single precision with as many digits as it needs.
+fn shortest<S: Serializer>(value: &Option<f32>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value.map(|value| value.to_string().parse::<f64>()) {
+        Some(Ok(value)) => serializer.serialize_some(&value),
+        _ => serializer.serialize_none(),
+    }
+}
+
+fn displayed<S: Serializer>(
+    value: &impl std::fmt::Display,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
 
 /// A clipping norm, or "none".
 #[derive(Debug, Clone, Copy)]
 struct Clip(Option<f64>);
+
+impl Serialize for Clip {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Some(norm) => serializer.serialize_f64(norm),
+            None => serializer.serialize_str("none"),
+        }
+    }
+}
 
 impl std::fmt::Display for Clip {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -129,31 +270,62 @@ impl std::str::FromStr for Clip {
 }
 
 /// What the arguments come to.
-struct Resolved {
-    options: AnnealOptions,
+#[derive(Debug)]
+pub(super) struct Resolved {
+    pub(super) options: AnnealOptions,
     threads: Option<usize>,
     json: bool,
 }
 
-fn resolve(args: AnnealArgs) -> Result<Resolved> {
+pub(super) fn resolve(args: AnnealArgs) -> Result<Resolved> {
+    let typed = Typed {
+        command: std::env::args_os()
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect(),
+        config: serde_json::to_value(&args)?,
+    };
     let AnnealArgs {
         weights,
         model,
         output,
+        config: _,
+        print_config: _,
         weighting,
         epsilon,
         temperature,
+        center,
+        normalize,
+        top_k_fraction,
+        z_loss,
         lr,
+        schedule,
+        min_lr,
         warmup_steps,
         steps,
+        tokens,
         epochs,
         batch_tokens,
-        micro_batch_tokens,
+        beta1,
+        beta2,
+        adam_eps,
         weight_decay,
+        decay_on,
         clip,
+        on_nonfinite,
         seed,
+        micro_batch_tokens,
+        activation_checkpointing,
+        dtype,
         device,
         threads,
+        max_memory_bytes,
+        save_every,
+        keep,
+        resume,
+        eval_weights,
+        holdout,
+        eval_every,
+        max_shard_bytes,
         json,
     } = args;
     if lr * weight_decay >= 1.0 {
@@ -162,9 +334,25 @@ fn resolve(args: AnnealArgs) -> Result<Resolved> {
             lr * weight_decay
         )));
     }
-    let length = match (steps, epochs) {
+    if min_lr > lr {
+        bail!(Usage(format!(
+            "--min-lr {min_lr} is above the peak, --lr {lr}"
+        )));
+    }
+    if schedule == Decay::Constant && min_lr > 0.0 {
+        bail!(Usage(format!(
+            "--min-lr {min_lr} says where the learning rate falls to, but with --schedule constant it does not fall"
+        )));
+    }
+    if eval_every.is_some() && eval_weights.is_none() && holdout.is_none() {
+        bail!(Usage(
+            "--eval-every has nothing to measure losses on\nhint: give --eval-weights DIR or --holdout SHARE".to_owned()
+        ));
+    }
+    let length = match (steps, tokens) {
         (Some(steps), _) => Length::Steps(steps),
-        (None, epochs) => Length::Epochs(epochs.unwrap_or(1)),
+        (None, Some(tokens)) => Length::Tokens(tokens),
+        (None, None) => Length::Epochs(epochs.unwrap_or(1)),
     };
     Ok(Resolved {
         options: AnnealOptions {
@@ -174,19 +362,39 @@ fn resolve(args: AnnealArgs) -> Result<Resolved> {
             weighting,
             epsilon,
             temperature,
+            center,
+            normalize,
+            top_k_fraction,
+            z_loss,
             learning_rate: lr,
+            min_learning_rate: min_lr,
+            decay: schedule,
             warmup_steps,
             length,
             batch_tokens,
             micro_batch_tokens,
             optimizer: AdamWOptions {
-                betas: DEFAULT_BETAS,
-                eps: DEFAULT_ADAM_EPS,
+                betas: (beta1, beta2),
+                eps: adam_eps,
                 weight_decay,
+                decay_on,
                 clip: clip.0,
             },
-            seed,
             device,
+            dtype,
+            activation_checkpointing,
+            max_memory_bytes,
+            save_every,
+            keep,
+            resume,
+            eval: eval_weights
+                .map(EvalRows::Set)
+                .or(holdout.map(EvalRows::Holdout)),
+            eval_every,
+            on_nonfinite,
+            max_shard_bytes,
+            seed,
+            typed,
         },
         threads,
         json,
@@ -195,11 +403,15 @@ fn resolve(args: AnnealArgs) -> Result<Resolved> {
 
 /// Runs remit-anneal.
 pub fn run(args: AnnealArgs) -> Result<()> {
+    let config = args.print_config.then(|| toml::to_string(&args));
     let Resolved {
         options,
         threads,
         json,
     } = resolve(args)?;
+    if let Some(config) = config {
+        return super::print(&config?);
+    }
     super::set_threads(threads)?;
     let stop = StopFlag::on_signals()?;
     let report = pipeline::anneal::run(&options, &stop, &Console::new(json))?;
@@ -212,18 +424,42 @@ pub fn run(args: AnnealArgs) -> Result<()> {
 
 fn as_text(report: &AnnealReport) -> String {
     let output = report.output.display();
+    if report.was_finished {
+        return format!("{output} was finished already: {} steps\n", report.steps);
+    }
     let mut text = format!(
         "annealed {} with {} weights: {} tokens in {:.1} s, {:.0} tokens/s\n",
         report.model,
         report.weighting,
-        grouped(report.tokens),
+        grouped(report.own_tokens),
         report.seconds,
-        report.tokens as f64 / report.seconds.max(1e-9)
+        report.own_tokens as f64 / report.seconds.max(1e-9)
     );
+    if report.resumed_after > 0 {
+        text.push_str(&format!(
+            "went on after step {}; {} tokens in all\n",
+            report.resumed_after,
+            grouped(report.tokens)
+        ));
+    }
     if let Some((first, last)) = &report.ends {
         text.push_str(&format!(
-            "loss {:.4} -> {:.4}, plain {:.4} -> {:.4} (step 1 -> {})\n",
-            first.loss, last.loss, first.ntp_loss, last.ntp_loss, last.step
+            "loss {:.4} -> {:.4}, plain {:.4} -> {:.4} (step {} -> {})\n",
+            first.loss, last.loss, first.ntp_loss, last.ntp_loss, first.step, last.step
+        ));
+    }
+    if report.skipped_steps > 0 {
+        text.push_str(&format!(
+            "{} steps were skipped, since their loss or gradient was not finite\n",
+            report.skipped_steps
+        ));
+    }
+    if let Some(evaluation) = &report.evaluation {
+        text.push_str(&format!(
+            "on {} targets that were not trained on: loss {:.4}, plain {:.4}\n",
+            grouped(evaluation.targets),
+            evaluation.loss,
+            evaluation.ntp_loss
         ));
     }
     text.push_str(&format!(
@@ -235,12 +471,18 @@ fn as_text(report: &AnnealReport) -> String {
 fn as_json(report: &AnnealReport) -> Result<String> {
     let value = serde_json::json!({
         "output": report.output,
+        "was_finished": report.was_finished,
         "model": report.model,
         "weighting": report.weighting,
+        "steps": report.steps,
+        "resumed_after": report.resumed_after,
+        "skipped_steps": report.skipped_steps,
         "tokens": report.tokens,
+        "own_tokens": report.own_tokens,
         "seconds": report.seconds,
         "first_step": report.ends.as_ref().map(|(first, _)| first),
         "last_step": report.ends.as_ref().map(|(_, last)| last),
+        "evaluation": report.evaluation,
     });
     Ok(format!("{}\n", serde_json::to_string(&value)?))
 }

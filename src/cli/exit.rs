@@ -4,7 +4,7 @@ use std::io;
 
 use crate::pipeline::inspect::BadSet;
 use crate::pipeline::{Interrupted, Usage};
-use crate::{corpus, fs, model, shard};
+use crate::{checkpoint, corpus, fs, model, shard};
 
 /// The arguments make no sense.
 pub const USAGE: u8 = 2;
@@ -53,6 +53,19 @@ fn of_shard(error: &shard::Error) -> u8 {
     }
 }
 
+fn of_model(error: &model::Error) -> u8 {
+    match error {
+        model::Error::Fs(error) => of_fs(error),
+        model::Error::Compute(_)
+        | model::Error::Internal(_)
+        | model::Error::Diverged { .. }
+        | model::Error::NoGradient { .. }
+        | model::Error::NoGpu { .. } => OTHER,
+        other if other.is_missing() => MISSING,
+        _ => BAD_DATA,
+    }
+}
+
 fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<fs::Error>() {
         return Some(of_fs(error));
@@ -85,14 +98,12 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
             .or(codes.first().copied());
     }
     if let Some(error) = cause.downcast_ref::<model::Error>() {
+        return Some(of_model(error));
+    }
+    if let Some(error) = cause.downcast_ref::<checkpoint::Error>() {
         return Some(match error {
-            model::Error::Fs(error) => of_fs(error),
-            model::Error::Compute(_)
-            | model::Error::Internal(_)
-            | model::Error::Diverged { .. }
-            | model::Error::NoGradient { .. }
-            | model::Error::NoGpu { .. } => OTHER,
-            other if other.is_missing() => MISSING,
+            checkpoint::Error::Fs(error) => of_fs(error),
+            checkpoint::Error::Model(error) => of_model(error),
             _ => BAD_DATA,
         });
     }

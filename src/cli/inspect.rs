@@ -7,10 +7,12 @@ use clap::{Parser, Subcommand};
 
 use super::progress::Console;
 use super::{model_report, report, show};
-use crate::model::ModelSource;
+use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
+use crate::pipeline::compare::{self, CompareOptions};
 use crate::pipeline::export::ExportOptions;
 use crate::pipeline::inspect::RowChoice;
-use crate::pipeline::{self, StopFlag, Usage};
+use crate::pipeline::score::DEFAULT_BATCH_TOKENS;
+use crate::pipeline::{self, StopFlag, Usage, anneal};
 
 /// Look at what lies between scoring and annealing
 #[derive(Debug, Parser)]
@@ -87,6 +89,51 @@ enum Command {
         /// Model whose tokenizer.json decodes the ids [default: the one that the set was made with]
         #[arg(long, value_name = "DIR")]
         tokenizer: Option<PathBuf>,
+    },
+    /// Measure what two models lose on a set, by source: plain, and weighted with the model as the learner
+    Compare {
+        /// The first model, a Hugging Face directory
+        #[arg(value_name = "A")]
+        a: PathBuf,
+        /// The second
+        #[arg(value_name = "B")]
+        b: PathBuf,
+        /// A folder that remit-score made
+        #[arg(long, value_name = "DIR")]
+        weights: PathBuf,
+        /// Tokens computed at a time
+        #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT_BATCH_TOKENS, value_parser = super::positive)]
+        batch_tokens: usize,
+        /// Dtype that matrices are kept in
+        #[arg(long, value_enum, default_value_t)]
+        dtype: ComputeDtype,
+        /// Device to compute on: auto, cpu, cuda or cuda:N; auto takes a GPU if it can
+        #[arg(long, value_name = "DEVICE", default_value_t)]
+        device: DeviceChoice,
+        /// Threads [default: one a core]
+        #[arg(long, value_name = "N", value_parser = super::positive)]
+        threads: Option<usize>,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the rows of every optimizer step of a training run, an object a line
+    Order {
+        /// A folder that remit-score made
+        #[arg(value_name = "DIR")]
+        set: PathBuf,
+        /// Seed, as for remit-anneal
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        /// Tokens of an optimizer step, as for remit-anneal
+        #[arg(long, value_name = "TOKENS", default_value_t = anneal::DEFAULT_BATCH_TOKENS, value_parser = super::positive)]
+        batch_tokens: usize,
+        /// Number of steps [default: one epoch's]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        steps: Option<u64>,
+        /// Share of the documents that is held out, as for remit-anneal
+        #[arg(long, value_name = "SHARE", value_parser = super::part)]
+        holdout: Option<f64>,
     },
     /// Describe a model: its blocks, parameters, cost, and whether every tensor is there
     Model {
@@ -165,6 +212,47 @@ pub fn run(args: InspectArgs) -> Result<()> {
                 report::grouped(tokens)
             ))
         }
+        (
+            Some(Command::Compare {
+                a,
+                b,
+                weights,
+                batch_tokens,
+                dtype,
+                device,
+                threads,
+                json,
+            }),
+            _,
+        ) => {
+            super::set_threads(threads)?;
+            let options = CompareOptions {
+                models: [a, b],
+                weights,
+                batch_tokens,
+                device,
+                dtype,
+            };
+            let stop = StopFlag::on_signals()?;
+            let comparison = compare::compare(&options, &stop, &Console::new(false))?;
+            super::print(&if json {
+                format!("{}\n", serde_json::to_string(&comparison)?)
+            } else {
+                report::comparison(&comparison)
+            })
+        }
+        (
+            Some(Command::Order {
+                set,
+                seed,
+                batch_tokens,
+                steps,
+                holdout,
+            }),
+            _,
+        ) => compare::order(&set, seed, batch_tokens, steps, holdout, &mut |step| {
+            super::print(&format!("{}\n", serde_json::to_string(&step)?))
+        }),
         (
             Some(Command::Model {
                 model,

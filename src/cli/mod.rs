@@ -4,6 +4,7 @@
 //! what was attempted to why it failed, and decides the exit code.
 
 pub mod anneal;
+mod config;
 mod exit;
 pub mod inspect;
 mod model_report;
@@ -27,9 +28,19 @@ use clap::Parser;
     reason = "the one place where an error chain is printed"
 )]
 pub fn main<A: Parser>(run: impl FnOnce(A) -> Result<()>) -> ExitCode {
-    let args = match A::try_parse() {
+    let fail = |error: &anyhow::Error| {
+        let code = exit::code(error);
+        if code != exit::BROKEN_PIPE {
+            eprintln!("error: {}", exit::chain(error));
+        }
+        ExitCode::from(code)
+    };
+    let args = match config::parse::<A>(std::env::args_os().collect()) {
         Ok(args) => args,
         Err(error) => {
+            let Some(error) = error.downcast_ref::<clap::Error>() else {
+                return fail(&error);
+            };
             // Help and version go to stdout with 0, usage errors to stderr with 2.
             let code = if error.use_stderr() { exit::USAGE } else { 0 };
             let _ = error.print();
@@ -44,13 +55,7 @@ pub fn main<A: Parser>(run: impl FnOnce(A) -> Result<()>) -> ExitCode {
         .init();
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let code = exit::code(&error);
-            if code != exit::BROKEN_PIPE {
-                eprintln!("error: {}", exit::chain(&error));
-            }
-            ExitCode::from(code)
-        }
+        Err(error) => fail(&error),
     }
 }
 
@@ -105,6 +110,30 @@ pub(crate) fn not_negative(text: &str) -> Result<f64, String> {
         Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
         Ok(value) => Err(format!("{value} is not a finite number of at least 0")),
         Err(_) => Err("it is not a number".to_owned()),
+    }
+}
+
+/// Parses a share in (0, 1].
+pub(crate) fn share(text: &str) -> Result<f64, String> {
+    match above_zero(text)? {
+        value if value <= 1.0 => Ok(value),
+        value => Err(format!("{value} is more than 1, which is all")),
+    }
+}
+
+/// Parses a share in (0, 1).
+pub(crate) fn part(text: &str) -> Result<f64, String> {
+    match share(text)? {
+        1.0 => Err("it must leave something, so be less than 1".to_owned()),
+        value => Ok(value),
+    }
+}
+
+/// Parses a decay rate in [0, 1).
+pub(crate) fn decay_rate(text: &str) -> Result<f64, String> {
+    match not_negative(text)? {
+        value if value < 1.0 => Ok(value),
+        value => Err(format!("{value} is not less than 1")),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use crate::pipeline::compare::{ComparedLosses, Comparison};
 use crate::pipeline::estimate::Estimate;
 use crate::pipeline::inspect::Verification;
 use crate::shard::ErrorKind;
@@ -277,4 +278,37 @@ mod tests {
         let texts = [0, 999, 1000, 1_234_567].map(super::grouped);
         assert_eq!(texts, ["0", "999", "1,000", "1,234,567"]);
     }
+}
+
+/// Losses of two models, by source.
+pub fn comparison(comparison: &Comparison) -> String {
+    let Comparison {
+        models: [a, b],
+        weights,
+        all,
+        sources,
+    } = comparison;
+    let width = sources.keys().map(|name| name.chars().count()).max();
+    let width = width.unwrap_or(0).max("source".len());
+    let mut text = format!(
+        "A: {a}\nB: {b}\non the rows of {weights}; losses in nats a target, weighted ones with the model as the \
+         learner\n\n{:<width$} {:>12} {:>9} {:>9} {:>9}   {:>10} {:>10}\n",
+        "source", "targets", "A", "B", "B - A", "A weighted", "B weighted"
+    );
+    let all = ("all", all);
+    let rows = sources.iter().map(|(name, losses)| (name.as_str(), losses));
+    for (name, losses) in rows.chain([all]) {
+        let ComparedLosses {
+            targets,
+            ntp_loss: [a, b],
+            loss: [weighted_a, weighted_b],
+        } = losses;
+        let _ = writeln!(
+            text,
+            "{name:<width$} {:>12} {a:>9.4} {b:>9.4} {:>+9.4}   {weighted_a:>10.4} {weighted_b:>10.4}",
+            grouped(*targets),
+            b - a
+        );
+    }
+    text
 }

@@ -1,7 +1,7 @@
 //! BLAKE3 of bytes and of files.
 
 use std::fmt;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -118,5 +118,39 @@ impl Read for HashingFile {
             .update_rayon(buf.get(..read).unwrap_or_default());
         self.size_bytes += read as u64;
         Ok(read)
+    }
+}
+
+/// A file that is hashed as it is written.
+pub struct HashingWriter<W> {
+    file: W,
+    hasher: blake3::Hasher,
+}
+
+impl<W: Write> HashingWriter<W> {
+    /// Writes to `file`.
+    pub fn new(file: W) -> Self {
+        Self {
+            file,
+            hasher: blake3::Hasher::new(),
+        }
+    }
+
+    /// The file, and the digest of all that was written.
+    pub fn finish(self) -> (W, Digest) {
+        (self.file, Digest(*self.hasher.finalize().as_bytes()))
+    }
+}
+
+impl<W: Write> Write for HashingWriter<W> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(buf)?;
+        self.hasher
+            .update_rayon(buf.get(..written).unwrap_or_default());
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
     }
 }

@@ -14,7 +14,7 @@
 )]
 
 use std::ffi::OsString;
-use std::io::{self, BufWriter, Read as _};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 mod atomic;
@@ -22,6 +22,7 @@ mod digest;
 #[cfg(test)]
 pub(crate) mod fault;
 mod file;
+mod log;
 #[cfg(feature = "object-store")]
 mod remote;
 #[cfg(not(feature = "object-store"))]
@@ -30,8 +31,9 @@ mod remote;
 mod url;
 
 pub use atomic::{AtomicFile, write_atomic, write_new};
-pub use digest::{Digest, HashingFile, hash_file};
+pub use digest::{Digest, HashingFile, HashingWriter, hash_file};
 pub use file::{Failure, File, MappedFile, open};
+pub use log::Log;
 use url::Url;
 
 /// Where the tests make calls fail; elsewhere none does.
@@ -370,14 +372,6 @@ pub fn write_failure(path: &Path, failure: &Failure, error: anyhow::Error) -> an
         Some(source) => write_error(path, source).into(),
         None => error.context(format!("cannot write {}", path.display())),
     }
-}
-
-/// Opens a file for writing from its start, for logs that are read while they grow.
-pub fn create_log(path: &Path) -> Result<BufWriter<std::fs::File>> {
-    if Url::of(path).is_some() {
-        return Err(unsupported("create", path));
-    }
-    attempt("create", path, || std::fs::File::create(path)).map(BufWriter::new)
 }
 
 /// Removes temporary files of targets whose names begin with `prefix`, left by interrupted runs, and

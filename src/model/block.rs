@@ -8,7 +8,7 @@ use super::Error;
 use super::block_params::{Around, BlockParams, LatentQuery, LowRank, Norm, Projection, Qkv};
 use super::decoder::{Batch, Decoder};
 use super::ops::{add_assign, attention, latent, linear, mlp, norm};
-use super::parameters::Gradients;
+use super::parameters::BatchGradients;
 
 /// Tokens that go through the feed-forward part of a block at a time when no gradient is needed.
 const MLP_TILE_TOKENS: usize = 1024;
@@ -56,12 +56,12 @@ impl Decoder {
         dy: &Tensor,
         x: &Tensor,
         n: Norm,
-        grads: &mut Gradients,
+        grads: &mut BatchGradients<'_>,
         onto: Option<Tensor>,
     ) -> Result<Tensor, Error> {
         let w = self.weight(n.weight);
         let sum = grads.sum(n.weight, w)?;
-        norm::backward(dy, x, w, n.rms, &sum, onto)
+        norm::backward(dy, x, w, n.rms, grads.layout, &sum, onto)
     }
 
     fn project(&self, x: &Tensor, p: Projection) -> Result<Tensor, Error> {
@@ -76,11 +76,12 @@ impl Decoder {
         dy: &Tensor,
         x: &Tensor,
         p: Projection,
-        grads: &mut Gradients,
+        grads: &mut BatchGradients<'_>,
         onto: Option<Tensor>,
     ) -> Result<Tensor, Error> {
         let w = self.weight(p.weight);
-        linear::accumulate_weight(&p.of(&grads.sum(p.weight, w)?)?, dy, x)?;
+        let sum = grads.sum(p.weight, w)?;
+        linear::accumulate_weight(&p.of(&sum)?, dy, x, grads.layout)?;
         if let Some(bias) = p.bias {
             let sum = grads.sum(bias, self.weight(bias))?;
             linear::accumulate_bias(&p.of(&sum)?, dy)?;
@@ -111,7 +112,7 @@ impl Decoder {
         dy: &Tensor,
         raw: Option<&Tensor>,
         norms: Around,
-        grads: &mut Gradients,
+        grads: &mut BatchGradients<'_>,
     ) -> Result<Tensor, Error> {
         match (norms.after, raw) {
             (Some(norm), Some(raw)) => self.norm_backward(dy, raw, norm, grads, None),
@@ -126,7 +127,7 @@ impl Decoder {
         d_in: &Tensor,
         x: &Tensor,
         norms: Around,
-        grads: &mut Gradients,
+        grads: &mut BatchGradients<'_>,
         dy: Tensor,
     ) -> Result<Tensor, Error> {
         match norms.before {
@@ -151,7 +152,7 @@ impl Decoder {
         x: &Tensor,
         (raw, normed): &LowRankTape,
         p: LowRank,
-        grads: &mut Gradients,
+        grads: &mut BatchGradients<'_>,
         onto: Option<Tensor>,
     ) -> Result<Tensor, Error> {
         let d_normed = self.project_backward(dy, normed, p.up, grads, None)?;
@@ -213,7 +214,7 @@ impl Decoder {
         tape: &QkvTape,
         (mut dq, mut dk, dv): (Tensor, Tensor, Tensor),
         batch: &Batch,
-        grads: &mut Gradients,
+        grads: &mut BatchGradients<'_>,
     ) -> Result<Tensor, Error> {
         let rotation = batch.rotation(p.rotary)?;
         if let Some(rotation) = rotation {
@@ -323,7 +324,7 @@ impl Decoder {
         dy: Tensor,
         tape: BlockTape,
         batch: &Batch,
-        grads: &mut Gradients,
+        grads: &mut BatchGradients<'_>,
     ) -> Result<Tensor, Error> {
         // y = middle + leave(down(activation(gate) * up))
         let d_mlp = self.leave_backward(&dy, tape.raw_mlp.as_ref(), p.mlp_norms, grads)?;

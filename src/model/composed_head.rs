@@ -7,9 +7,9 @@
 use candle_core::{D, DType, Tensor};
 
 use super::Error;
-use super::head::{Head, LogSumExp, Weigh, targets, weigh_rows};
+use super::head::{Head, LogSumExp, Weigh, targets, weigh_rows, z_slope};
 use super::ops::composed::{indices, soft_cap, soft_cap_slope, upload};
-use super::ops::{RowLayout, add_assign, to_host};
+use super::ops::{RowLayout, add_assign, to_host, zeros_f32};
 
 /// Targets of a tile.
 const TOKEN_TILE: usize = 1024;
@@ -98,34 +98,41 @@ pub(super) fn gradients(
     head_sum: &Tensor,
     ids: &[u32],
     layout: &RowLayout,
+    z_loss: f32,
     weigh: &mut Weigh<'_>,
 ) -> Result<Tensor, Error> {
     let (positions, next) = targets(ids, layout);
     let (sums, log_probs) = score(hidden, head, &positions, &next)?;
     let mut weights = vec![0.0; next.len()];
-    weigh_rows(layout, 0, &log_probs, &mut weights, weigh)?;
+    weigh_rows(layout, 0, (&log_probs, &sums), &mut weights, weigh)?;
     let (vocab, device) = (head.weight.dim(0)?, hidden.device());
     let tile = (LOGITS_BYTES / (vocab * size_of::<f32>())).max(1);
-    let mut d_hidden = hidden.zeros_like()?;
+    let head_weight = head.weight.to_dtype(DType::F32)?;
+    let mut d_hidden = zeros_f32(hidden)?;
     for start in (0..next.len()).step_by(tile) {
         let part = start..(start + tile).min(next.len());
         let n = part.len();
         let rows = gather(hidden, &positions[part.clone()])?;
-        let logits = soft_cap(&rows.matmul(&head.weight.t()?)?, head.soft_cap)?;
+        let logits = soft_cap(&rows.matmul(&head_weight.t()?)?, head.soft_cap)?;
         let column = |values: &[f32]| upload(values, &[n, 1], device);
         let shifts: Vec<f32> = sums[part.clone()].iter().map(|&sum| sum as f32).collect();
+        let pulls: Vec<f32> = sums[part.clone()]
+            .iter()
+            .zip(&weights[part.clone()])
+            .map(|(sum, weight)| weight + z_slope(z_loss, *sum))
+            .collect();
         let weights = column(&weights[part.clone()])?;
         let p = logits.broadcast_sub(&column(&shifts)?)?.exp()?;
         let target = indices(&next[part.clone()], device)?.reshape((n, 1))?;
         let mut d = p
-            .broadcast_mul(&weights)?
+            .broadcast_mul(&column(&pulls)?)?
             .scatter_add(&target, &weights.neg()?, 1)?;
         if let Some(cap) = head.soft_cap {
             d = d.mul(&soft_cap_slope(&logits, cap)?)?;
         }
         add_assign(head_sum, &d.t()?.matmul(&rows)?)?;
         let at = position_indices(&positions[part], hidden)?;
-        d_hidden = d_hidden.index_add(&at, &d.matmul(head.weight)?, 0)?;
+        d_hidden = d_hidden.index_add(&at, &d.matmul(&head_weight)?, 0)?;
     }
-    Ok(d_hidden)
+    Ok(d_hidden.to_dtype(hidden.dtype())?)
 }

@@ -1,14 +1,12 @@
 //! What a model costs: floating-point operations and memory, from its description alone.
 
+use super::ComputeDtype;
 use super::architecture::{Architecture, Block, EMBEDDING, NormPlacement, Projections};
 
 /// Memory for the activations of a batch that is scored; larger batches are split.
 pub const SCORING_ACTIVATION_BYTES: usize = 192 << 20;
 
 const F32_BYTES: u64 = size_of::<f32>() as u64;
-
-/// Parameter, gradient and the two moments of AdamW.
-const COPIES_IN_TRAINING: u64 = 4;
 
 /// Keys that a token sees, its own included, averaged over a row of `seq_len` tokens.
 fn mean_seen(seq_len: usize, window: Option<usize>) -> f64 {
@@ -84,15 +82,32 @@ impl Architecture {
         (self.num_parameters() * bytes_per_weight as u64).saturating_add(activations as u64)
     }
 
-    /// About how many bytes training needs on the CPU: weights, gradients and moments, and what the
-    /// backward pass needs of a micro-batch.
-    pub fn annealing_bytes(&self, micro_batch_tokens: usize) -> u64 {
-        let kept: usize = self
+    /// About how many bytes training needs on the CPU, by what they are for.
+    pub fn annealing_memory(&self, run: &AnnealingShape) -> AnnealingMemory {
+        let matrices: u64 = self
+            .tensors()
+            .iter()
+            .filter(|(_, shape)| shape.len() > 1)
+            .map(|(_, shape)| shape.iter().map(|&n| n as u64).product::<u64>())
+            .sum();
+        let parameters = self.num_parameters() * F32_BYTES;
+        let (narrow, widened_head) = match run.dtype {
+            ComputeDtype::F32 => (0, 0),
+            // The head is widened whole for its gradient.
+            ComputeDtype::Bf16 => (
+                2 * matrices,
+                (self.vocab_size * self.hidden_size) as u64 * F32_BYTES,
+            ),
+        };
+        let kept = self
             .blocks
             .iter()
-            .map(|block| block.kept_features(self.hidden_size))
-            .sum();
-        // Of one block, gradients beside the activations; logits in their tile.
+            .map(|b| b.kept_features(self.hidden_size));
+        let kept = match run.activation_checkpointing {
+            false => kept.sum(),
+            true => kept.max().unwrap_or(0) + self.blocks.len() * self.hidden_size,
+        };
+        // Of one block, gradients beside the activations.
         let widest = self
             .blocks
             .iter()
@@ -100,10 +115,59 @@ impl Architecture {
             .max()
             .unwrap_or(0);
         let per_token = (kept + widest + 4 * self.hidden_size) as u64 * F32_BYTES;
-        let activations = per_token.saturating_mul(micro_batch_tokens as u64);
-        (self.num_parameters() * COPIES_IN_TRAINING * F32_BYTES)
-            .saturating_add(activations)
-            .saturating_add(super::head::LOGITS_BYTES as u64)
+        let logits_rows = super::head::logits_rows(self.vocab_size).min(run.micro_batch_tokens);
+        AnnealingMemory {
+            weights: parameters + narrow,
+            // Of a tied embedding, rows that are looked up are summed apart from the head's part.
+            gradients: parameters
+                + match self.tied_head {
+                    true => {
+                        (self.vocab_size.min(run.batch_tokens) * self.hidden_size) as u64
+                            * F32_BYTES
+                    }
+                    false => 0,
+                },
+            moments: 2 * parameters,
+            activations: per_token.saturating_mul(run.micro_batch_tokens as u64),
+            logits: (logits_rows * self.vocab_size) as u64 * F32_BYTES + widened_head,
+        }
+    }
+}
+
+/// What decides how much memory training needs, besides the model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AnnealingShape {
+    /// Tokens of an optimizer step.
+    pub batch_tokens: usize,
+    /// Tokens of a micro-batch.
+    pub micro_batch_tokens: usize,
+    /// What the model computes in.
+    pub dtype: ComputeDtype,
+    /// Whether only the inputs of blocks are kept.
+    pub activation_checkpointing: bool,
+}
+
+/// Bytes that training needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AnnealingMemory {
+    /// Parameters in f32, and in what the model computes in if that is something else.
+    pub weights: u64,
+    /// Sums of their gradients.
+    pub gradients: u64,
+    /// Both moments of AdamW.
+    pub moments: u64,
+    /// What the backward pass needs of a micro-batch.
+    pub activations: u64,
+    /// Logits of a tile of targets.
+    pub logits: u64,
+}
+
+impl AnnealingMemory {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        [self.gradients, self.moments, self.activations, self.logits]
+            .into_iter()
+            .fold(self.weights, u64::saturating_add)
     }
 }
 

@@ -14,14 +14,22 @@ use super::device::{Compute, ComputeDtype};
 use super::head::Head;
 use super::ops::adamw::{self, Moments};
 use super::ops::rope::Rotation;
-use super::ops::{RowLayout, lookup, lookup_backward, narrowed, tensor};
-use super::parameters::{Gradients, ParamId, Parameter};
+use super::ops::{RowLayout, assign, is_ours, lookup, lookup_backward, narrowed, tensor};
+use super::parameters::{BatchGradients, Gradients, ParamId, Parameter};
 use super::weights::{Checkpoint, ModelSource};
 
 /// What [`Decoder::backward`] needs of [`Decoder::forward`].
 pub(crate) struct Tape {
-    blocks: Vec<BlockTape>,
+    blocks: Kept,
     last: Tensor,
+}
+
+/// What is kept of the blocks.
+enum Kept {
+    /// Everything that their backward needs.
+    Tapes(Vec<BlockTape>),
+    /// What they were given.
+    Inputs(Vec<Tensor>),
 }
 
 /// One batch: the tokens of its rows, side by side.
@@ -90,13 +98,18 @@ impl Decoder {
         for (name, shape) in architecture.tensors() {
             let values = checkpoint.load(&name)?;
             // Vectors stay f32: they are small, and enter where the computation is f32 anyway.
-            let tensor = match compute.dtype {
-                ComputeDtype::Bf16 if shape.len() > 1 => narrowed(&values, shape)?,
-                _ => tensor(values, shape)?,
+            let (tensor, master) = match compute.dtype {
+                ComputeDtype::Bf16 if shape.len() > 1 => {
+                    let narrow = narrowed(&values, shape.clone())?;
+                    let master = compute.trained.then(|| tensor(values, shape)).transpose()?;
+                    (narrow, master)
+                }
+                _ => (tensor(values, shape)?, None),
             };
             parameters.push(Parameter {
                 stored_dtype: checkpoint.dtype(&name).unwrap_or(Dtype::F32),
                 tensor: compute.device.take(tensor)?,
+                master: master.map(|t| compute.device.take(t)).transpose()?,
                 name,
             });
         }
@@ -152,12 +165,32 @@ impl Decoder {
         step: adamw::Step,
     ) -> Result<(), Error> {
         let gradient = gradients.sum_of(index, self)?;
-        adamw::step(self.weight(index), gradient, moments, step)
+        adamw::step(self.parameters[index].value(), gradient, moments, step)?;
+        self.round(index)
+    }
+
+    /// Takes what a parameter computes with from its f32 original, if it has one.
+    fn round(&self, index: ParamId) -> Result<(), Error> {
+        let Parameter { tensor, master, .. } = &self.parameters[index];
+        match master {
+            Some(master) => assign(tensor, master),
+            None => Ok(()),
+        }
+    }
+
+    /// Sets the elements of the parameter at `index`, row-major.
+    pub(crate) fn set_parameter(&self, index: ParamId, values: Vec<f32>) -> Result<(), Error> {
+        let value = self.parameters[index].value();
+        assign(
+            value,
+            &tensor(values, value.shape())?.to_device(value.device())?,
+        )?;
+        self.round(index)
     }
 
     /// Zero moments of the parameter at `index`.
     pub(crate) fn zero_moments(&self, index: ParamId) -> Result<Moments, Error> {
-        Moments::of(self.weight(index))
+        Moments::of(self.parameters[index].value())
     }
 
     pub(super) fn weight(&self, id: ParamId) -> &Tensor {
@@ -169,10 +202,10 @@ impl Decoder {
         let embedding = &self.parameters[self.embedding];
         let copy = self
             .second_head
-            .map(|dtype| (HEAD, &embedding.tensor, dtype));
+            .map(|dtype| (HEAD, embedding.value(), dtype));
         self.parameters
             .iter()
-            .map(|p| (p.name.as_str(), &p.tensor, p.stored_dtype))
+            .map(|p| (p.name.as_str(), p.value(), p.stored_dtype))
             .chain(copy)
     }
 
@@ -221,7 +254,14 @@ impl Decoder {
             }
             Some(tape) => {
                 for block in &self.blocks {
-                    x = self.block_forward(block, x, batch, Some(&mut tape.blocks))?;
+                    x = match &mut tape.blocks {
+                        Kept::Tapes(tapes) => self.block_forward(block, x, batch, Some(tapes))?,
+                        Kept::Inputs(inputs) => {
+                            // A copy, since a block without a tape overwrites its input.
+                            inputs.push(x.copy()?);
+                            self.block_forward(block, x, batch, None)?
+                        }
+                    };
                 }
                 tape.last = x;
                 self.norm(&tape.last, self.final_norm)
@@ -229,10 +269,14 @@ impl Decoder {
         }
     }
 
-    /// An empty tape for [`Decoder::forward`].
-    pub(crate) fn tape(&self) -> Result<Tape, Error> {
+    /// An empty tape for [`Decoder::forward`]; with checkpointing it keeps the blocks' inputs only.
+    pub(crate) fn tape(&self, checkpointing: bool) -> Result<Tape, Error> {
+        let num_blocks = self.blocks.len();
         Ok(Tape {
-            blocks: Vec::with_capacity(self.blocks.len()),
+            blocks: match checkpointing {
+                false => Kept::Tapes(Vec::with_capacity(num_blocks)),
+                true => Kept::Inputs(Vec::with_capacity(num_blocks)),
+            },
             last: tensor(Vec::new(), (0, self.architecture.hidden_size))?,
         })
     }
@@ -246,13 +290,27 @@ impl Decoder {
         d_hidden: &Tensor,
         grads: &mut Gradients,
     ) -> Result<(), Error> {
-        let mut dx = self.norm_backward(d_hidden, &tape.last, self.final_norm, grads, None)?;
-        let mut tapes = tape.blocks;
+        let grads = &mut BatchGradients {
+            sums: grads,
+            layout: &batch.layout,
+        };
+        let Tape { mut blocks, last } = tape;
+        let mut dx = self.norm_backward(d_hidden, &last, self.final_norm, grads, None)?;
+        drop(last);
+        const TOO_SHORT: Error = Error::Internal("a tape is too short");
         for block in self.blocks.iter().rev() {
-            let tape = tapes.pop().ok_or(Error::Internal("a tape is too short"))?;
+            let tape = match &mut blocks {
+                Kept::Tapes(tapes) => tapes.pop().ok_or(TOO_SHORT)?,
+                Kept::Inputs(inputs) => {
+                    let x = inputs.pop().ok_or(TOO_SHORT)?;
+                    let mut tape = Vec::with_capacity(1);
+                    self.block_forward(block, x, batch, Some(&mut tape))?;
+                    tape.pop().ok_or(TOO_SHORT)?
+                }
+            };
             dx = self.block_backward(block, dx, tape, batch, grads)?;
         }
-        self.embed_backward(&batch.ids, &dx, grads)
+        self.embed_backward(&batch.ids, &dx, grads.sums)
     }
 
     fn embed(&self, ids: &[u32]) -> Result<Tensor, Error> {
@@ -261,7 +319,11 @@ impl Decoder {
     }
 
     fn embed_backward(&self, ids: &[u32], dx: &Tensor, grads: &mut Gradients) -> Result<(), Error> {
-        let sum = grads.sum(self.embedding, self.weight(self.embedding))?;
-        lookup_backward(&sum, ids, dx, self.architecture.embedding_scale)
+        let (embedding, scale) = (self.embedding, self.architecture.embedding_scale);
+        if self.head == embedding && is_ours(dx) {
+            return grads.add_lookups(embedding, ids, dx, scale);
+        }
+        let sum = grads.sum(embedding, self.weight(embedding))?;
+        lookup_backward(&sum, ids, dx, scale)
     }
 }

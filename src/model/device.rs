@@ -118,7 +118,8 @@ fn cuda(number: usize) -> Result<Device, String> {
 }
 
 /// The dtype that a model computes in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum ComputeDtype {
     /// Everything in f32.
@@ -146,6 +147,9 @@ pub struct Compute {
     pub device: ComputeDevice,
     /// The dtype.
     pub dtype: ComputeDtype,
+    /// Whether the model will be trained: tensors that are kept in less than f32 then have an f32
+    /// original beside them, which the optimizer changes.
+    pub trained: bool,
 }
 
 impl Default for Compute {
@@ -154,6 +158,7 @@ impl Default for Compute {
         Self {
             device: ComputeDevice(Device::Cpu),
             dtype: ComputeDtype::F32,
+            trained: false,
         }
     }
 }

@@ -94,6 +94,8 @@ pub enum Error {
     NotFiniteLogProb {
         /// The model as given.
         model: String,
+        /// Number of the row in its batch.
+        row: usize,
         /// Position in the row.
         position: usize,
         /// The value found.

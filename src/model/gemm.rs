@@ -146,7 +146,7 @@ pub(crate) fn matmul(dst: MatMut<'_>, write: Write, a: Mat<'_>, b: Mat<'_>, thre
     }
 }
 
-/// Fewest rows of `x` at which [`project`] may hand a product to the kernel as it is.
+/// Fewest rows of `x` at which a product may be handed to the kernel as it is.
 ///
 /// Read off gemm-common 0.19: a product of one row takes a matrix-vector path; one of at most
 /// 16 x 16 outputs whose operands both run along the sum takes a dot-product path; and one of at
@@ -184,28 +184,38 @@ pub(crate) fn project_into(
         return;
     }
     let in_features = w.len() / out_features;
-    let least = min_rows(out_features);
-    if tokens >= least {
-        matmul(
-            MatMut::new(y, tokens, out_features),
-            Write::Replace,
-            Mat::new(x, tokens, in_features),
-            Mat::new(w, out_features, in_features).t(),
-            Threads::Pool,
-        );
-    } else {
-        let mut padded = vec![0.0; least * in_features];
-        padded[..tokens * in_features].copy_from_slice(&x[..tokens * in_features]);
-        let mut wide = vec![0.0; least * out_features];
-        matmul(
-            MatMut::new(&mut wide, least, out_features),
-            Write::Replace,
-            Mat::new(&padded, least, in_features),
-            Mat::new(w, out_features, in_features).t(),
-            Threads::Pool,
-        );
-        y[..tokens * out_features].copy_from_slice(&wide[..tokens * out_features]);
+    rows_times(
+        y,
+        Write::Replace,
+        Mat::new(x, tokens, in_features),
+        Mat::new(w, out_features, in_features).t(),
+    );
+}
+
+/// `y (+)= x b` for token rows `x` `[tokens, in]`, stored row after row, and any `b` `[in, out]`. As with
+/// [`project`], a row of `y` depends on that row of `x` (and of `y`) alone, bit for bit.
+pub(crate) fn rows_times(y: &mut [f32], write: Write, x: Mat<'_>, b: Mat<'_>) {
+    let (tokens, inner, out) = (x.rows, x.cols, b.cols);
+    if tokens == 0 || out == 0 {
+        return;
     }
+    let least = min_rows(out);
+    if tokens >= least {
+        matmul(MatMut::new(y, tokens, out), write, x, b, Threads::Pool);
+        return;
+    }
+    let mut padded = vec![0.0; least * inner];
+    padded[..tokens * inner].copy_from_slice(&x.data[..tokens * inner]);
+    let mut wide = vec![0.0; least * out];
+    wide[..tokens * out].copy_from_slice(&y[..tokens * out]);
+    matmul(
+        MatMut::new(&mut wide, least, out),
+        write,
+        Mat::new(&padded, least, inner),
+        b,
+        Threads::Pool,
+    );
+    y[..tokens * out].copy_from_slice(&wide[..tokens * out]);
 }
 
 /// Checks a product's element count before it is allocated.

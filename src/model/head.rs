@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::gemm::{self, Mat, MatMut, Threads, Write};
-use super::ops::{RowLayout, is_ours, tensor, update, view, widened};
+use super::ops::{RowLayout, UNIT_TOKENS, is_ours, tensor, update, view, widened};
 use super::simd::{exp, exp_shifted, max, soft_cap, soft_cap_slope, sum_exp_shifted, vectorized};
 use super::{Error, composed_head};
 
@@ -19,10 +19,17 @@ const TOKEN_TILE: usize = 256;
 const VOCAB_TILE: usize = 4096;
 
 /// Memory for the logits of a tile when gradients are wanted.
-pub(super) const LOGITS_BYTES: usize = 64 << 20;
+const LOGITS_BYTES: usize = 64 << 20;
 
 /// Fewest targets of such a tile, however large the vocabulary.
 const LEAST_LOGITS_ROWS: usize = 32;
+
+/// Targets whose logits are held at a time when gradients are wanted.
+pub(super) fn logits_rows(vocab: usize) -> usize {
+    (LOGITS_BYTES / (vocab * size_of::<f32>()).max(1))
+        .max(LEAST_LOGITS_ROWS)
+        .min(UNIT_TOKENS)
+}
 
 /// A log-sum-exp over blocks of logits: exact in its maximum, its sum in f64.
 #[derive(Clone, Copy)]
@@ -157,32 +164,56 @@ pub(crate) fn log_probs(
     Ok(out)
 }
 
-/// What a row's targets count for, given the learner's log-probs.
+/// What the learner says about the targets of a row.
+#[derive(Debug, Clone, Copy)]
+pub struct RowOutputs<'a> {
+    /// Number of the row in the batch.
+    pub row: usize,
+    /// `log p(x_t | x_<t)`, nats, one a target.
+    pub log_probs: &'a [f32],
+    /// Log-sum-exp of the logits, one a target.
+    pub log_normalizers: &'a [f64],
+}
+
+/// What a row's targets count for, given what the learner says.
 ///
-/// Called once a row, in order, with the row's number in the batch and one log-prob a target; has
-/// to fill one weight a target. The weights are constants to the gradient.
-pub type Weigh<'a> = dyn FnMut(usize, &[f32], &mut [f32]) -> Result<(), Error> + 'a;
+/// Called once a row, in order; has to fill one weight a target. The weights are constants to the
+/// gradient.
+pub type Weigh<'a> = dyn FnMut(RowOutputs<'_>, &mut [f32]) -> Result<(), Error> + 'a;
+
+/// What a z-loss adds to the factor of a target's probabilities in the gradient of its logits: the slope
+/// of `z_loss * s²`, with `s` the log-sum-exp, whose own gradient is the probabilities.
+#[inline]
+pub(super) fn z_slope(z_loss: f32, log_normalizer: f64) -> f32 {
+    (2.0 * f64::from(z_loss) * log_normalizer) as f32
+}
 
 /// Calls `weigh` for every row of a layout, of which the first has the number `first`, with its part
-/// of the log-probs and weights of all.
+/// of the log-probs, log-sum-exps and weights of all.
 pub(super) fn weigh_rows(
     layout: &RowLayout,
     first: usize,
-    log_probs: &[f32],
+    (log_probs, log_normalizers): (&[f32], &[f64]),
     weights: &mut [f32],
     weigh: &mut Weigh<'_>,
 ) -> Result<(), Error> {
     let mut at = 0;
     for (i, row) in layout.rows().enumerate() {
         let end = at + row.len().saturating_sub(1);
-        weigh(first + i, &log_probs[at..end], &mut weights[at..end])?;
+        let outputs = RowOutputs {
+            row: first + i,
+            log_probs: &log_probs[at..end],
+            log_normalizers: &log_normalizers[at..end],
+        };
+        weigh(outputs, &mut weights[at..end])?;
         at = end;
     }
     Ok(())
 }
 
-/// Gradients of `sum over targets of weight * -log p`, not divided by anything: added to
-/// `head_sum` `[V, H]` for the head, returned `[T, H]` for the hidden states.
+/// Gradients of `sum over targets of weight * -log p + z_loss * (log-sum-exp)²`, not divided by anything:
+/// added to `head_sum` `[V, H]` for the head, unit by unit of the layout, and returned `[T, H]` for the hidden
+/// states.
 ///
 /// The logits of a tile are computed once and turned into their gradient in place, when the rows of
 /// the tile fit; a row whose logits don't fit [`LOGITS_BYTES`] has them computed a second time,
@@ -193,15 +224,16 @@ pub(crate) fn gradients(
     head_sum: &Tensor,
     ids: &[u32],
     layout: &RowLayout,
+    z_loss: f32,
     weigh: &mut Weigh<'_>,
 ) -> Result<Tensor, Error> {
     if !is_ours(hidden) {
-        return composed_head::gradients(hidden, head, head_sum, ids, layout, weigh);
+        return composed_head::gradients(hidden, head, head_sum, ids, layout, z_loss, weigh);
     }
     let (vocab, width) = head.weight.dims2()?;
     let cap = head.soft_cap;
-    let tile_rows = (LOGITS_BYTES / (vocab * size_of::<f32>())).max(LEAST_LOGITS_ROWS);
-    let (hidden_values, head): (&[f32], &[f32]) = (&view(hidden)?, &view(head.weight)?);
+    let tile_rows = logits_rows(vocab);
+    let (hidden_values, head): (&[f32], &[f32]) = (&view(hidden)?, &widened(head.weight)?);
     let mut d_hidden = vec![0.0_f32; hidden_values.len()];
     let mut logits = Vec::new();
     let rows: Vec<_> = layout.rows().collect();
@@ -213,33 +245,36 @@ pub(crate) fn gradients(
             hidden: hidden_values,
             head,
             cap,
+            z_loss,
             logits: &mut logits,
             d_hidden: &mut d_hidden,
             d_head: head_sum,
         };
-        let mut first = 0;
-        while first < rows.len() {
-            // As many whole rows as fit, but at least one.
-            let mut last = first + 1;
-            let mut held = rows[first].len();
-            while last < rows.len() && held + rows[last].len() <= tile_rows {
-                held += rows[last].len();
-                last += 1;
+        // Groups of whole rows that fit a tile, at least one; none reaches over a unit's end.
+        for unit in layout.units() {
+            let mut first = unit.start;
+            while first < unit.end {
+                let mut last = first + 1;
+                let mut held = rows[first].len();
+                while last < unit.end && held + rows[last].len() <= tile_rows {
+                    held += rows[last].len();
+                    last += 1;
+                }
+                let layout = RowLayout::new(rows[first..last].iter().map(|row| row.len()));
+                let start = rows[first].start;
+                let (mut positions, next) = targets(&ids[start..rows[last - 1].end], &layout);
+                for position in &mut positions {
+                    *position += start;
+                }
+                let result = tile.rows(&positions, &next, tile_rows, &mut |outputs, weights| {
+                    weigh_rows(&layout, first, outputs, weights, weigh)
+                });
+                if let Err(error) = result {
+                    failed = Some(error);
+                    return;
+                }
+                first = last;
             }
-            let layout = RowLayout::new(rows[first..last].iter().map(|row| row.len()));
-            let start = rows[first].start;
-            let (mut positions, next) = targets(&ids[start..rows[last - 1].end], &layout);
-            for position in &mut positions {
-                *position += start;
-            }
-            let result = tile.rows(&positions, &next, tile_rows, &mut |log_probs, weights| {
-                weigh_rows(&layout, first, log_probs, weights, weigh)
-            });
-            if let Err(error) = result {
-                failed = Some(error);
-                return;
-            }
-            first = last;
         }
     })?;
     match failed {
@@ -248,8 +283,8 @@ pub(crate) fn gradients(
     }
 }
 
-/// [`Weigh`] for all rows of a tile at once: their log-probs side by side.
-type WeighAll<'a> = dyn FnMut(&[f32], &mut [f32]) -> Result<(), Error> + 'a;
+/// [`Weigh`] for all rows of a tile at once: their log-probs and log-sum-exps side by side.
+type WeighAll<'a> = dyn FnMut((&[f32], &[f64]), &mut [f32]) -> Result<(), Error> + 'a;
 
 struct Tile<'a> {
     vocab: usize,
@@ -257,6 +292,7 @@ struct Tile<'a> {
     hidden: &'a [f32],
     head: &'a [f32],
     cap: Option<f32>,
+    z_loss: f32,
     logits: &'a mut Vec<f32>,
     d_hidden: &'a mut [f32],
     d_head: &'a mut [f32],
@@ -302,7 +338,7 @@ impl Tile<'_> {
             }
         }
         let mut weights = vec![0.0; next.len()];
-        weigh(&log_probs, &mut weights)?;
+        weigh((&log_probs, &sums), &mut weights)?;
         let one_tile = next.len() <= tile_rows;
         for (i, (positions, next)) in chunks().enumerate() {
             if !one_tile {
@@ -320,7 +356,8 @@ impl Tile<'_> {
         gemm::project_into(self.logits, &rows, self.head, positions.len(), self.vocab);
     }
 
-    /// Turns the logits into their gradient, `weight * (p - 1 at the target)`, and multiplies it out.
+    /// Turns the logits into their gradient, `(weight + z_slope) * p - weight at the target`, and multiplies it
+    /// out.
     /// `squeezed`: whether the logits went through the soft cap already.
     fn backward(
         &mut self,
@@ -331,6 +368,7 @@ impl Tile<'_> {
         squeezed: bool,
     ) {
         let (vocab, width, n, cap) = (self.vocab, self.width, positions.len(), self.cap);
+        let z_loss = self.z_loss;
         self.logits
             .par_chunks_mut(vocab)
             .zip(next.par_iter())
@@ -342,10 +380,11 @@ impl Tile<'_> {
                         // The fraction that f32 cannot hold of the sum goes into the factor.
                         let shift = sum as f32;
                         let rest = (f64::from(shift) - sum).exp() as f32;
+                        let pull = rest * (weight + z_slope(z_loss, sum));
                         let Some(cap) = cap else {
                             exp_shifted(logits, shift);
                             for p in logits.iter_mut() {
-                                *p *= rest * weight;
+                                *p *= pull;
                             }
                             logits[id as usize] -= weight;
                             return;
@@ -356,7 +395,7 @@ impl Tile<'_> {
                         let at_target = weight * soft_cap_slope(logits[id as usize], cap);
                         for logit in logits.iter_mut() {
                             let slope = soft_cap_slope(*logit, cap);
-                            *logit = exp(*logit - shift) * rest * weight * slope;
+                            *logit = exp(*logit - shift) * pull * slope;
                         }
                         logits[id as usize] -= at_target;
                     },
@@ -371,12 +410,11 @@ impl Tile<'_> {
             Threads::Pool,
         );
         let mut d_rows = rows;
-        gemm::matmul(
-            MatMut::new(&mut d_rows, n, width),
+        gemm::rows_times(
+            &mut d_rows,
             Write::Replace,
             Mat::new(self.logits, n, vocab),
             Mat::new(self.head, vocab, width),
-            Threads::Pool,
         );
         for (&t, d_row) in positions.iter().zip(d_rows.chunks_exact(width)) {
             self.d_hidden[t * width..(t + 1) * width].copy_from_slice(d_row);

@@ -17,36 +17,50 @@ mod device;
 mod error;
 mod families;
 mod gemm;
+#[cfg(test)]
+mod gradient_tests;
 mod head;
 mod layers;
 mod ops;
 mod parameters;
 mod rotary;
+mod safetensors_file;
 mod simd;
 #[cfg(test)]
 mod tests;
 pub mod weights;
 
-use std::borrow::Cow;
-
-use candle_core::Tensor;
-use safetensors::Dtype;
+use std::collections::BTreeMap;
+use std::path::Path;
 
 pub use architecture::{
     Activation, Architecture, Block, Latent, LongRotary, NormPlacement, Projections, QkNorm, Rotary,
 };
-pub use cost::SCORING_ACTIVATION_BYTES;
+pub use cost::{AnnealingMemory, AnnealingShape, SCORING_ACTIVATION_BYTES};
 pub use decoder::Decoder;
 pub use device::{Compute, ComputeDevice, ComputeDtype, DeviceChoice};
 pub use error::Error;
 pub use families::SUPPORTED_MODEL_TYPES;
-pub use head::Weigh;
-pub use ops::RowLayout;
+pub use head::{RowOutputs, Weigh};
 pub(crate) use ops::adamw::{Moments, Step as AdamWStep};
+pub use ops::{RowLayout, UNIT_TOKENS};
 pub use parameters::{Gradients, Parameter};
+pub(crate) use safetensors_file::{Entry, Values, write as write_tensors};
+pub(crate) use weights::widened;
 pub use weights::{Builtin, Checkpoint, ModelSource};
 
+use crate::fs;
 use crate::types::TokenId;
+
+/// How [`Decoder::accumulate_gradients`] goes about it.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Backward {
+    /// Coefficient of the squared log-sum-exp of the logits; 0 for none.
+    pub z_loss: f32,
+    /// Whether only the inputs of blocks are kept, and each block is computed a second time when its
+    /// gradients are. Changes no bit of the result on the CPU; costs about a third more time.
+    pub activation_checkpointing: bool,
+}
 
 impl Decoder {
     /// `log p(x_t | x_<t)` of every target of every row: one vector a row, with one value less than
@@ -73,21 +87,23 @@ impl Decoder {
         let all = head::log_probs(&hidden, self.head().1, &batch.ids, &batch.layout)?;
         let mut rest = all.as_slice();
         let mut out = Vec::with_capacity(rows.len());
-        for row in rows {
+        for (number, row) in rows.iter().enumerate() {
             let (mine, after) = rest.split_at(row.len().saturating_sub(1));
             rest = after;
-            self.check_finite(mine)?;
+            self.check_finite(number, mine)?;
             out.push(mine.to_vec());
         }
         Ok(out)
     }
 
-    /// Adds to `gradients` those of `sum over targets of weight * -log p`, not divided by anything,
-    /// for all rows of a micro-batch.
+    /// Adds to `gradients` those of `sum over targets of weight * -log p + z_loss * (log-sum-exp)²`, not
+    /// divided by anything, for all rows of a micro-batch.
     ///
-    /// `weigh` is called once a row, in order, with the row's number, the learner's log-probs (one a
-    /// target), and a slice to fill with one weight a target. The weights are constants to the
-    /// gradient.
+    /// `weigh` is called once a row, in order, with what the learner says about its targets and a slice to
+    /// fill with one weight a target. The weights are constants to the gradient.
+    ///
+    /// On the CPU the sums are the same, bit for bit, however rows are divided between calls, as long as
+    /// none of the [units](RowLayout::units) of all rows is.
     ///
     /// # Errors
     ///
@@ -96,10 +112,11 @@ impl Decoder {
         &self,
         rows: &[&[TokenId]],
         gradients: &mut Gradients,
+        how: &Backward,
         weigh: &mut Weigh<'_>,
     ) -> Result<(), Error> {
         let batch = self.batch(rows)?;
-        let mut tape = self.tape()?;
+        let mut tape = self.tape(how.activation_checkpointing)?;
         let hidden = self.forward(&batch, Some(&mut tape))?;
         let (id, head) = self.head();
         let head_sum = gradients.sum(id, head.weight)?;
@@ -109,20 +126,22 @@ impl Decoder {
             &head_sum,
             &batch.ids,
             &batch.layout,
-            &mut |row, log_probs, weights| {
-                self.check_finite(log_probs)?;
-                weigh(row, log_probs, weights)
+            how.z_loss,
+            &mut |outputs, weights| {
+                self.check_finite(outputs.row, outputs.log_probs)?;
+                weigh(outputs, weights)
             },
         )?;
         drop(hidden);
         self.backward(&batch, tape, &d_hidden, gradients)
     }
 
-    fn check_finite(&self, log_probs: &[f32]) -> Result<(), Error> {
+    fn check_finite(&self, row: usize, log_probs: &[f32]) -> Result<(), Error> {
         match log_probs.iter().position(|value| !value.is_finite()) {
             None => Ok(()),
             Some(i) => Err(Error::NotFiniteLogProb {
                 model: self.name().to_owned(),
+                row,
                 position: i + 1,
                 value: log_probs[i],
             }),
@@ -151,48 +170,56 @@ impl Decoder {
         Ok(())
     }
 
-    /// The model as a safetensors file: names, shapes and dtypes as in the checkpoint that it was
-    /// loaded from. Tensors are converted one at a time, while they are written.
+    /// Writes the weights of a Hugging Face directory: names, shapes and dtypes as in the checkpoint that the
+    /// model was loaded from, in model.safetensors or, where that would exceed `max_shard_bytes`, in shards
+    /// with an index. Tensors are converted while they are written.
     ///
     /// # Errors
     ///
-    /// When the file at `path` can't be written.
-    pub fn write_safetensors(
-        &self,
-        path: &std::path::Path,
-    ) -> Result<(), safetensors::SafeTensorError> {
-        let metadata = [("format".to_owned(), "pt".to_owned())].into();
-        let tensors = self
-            .stored()
-            .map(|(name, tensor, dtype)| (name, Export { tensor, dtype }));
-        safetensors::serialize_to_file(tensors, Some(metadata), path)
-    }
-}
-
-/// A parameter on its way into a file.
-struct Export<'a> {
-    tensor: &'a Tensor,
-    dtype: Dtype,
-}
-
-impl safetensors::View for Export<'_> {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
-    fn shape(&self) -> &[usize] {
-        self.tensor.dims()
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        match ops::on_host(self.tensor) {
-            Ok(values) => Cow::Owned(weights::narrow(&values, self.dtype)),
-            // Seen before by `check_exportable`, which reads every parameter in the same way.
-            Err(error) => panic!("a parameter can't be copied from its device: {error}"),
+    /// When a file can't be written.
+    pub fn write_weights(&self, dir: &Path, max_shard_bytes: u64) -> Result<(), Error> {
+        let mut shards: Vec<Vec<Entry<'_>>> = vec![Vec::new()];
+        let (mut held, mut total) = (0, 0);
+        for (name, tensor, dtype) in self.stored() {
+            let entry = Entry {
+                name: name.to_owned(),
+                dtype,
+                shape: tensor.dims().to_vec(),
+                values: Values::Of(tensor),
+            };
+            let size_bytes = entry.size_bytes() as u64;
+            if held > 0 && held + size_bytes > max_shard_bytes {
+                shards.push(Vec::new());
+                held = 0;
+            }
+            held += size_bytes;
+            total += size_bytes;
+            if let Some(shard) = shards.last_mut() {
+                shard.push(entry);
+            }
         }
-    }
-
-    fn data_len(&self) -> usize {
-        self.tensor.elem_count() * weights::width(self.dtype).unwrap_or(4)
+        let mut weight_map = BTreeMap::new();
+        let name_of = |number: usize| match shards.len() {
+            1 => weights::SINGLE_FILE.to_owned(),
+            count => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
+        };
+        for (number, entries) in shards.iter().enumerate() {
+            let name = name_of(number);
+            write_tensors(&dir.join(&name), ("format", "pt".to_owned()), entries)?;
+            let names = entries
+                .iter()
+                .map(|entry| (entry.name.clone(), name.clone()));
+            weight_map.extend(names);
+        }
+        if shards.len() > 1 {
+            let index = serde_json::json!({
+                "metadata": {"total_size": total},
+                "weight_map": weight_map,
+            });
+            let mut text = format!("{index:#}").into_bytes();
+            text.push(b'\n');
+            fs::write_atomic(&dir.join(weights::INDEX_FILE), &text)?;
+        }
+        Ok(())
     }
 }

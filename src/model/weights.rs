@@ -18,8 +18,8 @@ use super::Error;
 use super::architecture::{Architecture, EMBEDDING, HEAD};
 use crate::fs::{self, Digest, MappedFile};
 
-const SINGLE_FILE: &str = "model.safetensors";
-const INDEX_FILE: &str = "model.safetensors.index.json";
+pub(super) const SINGLE_FILE: &str = "model.safetensors";
+pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// Bytes of a tensor that are widened before their pages are given back.
 const WIDEN_BYTES: usize = 8 << 20;
@@ -435,6 +435,13 @@ pub(crate) fn largest(dtype: Dtype) -> f32 {
         Dtype::BF16 => bf16::MAX.to_f32(),
         _ => f32::MAX,
     }
+}
+
+/// Elements of a dtype that weights may have, as f32.
+pub(crate) fn widened(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
+    let mut values = vec![0.0; bytes.len() / width(dtype).unwrap_or(1)];
+    widen(&mut values, bytes, dtype);
+    values
 }
 
 fn widen(values: &mut [f32], bytes: &[u8], dtype: Dtype) {

@@ -9,7 +9,7 @@ use super::anneal::DEFAULT_MICRO_BATCH_TOKENS;
 use super::score::{DEFAULT_BATCH_TOKENS, DEFAULT_SEQ_LEN};
 use super::{BadInput, Progress, Usage, tokenizer_of};
 use crate::demo;
-use crate::model::{Architecture, Checkpoint, ModelSource};
+use crate::model::{AnnealingShape, Architecture, Checkpoint, ComputeDtype, ModelSource};
 use crate::shard;
 use crate::shard::manifest::{Manifest, PLAN_FILE, REJECTS_FILE};
 use crate::shard::read::{ShardFile, StoredRow};
@@ -315,7 +315,14 @@ pub fn model(
         training_flops_per_token: 3.0 * forward,
         scoring_bytes: architecture.scoring_bytes(4, DEFAULT_BATCH_TOKENS, seq_len),
         scoring_bytes_bf16: architecture.scoring_bytes(2, DEFAULT_BATCH_TOKENS, seq_len),
-        annealing_bytes: architecture.annealing_bytes(micro_batch_tokens),
+        annealing_bytes: architecture
+            .annealing_memory(&AnnealingShape {
+                batch_tokens: micro_batch_tokens,
+                micro_batch_tokens,
+                dtype: ComputeDtype::F32,
+                activation_checkpointing: false,
+            })
+            .total(),
         micro_batch_tokens,
         tokenizer_ids: tokenizer.as_ref().ok().copied(),
         tokenizer_problem: tokenizer.err(),

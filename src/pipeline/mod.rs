@@ -1,6 +1,7 @@
 //! The visible loops: the only place where the stages meet.
 
 pub mod anneal;
+pub mod compare;
 pub mod estimate;
 pub mod export;
 pub mod inspect;

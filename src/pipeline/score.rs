@@ -224,6 +224,7 @@ impl Prepared {
         let compute = Compute {
             device: open_device(options.device, progress)?,
             dtype: options.dtype,
+            trained: false,
         };
         let plan = models.plan(options, &corpus, &compute)?;
         Ok(Self {

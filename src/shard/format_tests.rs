@@ -185,11 +185,8 @@ fn a_damaged_shard_of_either_format_is_an_error_or_keeps_the_rules() {
 
 /// Nothing of this has to survive a power cut.
 fn put_unsynced(dir: &Path, format: ShardFormat, bytes: &[u8]) -> PathBuf {
-    use std::io::Write;
     let path = dir.join("damaged").with_extension(format.extension());
-    let mut log = fs::create_log(&path).unwrap();
-    log.write_all(bytes).unwrap();
-    log.flush().unwrap();
+    fs::Log::open(&path, 0).unwrap().append(bytes).unwrap();
     path
 }
 

@@ -187,6 +187,13 @@ impl ShardFile {
         self.group_starts.len().saturating_sub(1)
     }
 
+    /// `row_id` of a row of a row group.
+    pub fn row_id(&self, group: usize, row: usize) -> u64 {
+        let start = self.group_starts.get(group).copied().unwrap_or(0);
+        u32::try_from(start.saturating_add(row as u64))
+            .map_or(u64::MAX, |index| schema::row_id(self.part, index))
+    }
+
     /// Number of rows.
     pub fn num_rows(&self) -> u64 {
         self.group_starts.last().copied().unwrap_or(0)

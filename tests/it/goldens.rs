@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use remit::loss::Weighting;
-use remit::model::{Decoder, Gradients, ModelSource, SUPPORTED_MODEL_TYPES};
+use remit::loss::{Normalize, Objective, Weighting};
+use remit::model::{Backward, Decoder, Gradients, ModelSource, SUPPORTED_MODEL_TYPES};
 use remit::types::{Row, ScoredRow};
-use remit::weight::WeightFormula;
+use remit::weight::{Center, WeightFormula};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
@@ -170,7 +170,14 @@ fn pass(
     weighting: Weighting,
     splits: &[usize],
 ) -> (remit::loss::LossSums, Gradients) {
-    let formula = WeightFormula::default();
+    let objective = Objective {
+        weighting,
+        formula: WeightFormula::default(),
+        center: Center::Row,
+        normalize: Normalize::Targets,
+        top_k_fraction: 1.0,
+        z_loss: 0.0,
+    };
     let mut gradients = Gradients::new(model.parameters().len());
     let mut sums = remit::loss::LossSums::default();
     let mut start = 0;
@@ -181,12 +188,18 @@ fn pass(
             .iter()
             .map(|row| row.row.input_ids.as_slice())
             .collect();
+        let how = Backward::default();
         model
-            .accumulate_gradients(&ids, &mut gradients, &mut |i, log_probs, weights| {
-                weighting
-                    .weigh(&formula, &micro_batch[i], log_probs, weights)
+            .accumulate_gradients(&ids, &mut gradients, &how, &mut |outputs, weights| {
+                objective
+                    .weigh(&micro_batch[outputs.row], outputs.log_probs, weights)
                     .unwrap();
-                sums.add(log_probs, weights, &formula);
+                sums.add(
+                    outputs.log_probs,
+                    outputs.log_normalizers,
+                    weights,
+                    &objective,
+                );
                 Ok(())
             })
             .unwrap();
@@ -214,19 +227,19 @@ fn gradients_agree_with_pytorch_in_all_weightings() {
         .unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
         for weighting in [Weighting::Uniform, Weighting::Static, Weighting::Dynamic] {
-            let (sums, gradients) = pass(&model, &rows, weighting, &[]);
+            let (sums, mut gradients) = pass(&model, &rows, weighting, &[]);
             // The families that differ in the decoder alone have one weighting.
             let Some(&want) = golden.loss.get(&weighting.to_string()) else {
                 assert!(!matches!(weighting, Weighting::Dynamic), "{name}");
                 continue;
             };
             assert!(
-                (sums.loss() - want).abs() < 1e-5 * want,
+                (sums.loss(Normalize::Targets) - want).abs() < 1e-5 * want,
                 "{name} {weighting}: {} {want}",
-                sums.loss()
+                sums.loss(Normalize::Targets)
             );
             assert!((sums.ntp_loss() - golden.ntp_loss).abs() < 1e-5 * golden.ntp_loss);
-            let total = gradients.norm(&model).unwrap() / sums.normalizer();
+            let total = gradients.norm(&model).unwrap() / sums.normalizer(Normalize::Targets);
             for (i, parameter) in model.parameters().iter().enumerate() {
                 let key = format!("{weighting}/{}", parameter.name);
                 let want: Vec<f64> = tensors
@@ -243,7 +256,7 @@ fn gradients_agree_with_pytorch_in_all_weightings() {
                     .unwrap()
                     .unwrap_or_else(|| panic!("{key} has no gradient"));
                 assert_eq!(got.len(), want.len(), "{key}");
-                let scale = 1.0 / sums.normalizer();
+                let scale = 1.0 / sums.normalizer(Normalize::Targets);
                 let difference = norm(
                     got.iter()
                         .zip(&want)
@@ -269,7 +282,10 @@ fn weights_of_one_give_the_plain_loss_exactly() {
     let golden: GradientGolden = golden("tiny-qwen3.grads.json");
     let rows = gradient_rows(&golden);
     let (sums, _) = pass(&model, &rows, Weighting::Uniform, &[]);
-    assert_eq!(sums.loss().to_bits(), sums.ntp_loss().to_bits());
+    assert_eq!(
+        sums.loss(Normalize::Targets).to_bits(),
+        sums.ntp_loss().to_bits()
+    );
 
     // A reference that agrees with the learner everywhere gives the weight 1 everywhere.
     let ids: Vec<&[u32]> = rows
@@ -286,7 +302,10 @@ fn weights_of_one_give_the_plain_loss_exactly() {
         })
         .collect();
     let (dynamic, _) = pass(&model, &agreeing, Weighting::Dynamic, &[]);
-    assert_eq!(dynamic.loss().to_bits(), sums.ntp_loss().to_bits());
+    assert_eq!(
+        dynamic.loss(Normalize::Targets).to_bits(),
+        sums.ntp_loss().to_bits()
+    );
 }
 
 #[test]
@@ -314,8 +333,9 @@ fn every_parameter_of_every_model_gets_a_gradient() {
         let model = model(&name);
         let mut gradients = Gradients::new(model.parameters().len());
         let row: Vec<u32> = (5..60).collect();
+        let how = Backward::default();
         model
-            .accumulate_gradients(&[&row], &mut gradients, &mut |_, _, weights| {
+            .accumulate_gradients(&[&row], &mut gradients, &how, &mut |_, weights| {
                 weights.fill(1.0);
                 Ok(())
             })

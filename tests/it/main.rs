@@ -23,3 +23,4 @@ mod regressions;
 mod resume;
 mod second_implementation;
 mod silence;
+mod training;

@@ -36,17 +36,24 @@ def weights_of(delta, epsilon=0.2, tau=1.0):
     return np.clip(2.0 / (1.0 + np.exp(-centred / tau)), 1 - epsilon, 1 + epsilon)
 
 
-def train_in_pytorch(learner, rows, weighting, steps, lr, weight_decay=0.1, clip=1.0, epsilon=0.2, tau=1.0):
-    """`steps` steps of AdamW, each over all `rows`, as remit-anneal takes them, in float32: (one dict of metrics a
-    step, final parameters by name)."""
+def train_in_pytorch(
+    learner, rows, weighting, steps, lr, weight_decay=0.1, clip=1.0, epsilon=0.2, tau=1.0, order=None, reference=None
+):
+    """`steps` steps of AdamW as remit-anneal takes them, in float32: (one dict of metrics a step, final parameters by
+    name). A step is over all `rows`, or over those of the row_ids that `order` lists for it. `weighting` is dynamic,
+    static or uniform; or online: dynamic, with log-probs that the checkpoint `reference` gives in every step anew."""
     model = load(learner)
+    reference = load(reference) if weighting == "online" else None
+    by_id = {row["row_id"]: row for row in rows}
+    order = [list(by_id)] * steps if order is None else order
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and n not in EMBEDDINGS]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or n in EMBEDDINGS]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), eps=1e-8)
-    num_targets = sum(len(row["input_ids"]) - 1 for row in rows)
     history = []
     for step in range(steps):
+        rows = [by_id[row_id] for row_id in order[step]]
+        num_targets = sum(len(row["input_ids"]) - 1 for row in rows)
         for group in optimizer.param_groups:
             group["lr"] = lr * (1 - step / steps)
         optimizer.zero_grad()
@@ -58,7 +65,12 @@ def train_in_pytorch(learner, rows, weighting, steps, lr, weight_decay=0.1, clip
             elif weighting == "static":
                 weight = torch.tensor(row["weight"][1:], dtype=torch.float64)
             else:
-                delta = torch.tensor(row["rl_logprob"][1:], dtype=torch.float64) - log_probs.detach()
+                if weighting == "online":
+                    with torch.no_grad():
+                        of_reference = target_log_probs(reference, row["input_ids"])
+                else:
+                    of_reference = torch.tensor(row["rl_logprob"][1:], dtype=torch.float64)
+                delta = of_reference - log_probs.detach()
                 weight = torch.clamp(2 * torch.sigmoid((delta - delta.mean()) / tau), 1 - epsilon, 1 + epsilon)
             row_loss = -(weight * log_probs).sum() / num_targets
             row_loss.backward()

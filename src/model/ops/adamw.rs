@@ -1,9 +1,11 @@
 //! One parameter's step of AdamW (Loshchilov & Hutter, arXiv 1711.05101).
 
+use std::borrow::Cow;
+
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{CHUNK, assign, is_ours, update, view};
+use super::{CHUNK, assign, is_ours, tensor, to_host, update, view};
 use crate::model::Error;
 
 /// The moments of one parameter, f32, where the parameter is.
@@ -40,6 +42,35 @@ impl Moments {
                 second: parameter.zeros_like()?,
             }
         })
+    }
+}
+
+impl Moments {
+    /// Both, row-major.
+    pub fn values(&self) -> Result<[Cow<'_, [f32]>; 2], Error> {
+        Ok(match self {
+            Self::Host { first, second } => [first.into(), second.into()],
+            Self::Device { first, second } => [to_host(first)?.into(), to_host(second)?.into()],
+        })
+    }
+
+    /// Sets both; the sizes have to be what they are.
+    pub fn set(&mut self, [new_first, new_second]: [Vec<f32>; 2]) -> Result<(), Error> {
+        match self {
+            Self::Host { first, second } => {
+                if (first.len(), second.len()) != (new_first.len(), new_second.len()) {
+                    return Err(Error::Internal("moments of another size"));
+                }
+                (*first, *second) = (new_first, new_second);
+            }
+            Self::Device { first, second } => {
+                for (moment, values) in [(first, new_first), (second, new_second)] {
+                    let values = tensor(values, moment.shape())?;
+                    *moment = values.to_device(moment.device())?;
+                }
+            }
+        }
+        Ok(())
     }
 }
 

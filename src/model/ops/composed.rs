@@ -35,7 +35,7 @@ fn f32_of(x: &Tensor) -> Result<Tensor, Error> {
 
 /// See [`super::add_assign`].
 pub(super) fn add_assign(sum: &Tensor, addend: &Tensor) -> Result<(), Error> {
-    assign(sum, &sum.add(addend)?)
+    assign(sum, &sum.add(&addend.to_dtype(sum.dtype())?)?)
 }
 
 fn inverse_rms(x: &Tensor, eps: f32) -> Result<Tensor, Error> {
@@ -63,8 +63,8 @@ pub(super) fn norm_backward(
     onto: Option<Tensor>,
 ) -> Result<Tensor, Error> {
     let width = w.elem_count();
-    let groups = x.reshape(((), width))?;
-    let dy = dy.reshape(((), width))?;
+    let groups = f32_of(x)?.reshape(((), width))?;
+    let dy = f32_of(dy)?.reshape(((), width))?;
     let r = inverse_rms(&groups, rms.eps)?;
     let normed = groups.broadcast_mul(&r)?;
     add_assign(w_sum, &dy.mul(&normed)?.sum(0)?)?;
@@ -73,7 +73,8 @@ pub(super) fn norm_backward(
     let dx = g
         .sub(&normed.broadcast_mul(&pull)?)?
         .broadcast_mul(&r)?
-        .reshape(x.shape())?;
+        .reshape(x.shape())?
+        .to_dtype(x.dtype())?;
     match onto {
         Some(sum) => {
             add_assign(&sum, &dx)?;
@@ -115,7 +116,7 @@ pub(super) fn accumulate_weight(sum: &Tensor, dy: &Tensor, x: &Tensor) -> Result
 
 /// See [`super::linear::accumulate_bias`].
 pub(super) fn accumulate_bias(sum: &Tensor, dy: &Tensor) -> Result<(), Error> {
-    add_assign(sum, &dy.sum(0)?)
+    add_assign(sum, &f32_of(dy)?.sum(0)?)
 }
 
 /// Turns `[tokens, heads * head_dim]` by angles whose cosines and sines are `[tokens, half]`.
@@ -194,6 +195,8 @@ pub(super) fn mlp_backward(
     up: &Tensor,
     activation: Activation,
 ) -> Result<(Tensor, Tensor), Error> {
+    let dtype = gate.dtype();
+    let (dy, gate, up) = (&f32_of(dy)?, &f32_of(gate)?, &f32_of(up)?);
     let s = gate_factor(gate, activation)?;
     let value = gate.mul(&s)?;
     let mut bend = value.mul(&(1.0 - &s)?)?;
@@ -202,7 +205,8 @@ pub(super) fn mlp_backward(
         bend = bend.mul(&(du + 2.0 * GELU_ROOT)?)?;
     }
     let slope = s.add(&bend)?;
-    Ok((dy.mul(up)?.mul(&slope)?, dy.mul(&value)?))
+    let d_gate = dy.mul(up)?.mul(&slope)?;
+    Ok((d_gate.to_dtype(dtype)?, dy.mul(&value)?.to_dtype(dtype)?))
 }
 
 /// See [`super::latent::forward`].
@@ -368,11 +372,11 @@ pub(super) fn attention_backward(
             let seen = shape.seen(&tile);
             let queries = row.start + tile.start..row.start + tile.end;
             let keys = row.start + seen.start..row.start + seen.end;
-            let q = by_head(q, queries.clone(), kv_heads, dim)?;
-            let k = by_head(k, keys.clone(), kv_heads, dim)?;
-            let v = by_head(v, keys, kv_heads, v_dim)?;
-            let d = by_head(d_out, queries.clone(), kv_heads, v_dim)?;
-            let o = by_head(out, queries, kv_heads, v_dim)?;
+            let q = f32_of(&by_head(q, queries.clone(), kv_heads, dim)?)?;
+            let k = f32_of(&by_head(k, keys.clone(), kv_heads, dim)?)?;
+            let v = f32_of(&by_head(v, keys, kv_heads, v_dim)?)?;
+            let d = f32_of(&by_head(d_out, queries.clone(), kv_heads, v_dim)?)?;
+            let o = f32_of(&by_head(out, queries, kv_heads, v_dim)?)?;
             let (p, slopes) = probabilities(&q, &k, &mask(&tile, shape, q.device())?, shape)?;
             let pull = d.mul(&o)?.sum_keepdim(D::Minus1)?;
             let ds = d.matmul(&v.t()?)?.broadcast_sub(&pull)?.mul(&p)?;
@@ -399,9 +403,8 @@ pub(super) fn attention_backward(
             }
         }
     }
-    Ok((
-        Tensor::cat(&dqs, 0)?,
-        Tensor::cat(&dks, 0)?,
-        Tensor::cat(&dvs, 0)?,
-    ))
+    let join = |parts: &[Tensor]| -> Result<Tensor, Error> {
+        Ok(Tensor::cat(parts, 0)?.to_dtype(q.dtype())?)
+    };
+    Ok((join(&dqs)?, join(&dks)?, join(&dvs)?))
 }

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{composed, dims, is_ours, rows_per_task, tensor, update, view, widened};
+use super::{RowLayout, composed, dims, is_ours, rows_per_task, tensor, update, view, widened};
 use crate::model::Error;
 use crate::model::gemm::{self, Mat, MatMut, Threads, Write};
 
@@ -40,45 +40,46 @@ pub(crate) fn backward_input(
     }
     let (tokens, out) = dims(dy)?;
     let (_, inner) = dims(w)?;
-    let (dy, w): (&[f32], &[f32]) = (&view(dy)?, &view(w)?);
-    let product = |dx: &mut [f32], write| {
-        gemm::matmul(
-            MatMut::new(dx, tokens, inner),
-            write,
-            Mat::new(dy, tokens, out),
-            Mat::new(w, out, inner),
-            Threads::Pool,
-        );
-    };
+    let (dy, w): (&[f32], &[f32]) = (&view(dy)?, &widened(w)?);
+    let (a, b) = (Mat::new(dy, tokens, out), Mat::new(w, out, inner));
     match onto {
         Some(dx) => {
-            update(&dx, |dx| product(dx, Write::Accumulate))?;
+            update(&dx, |dx| gemm::rows_times(dx, Write::Accumulate, a, b))?;
             Ok(dx)
         }
         None => {
             let mut dx = vec![0.0; tokens * inner];
-            product(&mut dx, Write::Replace);
+            gemm::rows_times(&mut dx, Write::Replace, a, b);
             tensor(dx, (tokens, inner))
         }
     }
 }
 
-/// Gradient with respect to `w`: `dyᵀ x`, `[out, in]`, added to `sum` in place.
-pub(crate) fn accumulate_weight(sum: &Tensor, dy: &Tensor, x: &Tensor) -> Result<(), Error> {
+/// Gradient with respect to `w`: `dyᵀ x`, `[out, in]`, added to `sum` in place, unit by unit of the
+/// layout.
+pub(crate) fn accumulate_weight(
+    sum: &Tensor,
+    dy: &Tensor,
+    x: &Tensor,
+    layout: &RowLayout,
+) -> Result<(), Error> {
     if !is_ours(sum) {
         return composed::accumulate_weight(sum, dy, x);
     }
-    let (tokens, out) = dims(dy)?;
+    let (_, out) = dims(dy)?;
     let (_, inner) = dims(x)?;
     let (dy, x): (&[f32], &[f32]) = (&view(dy)?, &view(x)?);
     update(sum, |sum| {
-        gemm::matmul(
-            MatMut::new(sum, out, inner),
-            Write::Accumulate,
-            Mat::new(dy, tokens, out).t(),
-            Mat::new(x, tokens, inner),
-            Threads::Pool,
-        );
+        for unit in layout.unit_tokens() {
+            let tokens = unit.len();
+            gemm::matmul(
+                MatMut::new(sum, out, inner),
+                Write::Accumulate,
+                Mat::new(&dy[unit.start * out..unit.end * out], tokens, out).t(),
+                Mat::new(&x[unit.start * inner..unit.end * inner], tokens, inner),
+                Threads::Pool,
+            );
+        }
     })
 }
 

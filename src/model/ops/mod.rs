@@ -26,24 +26,56 @@ use rayon::prelude::*;
 
 use super::Error;
 
+/// Most tokens whose gradients are summed in one go, unless a single row has more.
+///
+/// See [`RowLayout::units`].
+pub const UNIT_TOKENS: usize = 512;
+
 /// Where the rows of a batch lie among its tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RowLayout {
     ends: Vec<usize>,
+    /// Numbers of the rows that follow a unit's last.
+    unit_ends: Vec<usize>,
 }
 
 impl RowLayout {
     /// Rows of these lengths, side by side.
     pub fn new(lengths: impl IntoIterator<Item = usize>) -> Self {
-        let mut total = 0;
-        let ends = lengths
-            .into_iter()
-            .map(|len| {
-                total += len;
-                total
-            })
-            .collect();
-        Self { ends }
+        let (mut total, mut unit_start) = (0, 0);
+        let (mut ends, mut unit_ends) = (Vec::new(), Vec::new());
+        for (row, len) in lengths.into_iter().enumerate() {
+            if total > unit_start && total + len - unit_start > UNIT_TOKENS {
+                unit_ends.push(row);
+                unit_start = total;
+            }
+            total += len;
+            ends.push(total);
+        }
+        if !ends.is_empty() {
+            unit_ends.push(ends.len());
+        }
+        Self { ends, unit_ends }
+    }
+
+    /// The rows of each unit: consecutive rows of at most [`UNIT_TOKENS`] in all, or one longer row.
+    ///
+    /// On the CPU a parameter's gradient is the sum over units, in order, of the unit's gradient. As units
+    /// are formed from the first row on, a batch that is cut between units has the units of its
+    /// pieces, and the sum is the same, bit for bit, however a step is cut into micro-batches.
+    pub fn units(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        let starts = std::iter::once(0).chain(self.unit_ends.iter().copied());
+        starts
+            .zip(self.unit_ends.iter().copied())
+            .map(|(start, end)| start..end)
+    }
+
+    /// The tokens of each unit.
+    pub fn unit_tokens(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        self.units().map(|rows| {
+            let start = rows.start.checked_sub(1).map_or(0, |last| self.ends[last]);
+            start..self.ends[rows.end - 1]
+        })
     }
 
     /// Number of tokens in all rows.
@@ -212,7 +244,8 @@ pub(crate) fn lookup_backward(
 ) -> Result<(), Error> {
     if !is_ours(sum) {
         let ids = composed::indices(ids, sum.device())?;
-        return assign(sum, &sum.index_add(&ids, &(dx * f64::from(scale))?, 0)?);
+        let dx = (dx.to_dtype(sum.dtype())? * f64::from(scale))?;
+        return assign(sum, &sum.index_add(&ids, &dx, 0)?);
     }
     let (_, width) = dims(sum)?;
     let dx: &[f32] = &view(dx)?;
@@ -226,14 +259,19 @@ pub(crate) fn lookup_backward(
     })
 }
 
-/// Overwrites the elements of a contiguous tensor; every clone of it sees it.
+/// Overwrites the elements of a contiguous tensor, rounding to its dtype; every clone of it sees it.
 pub(crate) fn assign(to: &Tensor, from: &Tensor) -> Result<(), Error> {
-    Ok(to.slice_set(&from.contiguous()?, 0, 0)?)
+    Ok(to.slice_set(&from.to_dtype(to.dtype())?.contiguous()?, 0, 0)?)
 }
 
 /// Sets every element to zero; every clone of the tensor sees it.
 pub(crate) fn clear(x: &Tensor) -> Result<(), Error> {
     Ok(x.zero_set()?)
+}
+
+/// Zeros in f32, of the shape of a tensor and where it is.
+pub(crate) fn zeros_f32(like: &Tensor) -> Result<Tensor, Error> {
+    Ok(Tensor::zeros(like.shape(), DType::F32, like.device())?)
 }
 
 /// Number of rows and of features of a `[tokens, features]` tensor.

@@ -4,7 +4,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{composed, is_ours, rows_per_task, tensor, update, view};
+use super::{RowLayout, composed, is_ours, rows_per_task, tensor, update, view};
 use crate::model::Error;
 use crate::model::simd::{dot, vectorized};
 
@@ -54,7 +54,7 @@ pub(crate) fn forward(x: &Tensor, w: &Tensor, rms: Rms) -> Result<Tensor, Error>
 }
 
 /// Gradient with respect to `x`, added to `onto` when one is given; the gradient with respect to
-/// `w` is added to `w_sum`.
+/// `w` is added to `w_sum`, unit by unit of the layout.
 ///
 /// With `r = 1 / rms(x)`, `n` features and `g = dy * (offset + w)`: `dx = r g - x r³ (g · x) / n`.
 pub(crate) fn backward(
@@ -62,6 +62,7 @@ pub(crate) fn backward(
     x: &Tensor,
     w: &Tensor,
     rms: Rms,
+    layout: &RowLayout,
     w_sum: &Tensor,
     onto: Option<Tensor>,
 ) -> Result<Tensor, Error> {
@@ -72,16 +73,27 @@ pub(crate) fn backward(
         Some(dx) => dx,
         None => tensor(vec![0.0; x.elem_count()], x.dims())?,
     };
+    let (_, features) = x.dims2()?;
     let (dy, x, w): (&[f32], &[f32], &[f32]) = (&view(dy)?, &view(x)?, &view(w)?);
     let width = w.len();
     let block = width * rows_per_task(width);
-    // One partial sum of dw a task, added in the order of the tasks.
+    // One partial sum of dw a task, added in the order of the tasks; none reaches over a unit's end.
     let mut partial_sums = Vec::new();
     update(&dx, |dx| {
-        dx.par_chunks_mut(block)
-            .zip(dy.par_chunks(block))
-            .zip(x.par_chunks(block))
-            .map(|((dx, dy), x)| {
+        let mut tasks = Vec::new();
+        let mut rest = dx;
+        for unit in layout.unit_tokens() {
+            let elements = unit.start * features..unit.end * features;
+            let (mine, after) = rest.split_at_mut(elements.len());
+            rest = after;
+            let inputs = dy[elements.clone()]
+                .chunks(block)
+                .zip(x[elements].chunks(block));
+            tasks.extend(mine.chunks_mut(block).zip(inputs));
+        }
+        tasks
+            .into_par_iter()
+            .map(|(dx, (dy, x))| {
                 let mut dw = vec![0.0; width];
                 vectorized(
                     #[inline(always)]

@@ -1,0 +1,311 @@
+//! The state of a training run on disk, so that it goes on after an interruption as if there had been none.
+//!
+//! A checkpoint is two files: `step-00000100.safetensors`, which holds f32 weights and both moments of every
+//! parameter, with everything else as JSON in its header's metadata; and `step-00000100.safetensors.b3`,
+//! its BLAKE3 as `b3sum` writes and checks it. The second is published last, so without it the first does
+//! not count, and one flipped bit in either makes the pair invalid.
+
+use std::path::{Path, PathBuf};
+
+use safetensors::{Dtype, SafeTensors};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::fs::{self, Digest, MappedFile};
+use crate::model::{self, Decoder, Entry, Values};
+use crate::optim::AdamW;
+
+/// Folder of the checkpoints in an output folder.
+pub const CHECKPOINTS_DIR: &str = "checkpoints";
+
+/// Key of the JSON in the header's metadata.
+const STATE_KEY: &str = "remit";
+
+const PREFIX: &str = "step-";
+const TENSORS: &str = ".safetensors";
+const DIGEST: &str = ".safetensors.b3";
+
+/// Prefixes of the names of a parameter's weights and of its first and second moment.
+const KINDS: [&str; 3] = ["weight.", "first_moment.", "second_moment."];
+
+/// What can be wrong with checkpoints.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Reading or writing failed.
+    #[error(transparent)]
+    Fs(#[from] fs::Error),
+    /// The model's tensors could not be read or set.
+    #[error(transparent)]
+    Model(#[from] model::Error),
+    /// A checkpoint is not what was written.
+    #[error("the checkpoint {} is damaged: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A checkpoint is whole, but of another model.
+    #[error("the checkpoint {} does not fit the model: {reason}", path.display())]
+    OtherModel {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+}
+
+/// A checkpoint whose digest was checked.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    step: u64,
+    map: MappedFile,
+    state: String,
+}
+
+fn tensors_path(dir: &Path, step: u64) -> PathBuf {
+    dir.join(format!("{PREFIX}{step:08}{TENSORS}"))
+}
+
+fn digest_path(dir: &Path, step: u64) -> PathBuf {
+    dir.join(format!("{PREFIX}{step:08}{DIGEST}"))
+}
+
+/// Steps with a finished checkpoint in a folder, ascending; none if there is no such folder.
+///
+/// # Errors
+///
+/// When the folder can't be listed.
+pub fn steps(dir: &Path) -> Result<Vec<u64>, Error> {
+    let mut steps = Vec::new();
+    if fs::is_dir(dir)? {
+        for name in fs::list(dir)? {
+            let name = name.to_string_lossy();
+            let digits = name
+                .strip_prefix(PREFIX)
+                .and_then(|rest| rest.strip_suffix(DIGEST));
+            steps.extend(digits.and_then(|digits| digits.parse::<u64>().ok()));
+        }
+    }
+    steps.sort_unstable();
+    Ok(steps)
+}
+
+/// Writes the checkpoint of a step: the model's weights, the optimizer's state, and `state` as JSON.
+///
+/// # Errors
+///
+/// When writing fails; there is then no checkpoint of this step.
+pub fn save(
+    dir: &Path,
+    step: u64,
+    state: &impl Serialize,
+    model: &Decoder,
+    optimizer: &AdamW,
+) -> Result<(), Error> {
+    fs::create_dir_all(dir)?;
+    remove(dir, step)?;
+    let state = serde_json::to_string(state).map_err(|_| {
+        model::Error::Internal("the state of a training run can't be written as JSON")
+    })?;
+    let mut entries = Vec::with_capacity(3 * model.parameters().len());
+    for (index, parameter) in model.parameters().iter().enumerate() {
+        let [first, second] = optimizer.moments(index)?;
+        let values = [
+            parameter.values(),
+            Values::Slice(first),
+            Values::Slice(second),
+        ];
+        for (kind, values) in KINDS.iter().zip(values) {
+            entries.push(Entry {
+                name: format!("{kind}{}", parameter.name),
+                dtype: Dtype::F32,
+                shape: parameter.shape().to_vec(),
+                values,
+            });
+        }
+    }
+    let path = tensors_path(dir, step);
+    let digest = model::write_tensors(&path, (STATE_KEY, state), &entries)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    fs::write_atomic(
+        &digest_path(dir, step),
+        format!("{digest}  {name}\n").as_bytes(),
+    )?;
+    Ok(())
+}
+
+/// Removes the checkpoint of a step, or what there is of it; the digest first, so that it never counts in
+/// between.
+///
+/// # Errors
+///
+/// When a file is there and can't be removed.
+pub fn remove(dir: &Path, step: u64) -> Result<(), Error> {
+    for path in [digest_path(dir, step), tensors_path(dir, step)] {
+        match fs::remove_file(&path) {
+            Err(error) if error.is_missing() => {}
+            outcome => outcome?,
+        }
+    }
+    Ok(())
+}
+
+/// Removes all but the newest `keep` checkpoints, and what interrupted writes left behind.
+///
+/// # Errors
+///
+/// When the folder can't be listed or a file can't be removed.
+pub fn prune(dir: &Path, keep: usize) -> Result<(), Error> {
+    let steps = steps(dir)?;
+    for &step in steps.iter().rev().skip(keep) {
+        remove(dir, step)?;
+    }
+    sweep(dir)
+}
+
+/// Removes what interrupted writes left behind: temporary files, and tensors without a digest.
+///
+/// # Errors
+///
+/// When the folder can't be listed or a file can't be removed.
+pub fn sweep(dir: &Path) -> Result<(), Error> {
+    if !fs::is_dir(dir)? {
+        return Ok(());
+    }
+    fs::remove_stale_temps(dir, PREFIX)?;
+    let finished = steps(dir)?;
+    for name in fs::list(dir)? {
+        let name = name.to_string_lossy();
+        let digits = name
+            .strip_prefix(PREFIX)
+            .and_then(|rest| rest.strip_suffix(TENSORS));
+        let step = digits.and_then(|digits| digits.parse::<u64>().ok());
+        if let Some(step) = step.filter(|step| !finished.contains(step)) {
+            remove(dir, step)?;
+        }
+    }
+    Ok(())
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint of a step, and compares it with its digest before parsing a byte of it.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be read, or is not what was written.
+    pub fn open(dir: &Path, step: u64) -> Result<Self, Error> {
+        let path = tensors_path(dir, step);
+        let damaged = |reason: String| Error::Damaged {
+            path: path.clone(),
+            reason,
+        };
+        let sums = fs::read(&digest_path(dir, step))?;
+        let expected: Digest = str::from_utf8(&sums)
+            .ok()
+            .and_then(|text| text.split_whitespace().next())
+            .and_then(|hex| hex.parse().ok())
+            .ok_or_else(|| damaged(format!("its {DIGEST} file holds no BLAKE3")))?;
+        if !fs::exists(&path)? {
+            return Err(damaged("it is missing, but its digest is there".to_owned()));
+        }
+        let map = MappedFile::open(&path)?;
+        let found = Digest::of(&map);
+        if found != expected {
+            return Err(damaged(format!(
+                "its BLAKE3 is {found}, and {expected} was written"
+            )));
+        }
+        let state = SafeTensors::read_metadata(&map)
+            .ok()
+            .and_then(|(_, header)| header.metadata().as_ref()?.get(STATE_KEY).cloned())
+            .ok_or_else(|| damaged(format!("its header has no {STATE_KEY}")))?;
+        Ok(Self {
+            path,
+            step,
+            map,
+            state,
+        })
+    }
+
+    /// The newest checkpoint of a folder that is whole, and why each newer one is not.
+    ///
+    /// # Errors
+    ///
+    /// When the folder can't be listed.
+    pub fn newest(dir: &Path) -> Result<(Option<Self>, Vec<(u64, Error)>), Error> {
+        let mut problems = Vec::new();
+        for step in steps(dir)?.into_iter().rev() {
+            match Self::open(dir, step) {
+                Ok(checkpoint) => return Ok((Some(checkpoint), problems)),
+                Err(error) => problems.push((step, error)),
+            }
+        }
+        Ok((None, problems))
+    }
+
+    /// The step after which it was written.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// The file with its tensors.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What [`save`] was given as state.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be read as that, which another version of remit may have written.
+    pub fn state<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        serde_json::from_str(&self.state).map_err(|error| Error::Damaged {
+            path: self.path.clone(),
+            reason: format!(
+                "its state can't be read ({error}); was it written by another version?"
+            ),
+        })
+    }
+
+    /// Sets the weights of a model and the state of its optimizer.
+    ///
+    /// # Errors
+    ///
+    /// When the tensors are not those of the model.
+    pub fn restore(
+        &self,
+        model: &Decoder,
+        optimizer: &mut AdamW,
+        optimizer_steps: u64,
+    ) -> Result<(), Error> {
+        let tensors = SafeTensors::deserialize(&self.map).map_err(|error| Error::Damaged {
+            path: self.path.clone(),
+            reason: error.to_string(),
+        })?;
+        let mut moments = Vec::with_capacity(model.parameters().len());
+        for (index, parameter) in model.parameters().iter().enumerate() {
+            let values = |kind: &str| {
+                let name = format!("{kind}{}", parameter.name);
+                let tensor = tensors.tensor(&name).ok();
+                tensor
+                    .filter(|tensor| {
+                        tensor.dtype() == Dtype::F32 && tensor.shape() == parameter.shape()
+                    })
+                    .map(|tensor| model::widened(tensor.data(), Dtype::F32))
+                    .ok_or_else(|| Error::OtherModel {
+                        path: self.path.clone(),
+                        reason: format!("it has no {name} of shape {:?} in f32", parameter.shape()),
+                    })
+            };
+            let [weight, first, second] = KINDS.map(values);
+            model.set_parameter(index, weight?)?;
+            moments.push([first?, second?]);
+        }
+        optimizer.restore(optimizer_steps, moments)?;
+        self.map.release(0, self.map.len());
+        Ok(())
+    }
+}

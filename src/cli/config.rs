@@ -1,0 +1,109 @@
+//! Options from a TOML file: its keys are the names of the flags, and flags win.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, Command, Parser};
+
+use crate::fs;
+use crate::pipeline::{BadInput, Usage};
+
+/// The flag that names the file.
+const CONFIG: &str = "config";
+
+/// Parses a command line that may, if the program has the option, name a file with `--config`. What the file gives is put before what was
+/// typed; of options that were typed, or that contradict one that was, it is left out.
+///
+/// # Errors
+///
+/// clap's, and when the file can't be read, is no TOML, or has a key that is no option.
+pub(super) fn parse<A: Parser>(typed: Vec<OsString>) -> Result<A> {
+    // What the file gives need not be typed.
+    let lenient = A::command().mut_args(|arg| arg.required(false));
+    let Ok(matches) = lenient.clone().try_get_matches_from(&typed) else {
+        return Ok(A::try_parse_from(typed)?);
+    };
+    let Some(path) = matches.try_get_one::<PathBuf>(CONFIG).ok().flatten() else {
+        return Ok(A::try_parse_from(typed)?);
+    };
+    let is_typed =
+        |arg: &Arg| matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
+    let mut words = typed;
+    let rest = words.split_off(1.min(words.len()));
+    for (key, value) in read(path)? {
+        let arg = find(&lenient, path, &key)?;
+        let contradicts = lenient.get_arg_conflicts_with(arg);
+        if is_typed(arg) || contradicts.into_iter().any(is_typed) {
+            continue;
+        }
+        words.extend(word(arg, path, &key, &value)?);
+    }
+    words.extend(rest);
+    Ok(A::try_parse_from(words)?)
+}
+
+fn read(path: &Path) -> Result<toml::Table> {
+    let bytes = fs::read(path)?;
+    let parsed = str::from_utf8(&bytes)
+        .map_err(|error| error.to_string())
+        .and_then(|text| {
+            text.parse()
+                .map_err(|error: toml::de::Error| error.to_string())
+        });
+    parsed.map_err(|error| {
+        BadInput(format!(
+            "{} is not TOML: {}",
+            path.display(),
+            error.trim_end()
+        ))
+        .into()
+    })
+}
+
+/// The option of this name.
+fn find<'a>(command: &'a Command, path: &Path, key: &str) -> Result<&'a Arg> {
+    let mut options = command
+        .get_arguments()
+        .filter(|arg| !matches!(arg.get_id().as_str(), CONFIG | "print_config"));
+    if let Some(arg) = options.find(|arg| arg.get_long() == Some(key)) {
+        return Ok(arg);
+    }
+    let with_dashes = key.replace('_', "-");
+    let hint = match command
+        .get_arguments()
+        .any(|arg| arg.get_long() == Some(&with_dashes))
+    {
+        true if with_dashes != key => format!("it is spelled {with_dashes}"),
+        _ => "keys are the names of the flags, without the dashes before them; --help lists them"
+            .to_owned(),
+    };
+    bail!(Usage(format!(
+        "{}: {key} is no option of {}\nhint: {hint}",
+        path.display(),
+        command.get_name()
+    )))
+}
+
+/// What would be typed for a value; nothing for a switch that is off.
+fn word(arg: &Arg, path: &Path, key: &str, value: &toml::Value) -> Result<Option<OsString>> {
+    let is_switch = matches!(arg.get_action(), ArgAction::SetTrue);
+    let text = match value {
+        toml::Value::Boolean(on) if is_switch => {
+            return Ok(on.then(|| format!("--{key}").into()));
+        }
+        _ if is_switch => bail!(Usage(format!(
+            "{}: {key} is {value}; it takes true or false",
+            path.display()
+        ))),
+        toml::Value::String(text) => text.clone(),
+        toml::Value::Integer(number) => number.to_string(),
+        toml::Value::Float(number) => number.to_string(),
+        other => bail!(Usage(format!(
+            "{}: {key} is {other}; it takes a string or a number",
+            path.display()
+        ))),
+    };
+    Ok(Some(format!("--{key}={text}").into()))
+}

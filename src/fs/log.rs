@@ -1,0 +1,82 @@
+//! Files that grow at their end while others read them.
+
+use std::io::{Seek, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+
+use super::{Context, Result, Url, attempt, fault, parent, sync_dir, unsupported};
+
+/// A log: what is appended is handed to the operating system at once, and is durable after
+/// [`Log::sync`].
+#[derive(Debug)]
+pub struct Log {
+    path: PathBuf,
+    file: std::fs::File,
+    size_bytes: u64,
+}
+
+impl Log {
+    /// Opens a log to go on at `size_bytes`, and drops what is behind; 0 begins anew. Creates it if it is
+    /// not there, and locks it against other processes as long as it is open.
+    ///
+    /// # Errors
+    ///
+    /// When it is an object or can't be opened, and when it is shorter than that.
+    pub fn open(path: &Path, size_bytes: u64) -> Result<Self> {
+        if Url::of(path).is_some() {
+            return Err(unsupported("create", path));
+        }
+        let is_new = !super::exists(path)?;
+        let mut file = attempt("create", path, || {
+            std::fs::OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(path)
+        })?;
+        attempt("write", path, || {
+            // Of no use on file systems without locks, and then not asked for.
+            if let Err(std::fs::TryLockError::WouldBlock) = file.try_lock() {
+                return Err(std::io::Error::other("another process writes to it"));
+            }
+            let found = file.metadata()?.len();
+            if found < size_bytes {
+                return Err(std::io::Error::other(format!(
+                    "it has {found} bytes, but had {size_bytes} when the last checkpoint was written"
+                )));
+            }
+            file.set_len(size_bytes)?;
+            file.seek(SeekFrom::Start(size_bytes))
+        })?;
+        if is_new {
+            sync_dir(parent(path))?;
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            size_bytes,
+        })
+    }
+
+    /// Appends bytes.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let allowed = fault::writable(&self.path, rest.len()).during("write", &self.path)?;
+            let (now, later) = rest.split_at_checked(allowed).unwrap_or((rest, &[]));
+            self.file.write_all(now).during("write", &self.path)?;
+            rest = later;
+        }
+        self.size_bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Size so far.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Makes what was appended durable.
+    pub fn sync(&self) -> Result<()> {
+        attempt("sync", &self.path, || self.file.sync_data())
+    }
+}

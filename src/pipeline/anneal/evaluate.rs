@@ -1,0 +1,143 @@
+//! Losses on rows that are not trained on, by source.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::super::StopFlag;
+use crate::batch::{Order, micro_batches, row_tokens};
+use crate::loss::{LossSums, Objective};
+use crate::model::{Decoder, Error};
+use crate::shard::read::{ShardSet, StoredRow};
+
+/// Losses over a source, or over all of them.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SourceLosses {
+    /// As in the shards.
+    pub source: String,
+    /// Number of targets.
+    pub targets: u64,
+    /// The weighted loss, as training has it.
+    pub loss: f64,
+    /// The plain next-token loss, nats a target.
+    pub ntp_loss: f64,
+}
+
+/// One line of eval.jsonl.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// Steps done before it.
+    pub step: u64,
+    /// Number of targets.
+    pub targets: u64,
+    /// The weighted loss, as training has it.
+    pub loss: f64,
+    /// The plain next-token loss, nats a target.
+    pub ntp_loss: f64,
+    /// The same by source, in byte order.
+    pub sources: Vec<SourceLosses>,
+    /// Duration.
+    pub seconds: f64,
+}
+
+/// Rows that are evaluated on.
+pub(in super::super) enum Rows<'a> {
+    /// Of a set, all.
+    Set(&'a ShardSet),
+    /// Of a set, what its order holds out.
+    HeldOut(&'a Order<'a>),
+}
+
+impl Rows<'_> {
+    /// Calls `each` with runs of rows of at most `batch_tokens`, or one longer row.
+    fn batches(
+        &self,
+        batch_tokens: usize,
+        each: &mut dyn FnMut(&[StoredRow]) -> Result<()>,
+    ) -> Result<()> {
+        let mut of_group = |rows: &[StoredRow]| {
+            micro_batches(rows, batch_tokens, 1, row_tokens)
+                .into_iter()
+                .try_for_each(&mut *each)
+        };
+        match self {
+            Self::Set(set) => {
+                for shard in set.shards() {
+                    for group in 0..shard.num_row_groups() {
+                        of_group(&shard.read_row_group(group)?)?;
+                    }
+                }
+            }
+            Self::HeldOut(order) => {
+                for rows in order.held_out() {
+                    of_group(&rows?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Losses of a model on rows, by source. Weights come from the objective, with this model as the learner.
+pub(in super::super) fn losses(
+    model: &Decoder,
+    rows: &Rows<'_>,
+    objective: &Objective,
+    batch_tokens: usize,
+    stop: &StopFlag,
+    next_time: &'static str,
+) -> Result<BTreeMap<Arc<str>, LossSums>> {
+    let mut sums: BTreeMap<Arc<str>, LossSums> = BTreeMap::new();
+    rows.batches(batch_tokens, &mut |rows| {
+        stop.check(next_time)?;
+        let ids: Vec<&[u32]> = rows
+            .iter()
+            .map(|row| row.scored.row.input_ids.as_slice())
+            .collect();
+        let all = model.target_log_probs(&ids)?;
+        for (row, log_probs) in rows.iter().zip(all) {
+            let mut weights = vec![0.0; log_probs.len()];
+            objective
+                .weigh(&row.scored, &log_probs, &mut weights)
+                .map_err(|_| Error::Internal("a row without static weights"))?;
+            sums.entry(Arc::clone(&row.scored.row.source))
+                .or_default()
+                .add(&log_probs, &[], &weights, objective);
+        }
+        Ok(())
+    })?;
+    Ok(sums)
+}
+
+/// Sums by source as a line of eval.jsonl.
+pub(in super::super) fn evaluation(
+    step: u64,
+    sums: &BTreeMap<Arc<str>, LossSums>,
+    objective: &Objective,
+    started: Instant,
+) -> Evaluation {
+    let mut all = LossSums::default();
+    let sources = sums
+        .iter()
+        .map(|(source, sums)| {
+            all.merge(sums);
+            SourceLosses {
+                source: source.to_string(),
+                targets: sums.targets,
+                loss: sums.loss(objective.normalize),
+                ntp_loss: sums.ntp_loss(),
+            }
+        })
+        .collect();
+    Evaluation {
+        step,
+        targets: all.targets,
+        loss: all.loss(objective.normalize),
+        ntp_loss: all.ntp_loss(),
+        sources,
+        seconds: started.elapsed().as_secs_f64(),
+    }
+}

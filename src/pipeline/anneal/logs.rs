@@ -1,0 +1,126 @@
+//! What a run writes while it goes: metrics.jsonl, eval.jsonl and TensorBoard's events.
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use super::StepMetrics;
+use super::evaluate::Evaluation;
+use crate::fs::{self, Log};
+use crate::tensorboard::EventLog;
+
+/// Name of the log in the output folder: one JSON object a step.
+pub const METRICS_FILE: &str = "metrics.jsonl";
+/// Name of the log of evaluations in the output folder: one JSON object each.
+pub const EVAL_FILE: &str = "eval.jsonl";
+
+/// Most sources that TensorBoard gets curves of.
+const MAX_SOURCE_CURVES: usize = 50;
+
+/// Sizes of the logs in bytes, to go back to when a run goes on from a checkpoint.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogSizes {
+    /// metrics.jsonl.
+    pub metrics: u64,
+    /// eval.jsonl; 0 if there is none.
+    pub eval: u64,
+    /// TensorBoard's event file.
+    pub events: u64,
+}
+
+/// The logs of a run.
+pub(super) struct Logs {
+    metrics: Log,
+    eval: Option<Log>,
+    events: EventLog,
+}
+
+fn now() -> f64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0.0, |since| since.as_secs_f64())
+}
+
+impl Logs {
+    /// Opens all logs to go on at these sizes, and drops what is behind.
+    ///
+    /// metrics.jsonl is locked as long as it is open, so that no two runs share a folder.
+    pub fn open(output: &Path, sizes: LogSizes, evaluates: bool) -> Result<Self> {
+        fs::create_dir_all(output)?;
+        let metrics = Log::open(&output.join(METRICS_FILE), sizes.metrics)?;
+        let path = output.join(EVAL_FILE);
+        // Also without evaluations from now on, those so far are kept.
+        let eval = (evaluates || sizes.eval > 0)
+            .then(|| Log::open(&path, sizes.eval))
+            .transpose()?;
+        if eval.is_none() && fs::exists(&path)? {
+            fs::remove_file(&path)?;
+        }
+        Ok(Self {
+            metrics,
+            eval,
+            events: EventLog::open(output, sizes.events, now())?,
+        })
+    }
+
+    /// Logs a step.
+    pub fn step(&mut self, metrics: &StepMetrics) -> Result<()> {
+        self.metrics.append(&line(metrics)?)?;
+        let mut scalars = vec![
+            ("train/loss", metrics.loss),
+            ("train/ntp_loss", metrics.ntp_loss),
+            ("train/lr", metrics.lr),
+            ("train/grad_norm", metrics.grad_norm),
+            ("train/weight_mean", metrics.weight_mean),
+            ("train/weight_at_bounds", metrics.weight_at_bounds),
+            ("train/tokens_per_second", metrics.tokens_per_second),
+        ];
+        if metrics.z_loss != 0.0 {
+            scalars.push(("train/z_loss", metrics.z_loss));
+        }
+        scalars.retain(|(_, value)| value.is_finite());
+        self.events.append(metrics.step, now(), &scalars)?;
+        Ok(())
+    }
+
+    /// Logs an evaluation.
+    pub fn evaluation(&mut self, evaluation: &Evaluation) -> Result<()> {
+        if let Some(log) = &mut self.eval {
+            log.append(&line(evaluation)?)?;
+        }
+        let mut scalars = vec![
+            ("eval/loss".to_owned(), evaluation.loss),
+            ("eval/ntp_loss".to_owned(), evaluation.ntp_loss),
+        ];
+        if evaluation.sources.len() <= MAX_SOURCE_CURVES {
+            scalars.extend(evaluation.sources.iter().map(|source| {
+                let tag = format!("eval_ntp_loss/{}", source.source);
+                (tag, source.ntp_loss)
+            }));
+        }
+        let scalars: Vec<(&str, f64)> = scalars
+            .iter()
+            .map(|(tag, value)| (tag.as_str(), *value))
+            .collect();
+        self.events.append(evaluation.step, now(), &scalars)?;
+        Ok(())
+    }
+
+    /// Makes everything so far durable, and says how much that is.
+    pub fn sync(&self) -> Result<LogSizes> {
+        let size_of = |log: &Log| log.sync().map(|()| log.size_bytes());
+        Ok(LogSizes {
+            metrics: size_of(&self.metrics)?,
+            eval: self.eval.as_ref().map_or(Ok(0), size_of)?,
+            events: size_of(self.events.log())?,
+        })
+    }
+}
+
+fn line(value: &impl Serialize) -> Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    Ok(line)
+}

@@ -1,0 +1,140 @@
+//! What a run is asked for.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::loss::{Normalize, Weighting};
+use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
+use crate::optim::AdamWOptions;
+use crate::schedule::Decay;
+use crate::weight::Center;
+
+/// Default for the tokens of an optimizer step.
+pub const DEFAULT_BATCH_TOKENS: usize = 16_384;
+/// Default for the tokens that are in memory at a time.
+pub const DEFAULT_MICRO_BATCH_TOKENS: usize = 4096;
+/// Default for the steps between two checkpoints.
+pub const DEFAULT_SAVE_EVERY: u64 = 100;
+/// Default for the number of checkpoints that are kept.
+pub const DEFAULT_KEEP: usize = 2;
+/// Default for the largest file of weights: 5 GB, as in transformers.
+pub const DEFAULT_MAX_SHARD_BYTES: u64 = 5_000_000_000;
+
+/// How long a run is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Length {
+    /// This many optimizer steps, over as many epochs as they need.
+    Steps(u64),
+    /// As many steps as it takes to train on this many tokens, over as many epochs as they need.
+    Tokens(u64),
+    /// This many times over the set.
+    Epochs(u64),
+}
+
+/// What is done when a loss or gradient is not finite.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum OnNonFinite {
+    /// It ends the run.
+    #[default]
+    Stop,
+    /// The step is left out and counted. Several in a row end the run all the same.
+    Skip,
+}
+
+/// What is done with checkpoints that are there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Resume {
+    /// Go on from the newest that is whole; begin where there is none.
+    #[default]
+    Auto,
+    /// Begin, in a folder without checkpoints.
+    Never,
+}
+
+/// Rows that losses are measured on while training goes on.
+#[derive(Debug, Clone, PartialEq)]
+pub enum EvalRows {
+    /// All rows of another set.
+    Set(PathBuf),
+    /// This share of the documents, in (0, 1), which is never trained on.
+    Holdout(f64),
+}
+
+/// Everything that a run is asked for.
+#[derive(Debug, Clone)]
+pub struct AnnealOptions {
+    /// Folder of the set.
+    pub weights: PathBuf,
+    /// The model to begin with; `None` for the base of the manifest.
+    pub model: Option<ModelSource>,
+    /// Folder for the annealed model.
+    pub output: PathBuf,
+    /// What targets count for.
+    pub weighting: Weighting,
+    /// Half-width of the interval of weights; `None` for the set's, or the default.
+    pub epsilon: Option<f32>,
+    /// Temperature of the weights; `None` for the set's, or the default.
+    pub temperature: Option<f32>,
+    /// What differences are counted from.
+    pub center: Center,
+    /// What sums are divided by; `None` for targets, with excess-top-k weights.
+    pub normalize: Option<Normalize>,
+    /// Share of a row's targets that excess-top-k selects, in (0, 1].
+    pub top_k_fraction: f64,
+    /// Coefficient of the squared log-sum-exp of the logits; 0 for none.
+    pub z_loss: f64,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Learning rate that the schedule falls to.
+    pub min_learning_rate: f64,
+    /// How the learning rate falls.
+    pub decay: Decay,
+    /// Steps of linear warm-up.
+    pub warmup_steps: u64,
+    /// How long to train.
+    pub length: Length,
+    /// Tokens of an optimizer step.
+    pub batch_tokens: usize,
+    /// Tokens in memory at a time.
+    pub micro_batch_tokens: usize,
+    /// Moments, weight decay and clipping.
+    pub optimizer: AdamWOptions,
+    /// Device that the learner computes on.
+    pub device: DeviceChoice,
+    /// What the learner computes in. Weights, gradients and moments are kept in f32.
+    pub dtype: ComputeDtype,
+    /// Whether blocks are computed a second time in the backward pass, which saves memory.
+    pub activation_checkpointing: bool,
+    /// Most memory that the run may plan with, bytes; `None` for what the machine has.
+    pub max_memory_bytes: Option<u64>,
+    /// Steps between two checkpoints.
+    pub save_every: u64,
+    /// Number of checkpoints that are kept.
+    pub keep: usize,
+    /// What is done with checkpoints that are there.
+    pub resume: Resume,
+    /// Rows to evaluate on.
+    pub eval: Option<EvalRows>,
+    /// Steps between two evaluations; `None` for a tenth of the run.
+    pub eval_every: Option<u64>,
+    /// What is done when a loss or gradient is not finite.
+    pub on_nonfinite: OnNonFinite,
+    /// Most bytes of a file of weights.
+    pub max_shard_bytes: u64,
+    /// Seed of the order of the rows.
+    pub seed: u64,
+    /// The command line and its effective options, for run.json.
+    pub typed: Typed,
+}
+
+/// What was typed, for the record.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Typed {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Every option that is in force, as `--print-config` prints it.
+    pub config: serde_json::Value,
+}

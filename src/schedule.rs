@@ -1,0 +1,137 @@
+//! The learning rate as a function of the optimizer step.
+
+use serde::{Deserialize, Serialize};
+
+/// How the rate falls after the warm-up, as a share of the way from the peak to the floor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Decay {
+    /// `1 - x`, with `x` the share of the steps after the warm-up that are done.
+    #[default]
+    Linear,
+    /// `(1 + cos(pi x)) / 2` (Loshchilov & Hutter, arXiv 1608.03983).
+    Cosine,
+    /// `1 - sqrt(x)` (Hägele et al., arXiv 2405.18392).
+    #[value(name = "1-sqrt")]
+    #[serde(rename = "1-sqrt")]
+    OneMinusSqrt,
+    /// `1`: it stays at the peak.
+    Constant,
+}
+
+impl std::fmt::Display for Decay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Linear => "linear",
+            Self::Cosine => "cosine",
+            Self::OneMinusSqrt => "1-sqrt",
+            Self::Constant => "constant",
+        })
+    }
+}
+
+/// The learning rate of every step: linear warm-up, then decay from the peak to the floor.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Schedule {
+    /// How it decays.
+    pub decay: Decay,
+    /// Rate at the end of the warm-up.
+    pub peak: f64,
+    /// Rate that the step after the last would have; nothing to a constant schedule.
+    pub floor: f64,
+    /// Steps of linear warm-up; the first step of a warm-up of `n` steps has `peak / n`.
+    pub warmup_steps: u64,
+    /// Steps in all.
+    pub num_steps: u64,
+}
+
+impl Schedule {
+    /// The rate of a step, counted from 0.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use remit::schedule::{Decay, Schedule};
+    ///
+    /// let schedule = Schedule { decay: Decay::Linear, peak: 1.0, floor: 0.0, warmup_steps: 0, num_steps: 4 };
+    /// let rates: Vec<f64> = (0..5).map(|step| schedule.rate(step)).collect();
+    /// assert_eq!(rates, [1.0, 0.75, 0.5, 0.25, 0.0]);
+    /// ```
+    pub fn rate(&self, step: u64) -> f64 {
+        if step < self.warmup_steps {
+            return self.peak * (step + 1) as f64 / self.warmup_steps as f64;
+        }
+        let all = self.num_steps.saturating_sub(self.warmup_steps).max(1) as f64;
+        // Counted from the end, so that a linear decay to 0 is `peak * left / all` to the last bit.
+        let left = self.num_steps.saturating_sub(step) as f64 / all;
+        let share = match self.decay {
+            Decay::Linear => left,
+            Decay::Cosine => (1.0 - (std::f64::consts::PI * left).cos()) / 2.0,
+            Decay::OneMinusSqrt => 1.0 - (1.0 - left).max(0.0).sqrt(),
+            Decay::Constant => 1.0,
+        };
+        self.floor + (self.peak - self.floor) * share
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rates(decay: Decay, floor: f64) -> Vec<f64> {
+        let schedule = Schedule {
+            decay,
+            peak: 2.0,
+            floor,
+            warmup_steps: 2,
+            num_steps: 6,
+        };
+        (0..7).map(|step| schedule.rate(step)).collect()
+    }
+
+    #[test]
+    fn warm_up_reaches_the_peak_and_the_end_reaches_the_floor() {
+        assert_eq!(
+            rates(Decay::Linear, 0.0),
+            [1.0, 2.0, 2.0, 1.5, 1.0, 0.5, 0.0]
+        );
+        assert_eq!(
+            rates(Decay::Linear, 1.0),
+            [1.0, 2.0, 2.0, 1.75, 1.5, 1.25, 1.0]
+        );
+        assert_eq!(
+            rates(Decay::Constant, 0.0),
+            [1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+        );
+        for (decay, middle) in [
+            (Decay::Cosine, 1.0),
+            (Decay::OneMinusSqrt, 2.0 - 2.0_f64.sqrt()),
+        ] {
+            let found = rates(decay, 0.0);
+            assert_eq!(found[..3], [1.0, 2.0, 2.0]);
+            assert!(
+                (found[4] - middle).abs() < 1e-12 && found[6].abs() < 1e-12,
+                "{found:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn rates_never_rise_after_the_warm_up_and_stay_above_the_floor() {
+        for decay in [
+            Decay::Linear,
+            Decay::Cosine,
+            Decay::OneMinusSqrt,
+            Decay::Constant,
+        ] {
+            let found = rates(decay, 0.5);
+            assert!(found[1..].is_sorted_by(|a, b| a >= b), "{decay}: {found:?}");
+            assert!(
+                found[2..].iter().all(|rate| *rate >= 0.5),
+                "{decay}: {found:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,678 @@
+//! Training that is interrupted, resumed, configured, evaluated, and that goes wrong.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+use crate::harness::{ANNEAL, INSPECT, Run, SCORE, Workspace, assert_same, visit};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Steps of the runs below.
+const STEPS: u64 = 8;
+
+/// A set of about 8,000 tokens, scored with a pair of tiny models.
+fn scored() -> Workspace {
+    let workspace = Workspace::new();
+    workspace.write_corpus("corpus/a.jsonl", 100);
+    workspace.write_corpus("corpus/b.jsonl", 60);
+    workspace
+        .command(SCORE)
+        .models("tiny-llama", "tiny-llama-base")
+        .args("corpus -o set --seq-len 128")
+        .ok();
+    workspace
+}
+
+fn anneal<'a>(workspace: &'a Workspace, output: &str, more: &str) -> Run<'a> {
+    workspace
+        .command(ANNEAL)
+        .args("--weights set --lr 1e-3 --batch-tokens 1500 --save-every 1")
+        .args("--steps 8 -o")
+        .arg(output)
+        .args(more)
+}
+
+/// What a run leaves that has to be the same whenever it was interrupted.
+fn result(workspace: &Workspace, output: &str) -> (Vec<Value>, Vec<u8>) {
+    visit(&workspace.path(output), &mut |path| {
+        let name = path.file_name().unwrap().to_string_lossy();
+        assert!(!name.starts_with('.'), "{name} was left behind");
+    });
+    let weights = workspace.read(&format!("{output}/model.safetensors"));
+    (workspace.metrics(output), weights)
+}
+
+/// Waits until the checkpoint of a step is complete, then sends a signal.
+fn interrupt(run: Run<'_>, workspace: &Workspace, output: &str, step: u64, signal: &str) -> i32 {
+    let mut child = run.spawn();
+    let path = workspace.path(&format!(
+        "{output}/checkpoints/step-{step:08}.safetensors.b3"
+    ));
+    let started = Instant::now();
+    while !path.exists() && child.try_wait().unwrap().is_none() {
+        assert!(started.elapsed() < DEADLINE, "no checkpoint {step}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let sent = std::process::Command::new("kill")
+        .args([signal, &child.id().to_string()])
+        .status();
+    let status = child.wait().unwrap();
+    assert!(sent.unwrap().success() || status.success());
+    status.code().unwrap_or(-1)
+}
+
+#[test]
+fn a_run_that_is_killed_again_and_again_ends_with_the_same_bits() {
+    let workspace = scored();
+    let options = "--holdout 0.1 --eval-every 3";
+    anneal(&workspace, "whole", options).ok();
+    let expected = result(&workspace, "whole");
+    assert_eq!(expected.0.len() as u64, STEPS);
+    for step in [2, 3, 7] {
+        interrupt(
+            anneal(&workspace, "killed", options),
+            &workspace,
+            "killed",
+            step,
+            "-KILL",
+        );
+    }
+    let ended = anneal(&workspace, "killed", options).ok();
+    ended.check(
+        ended.stdout.contains("went on after step "),
+        "it should say so",
+    );
+    assert!(result(&workspace, "killed") == expected);
+    let evaluations = |output: &str| -> Vec<Value> {
+        let text = workspace.read(&format!("{output}/eval.jsonl"));
+        let lines = std::str::from_utf8(&text).unwrap().lines();
+        lines
+            .map(|line| {
+                let mut line: Value = serde_json::from_str(line).unwrap();
+                line.as_object_mut().unwrap().remove("seconds");
+                line
+            })
+            .collect()
+    };
+    assert_eq!(evaluations("killed"), evaluations("whole"));
+    let steps: Vec<u64> = evaluations("whole")
+        .iter()
+        .map(|line| line["step"].as_u64().unwrap())
+        .collect();
+    assert_eq!(steps, [0, 3, 6, 8]);
+}
+
+#[test]
+fn a_signal_saves_the_last_step_and_exits_with_75() {
+    let workspace = scored();
+    anneal(&workspace, "whole", "").ok();
+    let rare = "--save-every 1000";
+    for signal in ["-TERM", "-INT"] {
+        // Until the first step is logged there is nothing to save.
+        let run = anneal(&workspace, "stopped", "").args(rare);
+        let mut child = run.spawn();
+        let started = Instant::now();
+        let path = workspace.path("stopped/metrics.jsonl");
+        while fs::metadata(&path).map_or(0, |meta| meta.len()) == 0 {
+            assert!(started.elapsed() < DEADLINE);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let _ = std::process::Command::new("kill")
+            .args([signal, &child.id().to_string()])
+            .status();
+        let code = child.wait().unwrap().code();
+        if code != Some(0) {
+            assert_eq!(code, Some(75));
+            let saved = fs::read_dir(workspace.path("stopped/checkpoints"))
+                .unwrap()
+                .count();
+            assert_eq!(saved, 2, "one checkpoint of two files");
+        }
+        anneal(&workspace, "stopped", "").args(rare).ok();
+        assert!(result(&workspace, "stopped") == result(&workspace, "whole"));
+        workspace.remove("stopped");
+    }
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
+    let workspace = scored();
+    anneal(&workspace, "whole", "").ok();
+    let expected = result(&workspace, "whole");
+    let newest = |workspace: &Workspace| -> Vec<String> {
+        let mut names = Vec::new();
+        visit(&workspace.path("run/checkpoints"), &mut |path| {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            names.extend(
+                name.strip_suffix(".b3")
+                    .map(|name| format!("run/checkpoints/{name}")),
+            );
+        });
+        names
+    };
+    type Damage = fn(&mut Vec<u8>);
+    let flip: Damage = |bytes| {
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+    };
+    let cut: Damage = |bytes| bytes.truncate(bytes.len() - 1);
+    for (damage, ending) in [(flip, ""), (cut, ""), (flip, ".b3")] {
+        interrupt(
+            anneal(&workspace, "run", "--keep 3"),
+            &workspace,
+            "run",
+            4,
+            "-KILL",
+        );
+        let names = newest(&workspace);
+        assert!(names.len() >= 3, "{names:?}");
+        let last = names.last().unwrap();
+        workspace.damage(&format!("{last}{ending}"), damage);
+        let ended = anneal(&workspace, "run", "--keep 3").ok();
+        ended.check(
+            ended.stderr.contains("is damaged")
+                && ended.stderr.contains("the one before it is tried"),
+            "it should say what is damaged",
+        );
+        assert!(result(&workspace, "run") == expected);
+        workspace.remove("run");
+    }
+    interrupt(
+        anneal(&workspace, "run", "--keep 3"),
+        &workspace,
+        "run",
+        4,
+        "-KILL",
+    );
+    for name in newest(&workspace) {
+        workspace.damage(&name, flip);
+    }
+    let ended = anneal(&workspace, "run", "").run();
+    ended.check(
+        ended.status.code() == Some(65)
+            && ended
+                .stderr
+                .contains("no checkpoint in run/checkpoints is whole"),
+        "without a whole checkpoint there is nothing to go on from",
+    );
+}
+
+#[test]
+fn only_the_newest_checkpoints_are_kept() {
+    let workspace = scored();
+    for keep in [1, 3] {
+        anneal(&workspace, "run", "--keep")
+            .arg(keep.to_string())
+            .ok();
+        let mut names = Vec::new();
+        visit(&workspace.path("run/checkpoints"), &mut |path| {
+            names.push(path.file_name().unwrap().to_str().unwrap().to_owned());
+        });
+        let expected: Vec<String> = (STEPS - keep + 1..=STEPS)
+            .flat_map(|step| ["", ".b3"].map(|end| format!("step-{step:08}.safetensors{end}")))
+            .collect();
+        assert_eq!(names, expected);
+        workspace.remove("run");
+    }
+}
+
+#[test]
+fn a_checkpoint_goes_on_with_its_own_settings_only() {
+    let workspace = scored();
+    interrupt(anneal(&workspace, "run", ""), &workspace, "run", 3, "-KILL");
+    let before = workspace.snapshot("run/checkpoints");
+    for (change, difference) in [
+        (
+            "--weighting uniform",
+            "--weighting: it was dynamic, now it is uniform",
+        ),
+        ("--seed 1", "--seed: it was 0, now it is 1"),
+        ("--clip none", "--clip: it was 1.0, now it is none"),
+        ("--z-loss 1e-4", "--z-loss: it was 0.0, now it is 0.0001"),
+        ("--epsilon 0.3", "--epsilon: it was 0.2, now it is 0.3"),
+        ("--beta2 0.99", "--beta2: it was 0.95, now it is 0.99"),
+        ("--holdout 0.2", "--holdout: it was none, now it is 0.2"),
+    ] {
+        let ended = anneal(&workspace, "run", change).run();
+        ended.check(
+            ended.status.code() == Some(2)
+                && ended.stderr.contains("was begun with other settings:\n")
+                && ended.stderr.contains(difference),
+            difference,
+        );
+    }
+    let ended = anneal(&workspace, "run", "--resume=never").run();
+    ended.check(
+        ended.status.code() == Some(2)
+            && ended
+                .stderr
+                .contains("run/checkpoints has checkpoints, up to step"),
+        "--resume=never begins in folders without checkpoints only",
+    );
+    assert_same(&before, &workspace.snapshot("run/checkpoints"), "refused");
+    // What changes nothing may change.
+    anneal(
+        &workspace,
+        "run",
+        "--micro-batch-tokens 600 --threads 1 --keep 1 --activation-checkpointing --resume",
+    )
+    .ok();
+    anneal(&workspace, "whole", "").ok();
+    assert!(result(&workspace, "run") == result(&workspace, "whole"));
+}
+
+#[test]
+fn a_finished_run_is_recognized_and_another_is_refused() {
+    let workspace = scored();
+    anneal(&workspace, "run", "").ok();
+    let before = workspace.snapshot("run");
+    let ended = anneal(&workspace, "run", "").ok();
+    ended.check(
+        ended.stdout == "run was finished already: 8 steps\n",
+        "it should say so",
+    );
+    let ended = anneal(&workspace, "run", "--seed 5").run();
+    ended.check(
+        ended.status.code() == Some(2)
+            && ended.stderr.contains("run holds a model already, made with other settings:\n  --seed: it was 0, now it is 5"),
+        "another run must not write over it",
+    );
+    assert_same(&before, &workspace.snapshot("run"), "a finished run");
+}
+
+#[test]
+fn the_micro_batch_changes_no_bit() {
+    let workspace = scored();
+    let mut expected = None;
+    for micro in ["512", "700", "1500", "100000"] {
+        anneal(&workspace, micro, "--z-loss 1e-4 --micro-batch-tokens")
+            .arg(micro)
+            .ok();
+        let found = result(&workspace, micro);
+        assert!(
+            expected.get_or_insert_with(|| found.clone()) == &found,
+            "{micro}"
+        );
+    }
+}
+
+#[test]
+fn weightings_schedules_and_normalizers_do_what_they_say() {
+    let workspace = scored();
+    let metrics = |more: &str| {
+        anneal(&workspace, "run", more).ok();
+        let metrics = workspace.metrics("run");
+        workspace.remove("run");
+        metrics
+    };
+    let number = |step: &Value, key: &str| step[key].as_f64().unwrap();
+    // Of excess-top-k the mean weight is the share that is selected, rounded up row by row.
+    let selected = metrics("--weighting excess-top-k --top-k-fraction 0.25");
+    for step in &selected {
+        assert!(
+            (0.25..0.28).contains(&number(step, "weight_mean")),
+            "{step}"
+        );
+        assert_eq!(number(step, "weight_at_bounds"), 1.0);
+    }
+    let by_targets = metrics("--weighting excess-top-k --top-k-fraction 0.25 --normalize targets");
+    let ratio = number(&by_targets[0], "loss") / number(&selected[0], "loss");
+    assert!((ratio - number(&selected[0], "weight_mean")).abs() < 1e-6);
+    // All of them selected is plain next-token prediction.
+    assert_eq!(
+        metrics("--weighting excess-top-k --top-k-fraction 1")[7]["ntp_loss"],
+        metrics("--weighting uniform")[7]["ntp_loss"]
+    );
+    let rates = |more: &str| -> Vec<f64> {
+        metrics(more)
+            .iter()
+            .map(|step| number(step, "lr"))
+            .collect()
+    };
+    let close = |found: Vec<f64>, expected: [f64; 8]| {
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-12, "{found} {expected}");
+        }
+    };
+    close(
+        rates("--schedule constant --warmup-steps 4"),
+        [0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3],
+    );
+    let linear: [f64; 8] = std::array::from_fn(|i| 1e-4 + 9e-4 * (8 - i) as f64 / 8.0);
+    close(rates("--min-lr 1e-4"), linear);
+    let root: [f64; 8] = std::array::from_fn(|i| 1e-3 * (1.0 - (i as f64 / 8.0).sqrt()));
+    close(rates("--schedule 1-sqrt"), root);
+    let cosine: [f64; 8] =
+        std::array::from_fn(|i| 0.5e-3 * (1.0 + (std::f64::consts::PI * i as f64 / 8.0).cos()));
+    close(rates("--schedule cosine"), cosine);
+    assert!(number(&metrics("--z-loss 1e-2")[0], "z_loss") > 0.0);
+    // Without centring, weights do not average to about 1 where the models differ throughout.
+    assert_ne!(
+        metrics("--center none --epsilon 0.9")[0]["weight_mean"],
+        metrics("--epsilon 0.9")[0]["weight_mean"]
+    );
+}
+
+#[test]
+fn a_length_in_tokens_ends_with_the_step_that_reaches_it() {
+    let workspace = scored();
+    let tokens = |more: &str| -> Vec<u64> {
+        let run = workspace
+            .command(ANNEAL)
+            .args("--weights set -o run --batch-tokens 1500");
+        run.args(more).ok();
+        let metrics = workspace.metrics("run");
+        workspace.remove("run");
+        metrics
+            .iter()
+            .map(|step| step["tokens"].as_u64().unwrap())
+            .collect()
+    };
+    let one_epoch = tokens("--epochs 1");
+    let per_epoch = *one_epoch.last().unwrap();
+    assert_eq!(tokens("--tokens 1"), one_epoch[..1]);
+    let wanted = one_epoch[2] + 1;
+    assert_eq!(tokens(&format!("--tokens {wanted}")), one_epoch[..4]);
+    let two = tokens(&format!("--tokens {}", per_epoch + 1));
+    assert_eq!(two.len(), one_epoch.len() + 1);
+    assert_eq!(tokens("--epochs 2").last(), Some(&(2 * per_epoch)));
+}
+
+#[test]
+fn a_config_file_gives_options_and_flags_win() {
+    let workspace = scored();
+    workspace.write(
+        "run.toml",
+        "# a comment\nweights = \"set\"\nlr = 2e-3\nbatch-tokens = 1500\nepochs = 1\nclip = \"none\"\njson = false\n\
+         activation-checkpointing = true\nweighting = \"uniform\"\n",
+    );
+    let print = |more: &str| {
+        let run = workspace
+            .command(ANNEAL)
+            .args("--config run.toml --print-config");
+        run.args(more).ok().stdout
+    };
+    let effective: BTreeMap<String, toml::Value> =
+        toml::from_str(&print("--steps 3 --lr 1e-3")).unwrap();
+    assert_eq!(effective["lr"].as_float(), Some(1e-3));
+    assert_eq!(effective["steps"].as_integer(), Some(3));
+    assert!(
+        !effective.contains_key("epochs"),
+        "--steps was typed, so the file's epochs do not count"
+    );
+    assert_eq!(effective["clip"].as_str(), Some("none"));
+    assert_eq!(effective["weighting"].as_str(), Some("uniform"));
+    assert_eq!(effective["activation-checkpointing"].as_bool(), Some(true));
+    assert_eq!(effective["min-lr"].as_float(), Some(0.0));
+    assert!(!workspace.path("annealed").exists());
+
+    // What is printed is a config that gives the same again.
+    let printed = print("--steps 3");
+    workspace.write("printed.toml", &printed);
+    let again = workspace
+        .command(ANNEAL)
+        .args("--config printed.toml --print-config")
+        .ok();
+    assert_eq!(again.stdout, printed);
+    workspace
+        .command(ANNEAL)
+        .args("--config printed.toml -o from-file")
+        .ok();
+    workspace
+        .command(ANNEAL)
+        .args("--weights set --lr 2e-3 --batch-tokens 1500 --steps 3 --clip none --weighting uniform -o typed")
+        .ok();
+    assert!(result(&workspace, "from-file") == result(&workspace, "typed"));
+    let run: Value = serde_json::from_slice(&workspace.read("from-file/run.json")).unwrap();
+    assert_eq!(run["config"]["lr"], 2e-3);
+    assert_eq!(run["settings"]["schedule"]["num_steps"], 3);
+}
+
+/// A model in which one token's embedding is so large that rows with it overflow.
+fn poisoned() -> Workspace {
+    let workspace = Workspace::new();
+    workspace.write_corpus("corpus/a.jsonl", 40);
+    workspace
+        .command(SCORE)
+        .models("tiny-olmo2", "tiny-olmo2")
+        .args("corpus -o set")
+        .ok();
+    workspace.copy_model("tiny-olmo2", "model");
+    let before = workspace.read("model/model.safetensors");
+    let (_, header) = SafeTensors::read_metadata(&before).unwrap();
+    let info = header.info("model.embed_tokens.weight").unwrap();
+    let (vocab, width) = (info.shape[0], info.shape[1]);
+    let data = before.len() - header.data_len() + info.data_offsets.0;
+    let bytes_each = (info.data_offsets.1 - info.data_offsets.0) / (vocab * width);
+    // A token of a few of the rows: 3.0e38 in bf16 or f32.
+    let token = 1000;
+    workspace.damage("model/model.safetensors", |bytes| {
+        for i in 0..width {
+            let at = data + (token * width + i) * bytes_each;
+            let value = if i % 2 == 0 { 3.0e38_f32 } else { -3.0e38 };
+            let value = value.to_le_bytes();
+            bytes[at..at + bytes_each].copy_from_slice(&value[4 - bytes_each..]);
+        }
+    });
+    workspace
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run_or_is_skipped_and_counted() {
+    let workspace = poisoned();
+    let run = |more: &str| {
+        let run = workspace.command(ANNEAL);
+        run.args("--weights set --model model -o run --batch-tokens 200 --steps 30 --lr 1e-4")
+            .args(more)
+    };
+    let ended = run("").run();
+    ended.check(
+        ended.status.code() == Some(1)
+            && ended.stderr.contains("error: step ")
+            && ended.stderr.contains("as the log-probability of token")
+            && ended.stderr.contains("row_id ")
+            && ended.stderr.contains(" of a.jsonl, "),
+        "the step and the rows should be named",
+    );
+    assert!(!workspace.path("run/config.json").exists());
+    workspace.remove("run");
+
+    let ended = run("--on-nonfinite skip").ok();
+    let metrics = workspace.metrics("run");
+    assert_eq!(metrics.len(), 30);
+    let skipped: Vec<&Value> = metrics
+        .iter()
+        .filter(|step| step["skipped"] == true)
+        .collect();
+    assert!(
+        !skipped.is_empty() && skipped.len() < 15,
+        "{} skipped",
+        skipped.len()
+    );
+    for step in &skipped {
+        assert_eq!(
+            (&step["loss"], &step["grad_norm"]),
+            (&Value::Null, &Value::Null)
+        );
+        assert!(step["targets"].as_u64().unwrap() > 0);
+    }
+    ended.check(
+        ended
+            .stdout
+            .contains(&format!("{} steps were skipped", skipped.len())),
+        "skipped steps are counted",
+    );
+    let provenance: Value = serde_json::from_slice(&workspace.read("run/remit.json")).unwrap();
+    assert_eq!(provenance["skipped_steps"], skipped.len());
+}
+
+#[test]
+fn steps_that_are_skipped_one_after_another_stop_the_run() {
+    let workspace = scored();
+    let ended = anneal(
+        &workspace,
+        "run",
+        "--lr 1e6 --weight-decay 0 --clip none --on-nonfinite skip --steps 40",
+    )
+    .run();
+    ended.check(
+        ended.status.code() == Some(1)
+            && ended
+                .stderr
+                .contains("10 steps were skipped one after another, and the next is no better"),
+        "a run that has diverged does not end as if it had not",
+    );
+}
+
+#[test]
+fn a_run_that_does_not_fit_is_refused_with_what_to_change() {
+    let workspace = scored();
+    let ended = anneal(&workspace, "run", "--max-memory-bytes 1M").run();
+    ended.check(
+        ended.status.code() == Some(2)
+            && ended.stderr.contains("memory: about ")
+            && ended.stderr.contains(" = weights ")
+            && ended.stderr.contains("--max-memory-bytes allows 1 MB")
+            && ended.stderr.contains("no option makes it fit"),
+        "nothing fits into a megabyte",
+    );
+    let ended = anneal(
+        &workspace,
+        "run",
+        "--micro-batch-tokens 1000000 --batch-tokens 1000000 --max-memory-bytes 80M",
+    )
+    .run();
+    ended.check(
+        ended.status.code() == Some(2) && ended.stderr.contains("hint: with --"),
+        "a smaller micro-batch would fit",
+    );
+}
+
+#[test]
+fn weights_above_the_limit_are_sharded_with_an_index() {
+    let workspace = scored();
+    anneal(&workspace, "one", "").ok();
+    anneal(&workspace, "several", "--max-shard-bytes 100K").ok();
+    assert!(!workspace.path("several/model.safetensors").exists());
+    let index: Value =
+        serde_json::from_slice(&workspace.read("several/model.safetensors.index.json")).unwrap();
+    let map = index["weight_map"].as_object().unwrap();
+    let one = workspace.read("one/model.safetensors");
+    let one = SafeTensors::deserialize(&one).unwrap();
+    let mut total = 0;
+    for name in one.names() {
+        let file = workspace.read(&format!("several/{}", map[name].as_str().unwrap()));
+        let shard = SafeTensors::deserialize(&file).unwrap();
+        let (a, b) = (one.tensor(name).unwrap(), shard.tensor(name).unwrap());
+        assert_eq!(
+            (a.dtype(), a.shape(), a.data()),
+            (b.dtype(), b.shape(), b.data())
+        );
+        total += a.data().len();
+    }
+    assert_eq!(map.len(), one.len());
+    assert_eq!(index["metadata"]["total_size"], total);
+    workspace
+        .command(INSPECT)
+        .args("model several --check-values")
+        .ok();
+}
+
+#[test]
+fn what_is_evaluated_on_another_set_is_what_comparing_the_models_finds() {
+    let workspace = scored();
+    anneal(&workspace, "run", "--eval-weights set").ok();
+    let text = workspace.read("run/eval.jsonl");
+    let last: Value =
+        serde_json::from_str(std::str::from_utf8(&text).unwrap().lines().last().unwrap()).unwrap();
+    let base = crate::harness::model("tiny-llama-base");
+    let compared = workspace
+        .command(INSPECT)
+        .arg("compare")
+        .arg(&base)
+        .args("run --weights set --json")
+        .ok();
+    let compared: Value = serde_json::from_str(&compared.stdout).unwrap();
+    let sources = last["sources"].as_array().unwrap();
+    assert_eq!(sources.len(), 2);
+    for source in sources {
+        let name = source["source"].as_str().unwrap();
+        let other = &compared["sources"][name];
+        assert_eq!(source["targets"], other["targets"]);
+        // The exported weights are those that were trained, in the dtype of the checkpoint.
+        for key in ["ntp_loss", "loss"] {
+            let (ours, theirs) = (
+                source[key].as_f64().unwrap(),
+                other[key][1].as_f64().unwrap(),
+            );
+            assert!(
+                (ours - theirs).abs() < 1e-3,
+                "{name} {key}: {ours} {theirs}"
+            );
+        }
+        assert!(other["ntp_loss"][0].as_f64() > other["ntp_loss"][1].as_f64());
+    }
+    let table = workspace
+        .command(INSPECT)
+        .arg("compare")
+        .arg(&base)
+        .args("run --weights set")
+        .ok();
+    table.check(
+        table.stdout.contains("\nall ") && table.stdout.contains("\nb.jsonl "),
+        "a line a source",
+    );
+}
+
+#[test]
+fn the_printed_order_is_that_of_training() {
+    let workspace = scored();
+    let ids = |more: &str| -> Vec<Vec<u64>> {
+        let run = workspace
+            .command(INSPECT)
+            .args("order set --batch-tokens 1500")
+            .args(more)
+            .ok();
+        run.stdout
+            .lines()
+            .map(|line| {
+                let step: Value = serde_json::from_str(line).unwrap();
+                let ids = step["row_ids"].as_array().unwrap();
+                ids.iter().map(|id| id.as_u64().unwrap()).collect()
+            })
+            .collect()
+    };
+    let epoch = ids("");
+    assert_eq!(ids("--steps 8").len(), 8);
+    assert_eq!(ids("--steps 2"), epoch[..2]);
+    assert_ne!(ids("--seed 1"), epoch);
+    let manifest: Value = serde_json::from_slice(&workspace.read("set/manifest.json")).unwrap();
+    let mut all = epoch.concat();
+    all.sort_unstable();
+    assert_eq!(manifest["totals"]["rows"], all.len());
+    all.dedup();
+    assert_eq!(manifest["totals"]["rows"], all.len());
+    assert!(ids("--holdout 0.3").concat().len() < all.len());
+}
+
+#[test]
+fn two_runs_do_not_share_a_folder() {
+    let workspace = scored();
+    let mut child = anneal(&workspace, "run", "--steps 100000").spawn();
+    let started = Instant::now();
+    while !workspace.path("run/run.json").exists() {
+        assert!(started.elapsed() < DEADLINE);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let ended = anneal(&workspace, "run", "--steps 100000").run();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    ended.check(
+        ended.status.code() == Some(74) && ended.stderr.contains("another process writes to it"),
+        "the second run should be refused",
+    );
+}
