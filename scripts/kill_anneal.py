@@ -3,16 +3,17 @@
     cargo build --release
     python3 scripts/kill_anneal.py 200          # about 3 minutes on 2 cores
 
-In each round remit-anneal is killed with SIGKILL, once or several times in a row, and the same command started again, which
-goes on from the newest checkpoint that is whole. Half of the kills wait until a checkpoint is being written. Now and then
-the signal is SIGTERM, which has to exit with 75, or a byte of the newest checkpoint is flipped before the run goes on, so
-that it has to go back to the one before. When a run has ended with 0, metrics.jsonl and eval.jsonl (timings aside),
-config.json and the weights must be bit for bit those of a run that nobody disturbed, and no temporary file be left.
+In each round remit-anneal is killed with SIGKILL, once or several times in a row, and the same command started again,
+which goes on from the newest checkpoint that is whole. Half of the kills wait until a checkpoint is being written. Now
+and then the signal is SIGTERM, which has to exit with 75, or a byte of the newest checkpoint is flipped before the run
+goes on, so that it has to go back to the one before. When a run has ended with 0, metrics.jsonl and eval.jsonl (timings
+aside), config.json and the weights must be bit for bit those of a run that nobody disturbed, and no temporary file be
+left.
 
-In some rounds a run goes on with another micro-batch. From 512 tokens on that must not change a bit, since gradients are
-summed in units of up to 512 whatever the micro-batch. With less, sums are added in another order: every tensor has to agree to
-1e-6 of its norm. (Not every single number: where a gradient all but vanishes, AdamW makes of its last bits a step of some
-percent of the learning rate.) The argument is the number of kills that have to hit a live process.
+In some rounds a run goes on with another micro-batch. From 512 tokens on that must not change a bit, since gradients
+are summed in units of up to 512 whatever the micro-batch. With less, sums are added in another order: every tensor has
+to agree to 1e-6 of its norm. (Not every single number: where a gradient all but vanishes, AdamW makes of its last bits
+a step of some percent of the learning rate.) The argument is the number of kills that have to hit a live process.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,18 +58,28 @@ KINDS = {
 }
 
 
+@dataclass
 class Tally:
     """What happened so far."""
 
-    def __init__(self):
-        self.kills = self.in_a_write = self.terms = self.flips = self.rounds = self.in_a_row = self.other_micro_batches = 0
+    rounds: int = 0
+    kills: int = 0
+    in_a_row: int = 0
+    in_a_write: int = 0
+    terms: int = 0
+    flips: int = 0
+    other_micro_batches: int = 0
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kills", type=int, nargs="?", default=10)
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the moments; printed, so that a run can be repeated")
-    parser.add_argument("--keep-on-failure", type=Path, metavar="DIR", help="where to copy the folder of a round that failed")
+    parser.add_argument(
+        "--seed", type=int, default=int(time.time()), help="of the moments; printed, so that a run can be repeated"
+    )
+    parser.add_argument(
+        "--keep-on-failure", type=Path, metavar="DIR", help="where to copy the folder of a round that failed"
+    )
     args = parser.parse_args()
     random.seed(args.seed)
     print(f"seed {args.seed}")
@@ -110,6 +122,7 @@ def kill_until(wanted, folder):
         sizes = MICRO_BATCHES if random.random() < 0.25 else MICRO_BATCHES[:1]
         output = folder / "killed"
         used = interrupted_run(lambda size: command(kind, "killed", size), sizes, alone[kind], kind, output, tally)
+        # Also when it has ended: the same command has to find that nothing is left to do.
         used.append(random.choice(sizes))
         last = subprocess.run(command(kind, "killed", used[-1]), capture_output=True, text=True)
         if last.returncode != 0:
@@ -120,14 +133,15 @@ def kill_until(wanted, folder):
             sys.exit(f"round {tally.rounds} ({kind}): " + "; ".join(problems))
         shutil.rmtree(output)
     print(
-        f"{tally.kills} kills in {tally.rounds} rounds, {tally.in_a_row} of them straight after another, {tally.in_a_write} "
-        f"while a checkpoint was written; {tally.terms} SIGTERMs, {tally.flips} damaged checkpoints, "
-        f"{tally.other_micro_batches} rounds with another micro-batch: every run went on and came to the same end"
+        f"{tally.kills} kills in {tally.rounds} rounds, {tally.in_a_row} of them straight after another, "
+        f"{tally.in_a_write} while a checkpoint was written; {tally.terms} SIGTERMs, "
+        f"{tally.flips} damaged checkpoints, {tally.other_micro_batches} rounds with another micro-batch: "
+        "every run went on and came to the same end"
     )
 
 
 def interrupted_run(command_of, sizes, alone, kind, output, tally):
-    """Starts and interrupts a run some number of times, or until it ends by itself; returns the micro-batches it had."""
+    """Starts and interrupts a run some number of times, or until it ends; returns the micro-batches it had."""
     used = []
     killed_before = False
     for attempt in range(random.choice([1, 1, 2, 3, 5])):
@@ -138,7 +152,9 @@ def interrupted_run(command_of, sizes, alone, kind, output, tally):
         aims_at_write = random.random() < 0.5
         log = output.with_suffix(".stderr")
         with log.open("w") as stderr:
-            run = subprocess.Popen(command_of(used[-1]), stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True)
+            run = subprocess.Popen(
+                command_of(used[-1]), stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
+            )
             left = 1 - lines_of(output / "metrics.jsonl") / KINDS[kind].num_steps
             moment = time.monotonic() + random.random() * alone * (0.2 + 0.8 * left)
             # Before its first line a run may not have got to where it listens to SIGTERM.
@@ -170,13 +186,15 @@ def lines_of(path):
 
 def temporary_files(folder):
     try:
-        return [entry.name for entry in os.scandir(folder) if entry.name.startswith(".") or entry.name.endswith(TEMP_SUFFIX)]
+        return [
+            entry.name for entry in os.scandir(folder) if entry.name.startswith(".") or entry.name.endswith(TEMP_SUFFIX)
+        ]
     except FileNotFoundError:
         return []
 
 
 def flip_newest(folder):
-    """Flips a bit of the newest whole checkpoint's tensors, if there is another to go back to. Returns whether it did."""
+    """Flips a bit of the newest whole checkpoint, if there is another to go back to. Returns whether it did."""
     digests = sorted(folder.glob("step-*.b3"))
     if len(digests) < 2:
         return False

@@ -1,19 +1,20 @@
-"""Measures a training step of 42M parameters beside PyTorch and transformers, and what dynamic weights and checkpointing cost.
+"""Measures training steps of 42M parameters, beside PyTorch and transformers: tokens/s and peak memory.
 
     cargo build --release
     python scripts/bench/train_step.py                  # about 15 minutes on 2 cores, with nothing else running
     python scripts/bench/train_step.py --only step --rounds 1 --steps 4          # a quick look
 
-A random llama (vocabulary 32,000, hidden 512, 8 layers of 8 heads, FFN 1408, tied head: 42.1M parameters, f32) takes steps
-of 8 rows x 512 tokens. Both sides train on the same 8 rows again and again, at the same rates and with the same optimizer,
-so their losses have to agree. Every run is a process of its own and the sides take turns, `--rounds` times; ratios are of
-medians, so that what else the machine does touches all of them. A run's time is the median of its steps but the first
-two; its memory is the peak of its resident set.
+A random llama (vocabulary 32,000, hidden 512, 8 layers of 8 heads, FFN 1408, tied head: 42.1M parameters, f32) takes
+steps of 8 rows x 512 tokens. Both sides train on the same 8 rows again and again, at the same rates and with the same
+optimizer, so their losses have to agree. Every run is a process of its own and the sides take turns, `--rounds` times;
+ratios are of medians, so that what else the machine does touches all of them. A run's time is the median of its steps
+but the first two; its memory is the peak of its resident set.
 
 - step: remit-anneal against a loop in PyTorch as one writes it: transformers with its default attention, cross entropy,
   backward, clip, AdamW (fused or foreach, whichever a short trial finds faster).
 - weighting: --weighting dynamic against uniform, in pairs whose first alternates.
-- checkpointing: peak memory with --activation-checkpointing, for rows of 512 and of 2048 tokens, 4096 tokens a micro-batch.
+- checkpointing: peak memory with --activation-checkpointing, for rows of 512 and of 2048 tokens, 4096 tokens a
+  micro-batch.
 """
 
 import argparse
@@ -58,7 +59,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 def make_models(folder):
-    """`folder`/model, and `folder`/reference: the same with noise, near enough that most weights lie between the bounds."""
+    """`folder`/model, and `folder`/reference: the same with a little noise."""
     import torch
     import transformers
 
@@ -134,15 +135,15 @@ class Bench:
         return json.loads(output.splitlines()[-1]), peak
 
     def make_set(self, seq_len):
-        """STEP_TOKENS tokens in rows of `seq_len`, ids with frequencies as of text (Zipf), scored with the reference."""
+        """STEP_TOKENS tokens in rows of `seq_len`, as frequent as words in a text (Zipf), scored with the reference."""
         ranks = np.arange(1, VOCABULARY + 1)
         frequencies = 1.0 / (ranks + 2.7)
         ids = np.random.default_rng(0).choice(VOCABULARY, STEP_TOKENS, p=frequencies / frequencies.sum())
         rows = self.folder / f"rows-{seq_len}.npy"
         np.save(rows, ids.astype(np.uint16).reshape(-1, seq_len))
         command = [self.binaries / "remit-score", rows, "-o", self.folder / f"set-{seq_len}"]
-        command += ["--rl-model", self.folder / "reference", "--seq-len", seq_len, "--packing", "window", "--eos", "never"]
-        measured([*command, "--device", "cpu"])
+        command += ["--rl-model", self.folder / "reference", "--seq-len", seq_len, "--packing", "window"]
+        measured([*command, "--eos", "never", "--device", "cpu"])
 
     def remit(self, weighting, *more, seq_len=SEQ_LEN):
         """A run of remit-anneal."""
@@ -156,7 +157,9 @@ class Bench:
         lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
         targets = STEP_TOKENS - STEP_TOKENS // seq_len
         assert all(line["targets"] == targets for line in lines), "a step should hold the whole set"
-        return Run([STEP_TOKENS / line["tokens_per_second"] for line in lines], [line["ntp_loss"] for line in lines], peak)
+        return Run(
+            [STEP_TOKENS / line["tokens_per_second"] for line in lines], [line["ntp_loss"] for line in lines], peak
+        )
 
     def pytorch(self, kind, steps=None):
         """A run of the loop in PyTorch, with this kind of AdamW."""
@@ -197,7 +200,8 @@ def section_step(bench, rounds, flops_per_token):
         runs[theirs].append(bench.pytorch(kind))
     apart = max(abs(a / b - 1) for a, b in zip(runs[ours][0].losses, runs[theirs][0].losses))
     medians = table(runs, flops_per_token)
-    print(f"losses: {runs[ours][0].losses[0]:.4f} to {runs[ours][0].losses[-1]:.4f}, largest relative difference {apart:.1e}")
+    first, *_, last = runs[ours][0].losses
+    print(f"losses: {first:.4f} to {last:.4f}, largest relative difference {apart:.1e}")
     print(f"tokens/s, remit-anneal / PyTorch: {medians[theirs][0] / medians[ours][0]:.3f}  (at least 1.2)")
     print(f"peak memory, remit-anneal / PyTorch: {medians[ours][1] / medians[theirs][1]:.3f}  (at most 0.60)")
     if apart > 1e-3:
@@ -230,7 +234,10 @@ def section_checkpointing(bench, rounds, flops_per_token):
     # Longer rows cost more attention than this count says.
     medians = table(runs, flops_per_token)
     short, long = (medians[f"rows of {seq_len}, checkpointing"][1] for seq_len in (SEQ_LEN, LONG_SEQ_LEN))
-    print(f"peak memory, rows of {LONG_SEQ_LEN} / rows of {SEQ_LEN}, with checkpointing: {long / short:.3f}  (less than 1.15)")
+    print(
+        f"peak memory, rows of {LONG_SEQ_LEN} / rows of {SEQ_LEN}, with checkpointing: {long / short:.3f}  "
+        "(less than 1.15)"
+    )
 
 
 def main():

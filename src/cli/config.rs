@@ -34,8 +34,18 @@ pub(super) fn parse<A: Parser>(typed: Vec<OsString>) -> Result<A> {
     let rest = words.split_off(1.min(words.len()));
     for (key, value) in read(path)? {
         let arg = find(&lenient, path, &key)?;
-        let contradicts = lenient.get_arg_conflicts_with(arg);
-        if is_typed(arg) || contradicts.into_iter().any(is_typed) {
+        // Either may say that they contradict each other.
+        let contradict = |a: &Arg, b: &Arg| {
+            let others = lenient.get_arg_conflicts_with(a);
+            others.iter().any(|other| other.get_id() == b.get_id())
+        };
+        let is_overruled = lenient
+            .get_arguments()
+            .filter(|other| is_typed(other))
+            .any(|typed| {
+                typed.get_id() == arg.get_id() || contradict(typed, arg) || contradict(arg, typed)
+            });
+        if is_overruled {
             continue;
         }
         words.extend(word(arg, path, &key, &value)?);

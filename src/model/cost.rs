@@ -115,7 +115,8 @@ impl Architecture {
             .max()
             .unwrap_or(0);
         let per_token = (kept + widest + 4 * self.hidden_size) as u64 * F32_BYTES;
-        let logits_rows = super::head::logits_rows(self.vocab_size).min(run.micro_batch_tokens);
+        let logits_rows =
+            super::head::logits_rows(self.vocab_size, self.hidden_size).min(run.micro_batch_tokens);
         AnnealingMemory {
             weights: parameters + narrow,
             // Of a tied embedding, rows that are looked up are summed apart from the head's part.

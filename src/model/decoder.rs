@@ -12,6 +12,7 @@ use super::block::BlockTape;
 use super::block_params::{BlockParams, Norm};
 use super::device::{Compute, ComputeDtype};
 use super::head::Head;
+use super::memory;
 use super::ops::adamw::{self, Moments};
 use super::ops::rope::Rotation;
 use super::ops::{RowLayout, assign, is_ours, lookup, lookup_backward, narrowed, tensor};
@@ -94,6 +95,9 @@ impl Decoder {
         checkpoint: &Checkpoint,
         compute: &Compute,
     ) -> Result<Self, Error> {
+        if compute.trained {
+            memory::keep_freed();
+        }
         let mut parameters = Vec::new();
         for (name, shape) in architecture.tensors() {
             let values = checkpoint.load(&name)?;

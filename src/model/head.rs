@@ -1,8 +1,8 @@
 //! The output head: log-probs of the targets, and the gradient of a weighted sum of their negatives.
 //!
 //! `T` tokens, `N` targets, `V` vocabulary, `H` hidden size. `N x V` logits are never held whole:
-//! scoring sees a tile of [`TOKEN_TILE`] targets x [`VOCAB_TILE`] entries, training one of as many
-//! targets as fit [`LOGITS_BYTES`].
+//! scoring sees a tile of [`TOKEN_TILE`] targets x [`VOCAB_TILE`] entries, training one of
+//! [`logits_rows`] targets.
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -18,16 +18,17 @@ const TOKEN_TILE: usize = 256;
 /// Vocabulary entries that one step of the running log-sum-exp takes in.
 const VOCAB_TILE: usize = 4096;
 
-/// Memory for the logits of a tile when gradients are wanted.
+/// Memory for the logits of a tile when gradients are wanted, at least.
 const LOGITS_BYTES: usize = 64 << 20;
 
-/// Fewest targets of such a tile, however large the vocabulary.
-const LEAST_LOGITS_ROWS: usize = 32;
-
-/// Targets whose logits are held at a time when gradients are wanted.
-pub(super) fn logits_rows(vocab: usize) -> usize {
+/// Targets whose logits are held at a time when gradients are wanted: as many as make logits of the size of
+/// the head `[vocab, width]`, or of [`LOGITS_BYTES`] if that is more.
+///
+/// Each tile reads and writes the sum of the head's gradients once, so with few targets a tile that is what
+/// takes the time.
+pub(super) fn logits_rows(vocab: usize, width: usize) -> usize {
     (LOGITS_BYTES / (vocab * size_of::<f32>()).max(1))
-        .max(LEAST_LOGITS_ROWS)
+        .max(width)
         .min(UNIT_TOKENS)
 }
 
@@ -216,8 +217,8 @@ pub(super) fn weigh_rows(
 /// states.
 ///
 /// The logits of a tile are computed once and turned into their gradient in place, when the rows of
-/// the tile fit; a row whose logits don't fit [`LOGITS_BYTES`] has them computed a second time,
-/// since its weights may depend on its mean over all targets.
+/// the tile fit; a longer row has them computed a second time, since its weights may depend on its mean over
+/// all targets.
 pub(crate) fn gradients(
     hidden: &Tensor,
     head: Head<'_>,
@@ -232,7 +233,7 @@ pub(crate) fn gradients(
     }
     let (vocab, width) = head.weight.dims2()?;
     let cap = head.soft_cap;
-    let tile_rows = logits_rows(vocab);
+    let tile_rows = logits_rows(vocab, width);
     let (hidden_values, head): (&[f32], &[f32]) = (&view(hidden)?, &widened(head.weight)?);
     let mut d_hidden = vec![0.0_f32; hidden_values.len()];
     let mut logits = Vec::new();

@@ -21,6 +21,7 @@ mod gemm;
 mod gradient_tests;
 mod head;
 mod layers;
+mod memory;
 mod ops;
 mod parameters;
 mod rotary;

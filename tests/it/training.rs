@@ -1,6 +1,6 @@
 //! Training that is interrupted, resumed, configured, evaluated, and that goes wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -27,13 +27,24 @@ fn scored() -> Workspace {
     workspace
 }
 
-fn anneal<'a>(workspace: &'a Workspace, output: &str, more: &str) -> Run<'a> {
-    workspace
+/// A run with these options, and with those below that are not among them.
+fn anneal<'a>(workspace: &'a Workspace, output: &str, options: &str) -> Run<'a> {
+    let mut run = workspace
         .command(ANNEAL)
-        .args("--weights set --lr 1e-3 --batch-tokens 1500 --save-every 1")
-        .args("--steps 8 -o")
+        .args("--weights set -o")
         .arg(output)
-        .args(more)
+        .args(options);
+    for (flag, value) in [
+        ("--lr", "1e-3"),
+        ("--batch-tokens", "1500"),
+        ("--save-every", "1"),
+        ("--steps", "8"),
+    ] {
+        if !options.split(' ').any(|word| word == flag) {
+            run = run.arg(flag).arg(value);
+        }
+    }
+    run
 }
 
 /// What a run leaves that has to be the same whenever it was interrupted.
@@ -113,7 +124,7 @@ fn a_signal_saves_the_last_step_and_exits_with_75() {
     let rare = "--save-every 1000";
     for signal in ["-TERM", "-INT"] {
         // Until the first step is logged there is nothing to save.
-        let run = anneal(&workspace, "stopped", "").args(rare);
+        let run = anneal(&workspace, "stopped", rare);
         let mut child = run.spawn();
         let started = Instant::now();
         let path = workspace.path("stopped/metrics.jsonl");
@@ -132,7 +143,7 @@ fn a_signal_saves_the_last_step_and_exits_with_75() {
                 .count();
             assert_eq!(saved, 2, "one checkpoint of two files");
         }
-        anneal(&workspace, "stopped", "").args(rare).ok();
+        anneal(&workspace, "stopped", rare).ok();
         assert!(result(&workspace, "stopped") == result(&workspace, "whole"));
         workspace.remove("stopped");
     }
@@ -448,8 +459,27 @@ fn poisoned() -> Workspace {
     let (vocab, width) = (info.shape[0], info.shape[1]);
     let data = before.len() - header.data_len() + info.data_offsets.0;
     let bytes_each = (info.data_offsets.1 - info.data_offsets.0) / (vocab * width);
-    // A token of a few of the rows: 3.0e38 in bf16 or f32.
-    let token = 1000;
+    // A token that some of the rows have, but not many.
+    workspace
+        .command(INSPECT)
+        .args("export set --tokens tokens.csv")
+        .ok();
+    let mut rows_with: BTreeMap<usize, BTreeSet<&str>> = BTreeMap::new();
+    let tokens = String::from_utf8(workspace.read("tokens.csv")).unwrap();
+    for line in tokens.lines() {
+        let fields: Vec<&str> = line.split(',').collect();
+        // Texts may hold line breaks, and what follows these is no beginning of a line.
+        if fields.get(2) == Some(&"\"a.jsonl\"")
+            && let Ok(id) = fields[4].parse()
+        {
+            rows_with.entry(id).or_default().insert(fields[0]);
+        }
+    }
+    let token = *rows_with
+        .iter()
+        .find(|(_, rows)| (3..=5).contains(&rows.len()))
+        .unwrap()
+        .0;
     workspace.damage("model/model.safetensors", |bytes| {
         for i in 0..width {
             let at = data + (token * width + i) * bytes_each;

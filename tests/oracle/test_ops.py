@@ -1,8 +1,9 @@
 """Every operation whose gradient is written by hand, over random shapes, against PyTorch's autograd in float64.
 
-A Rust test writes the cases: inputs, an upstream gradient, what the operation's forward gave and its gradients, each case a
-safetensors file whose metadata has the name of the operation and its parameters. Here the operation is written out in
-PyTorch, from its definition. REMIT_OPS_CASES names a folder that holds cases already; without it cargo makes them.
+A Rust test writes the cases: inputs, an upstream gradient, what the operation's forward gave and its gradients, each
+case a safetensors file whose metadata has the name of the operation and its parameters. Here the operation is written
+out in PyTorch, from its definition. REMIT_OPS_CASES names a folder that holds cases already; without it cargo makes
+them.
 """
 
 import os
@@ -15,7 +16,7 @@ from safetensors import safe_open
 
 from conftest import ROOT
 
-COMMAND = ["cargo", "test", "--release", "--lib", "--features", "object-store", "--locked", "ops_cases", "--", "--ignored"]
+COMMAND = "cargo test --release --lib --features object-store --locked ops_cases -- --ignored".split()
 # Norm of the difference by the norm; and for single numbers, of the largest number.
 TOLERANCE, LARGEST_TOLERANCE = 1e-5, 5e-5
 # What is no input that a gradient is taken of.
@@ -97,7 +98,9 @@ def attention(case, q, k, v):
     k, v = (t.repeat_interleave(heads // kv_heads, 0) for t in (k, v))
     rows = []
     for row in case.rows(q.shape[1]):
-        scores = soft_capped(q[:, row] @ k[:, row].transpose(1, 2) * case.number("scale"), case.number("soft_cap", "none"))
+        scores = soft_capped(
+            q[:, row] @ k[:, row].transpose(1, 2) * case.number("scale"), case.number("soft_cap", "none")
+        )
         distance = torch.arange(scores.shape[1])[:, None] - torch.arange(scores.shape[1])
         hidden = (distance < 0) | (distance >= window if window is not None else torch.tensor(False))
         rows.append(scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v[:, row])
@@ -117,8 +120,8 @@ def linear(case, x, w, b=None):
 
 
 def latent(case, kv, shared):
-    """Keys [tokens, heads * (plain + rotated)] and values [tokens, heads * value] from `kv`, which has the unrotated key and
-    the value of each head, and `shared`, the rotated part that all heads have in common."""
+    """Keys [tokens, heads * (plain + rotated)] and values [tokens, heads * value] from `kv`, which has the unrotated
+    key and the value of each head, and `shared`, the rotated part that all heads have in common."""
     plain, value = case.size("plain"), case.size("value")
     pairs = kv.unflatten(-1, (-1, plain + value))
     keys = torch.cat([pairs[..., :plain], shared[:, None, :].expand(-1, pairs.shape[1], -1)], -1)
@@ -158,7 +161,9 @@ def cases(tmp_path_factory):
     folder = os.environ.get("REMIT_OPS_CASES")
     if folder is None:
         folder = tmp_path_factory.mktemp("ops")
-        done = subprocess.run(COMMAND, cwd=ROOT, env={**os.environ, "REMIT_OPS_CASES": str(folder)}, capture_output=True, text=True)
+        done = subprocess.run(
+            COMMAND, cwd=ROOT, env={**os.environ, "REMIT_OPS_CASES": str(folder)}, capture_output=True, text=True
+        )
         assert done.returncode == 0, f"{' '.join(COMMAND)}\n{done.stdout}{done.stderr}"
     found = {}
     for path in sorted(Path(folder).glob("case-*.safetensors")):
@@ -170,7 +175,9 @@ def cases(tmp_path_factory):
 def assert_close(found, expected, what, case):
     assert found.shape == expected.shape, f"{what} of {case}: {found.shape} instead of {expected.shape}"
     apart = (found - expected).norm() / expected.norm().clamp(min=1e-9)
-    largest = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-9) if found.numel() else torch.tensor(0.0)
+    largest = (
+        (found - expected).abs().max() / expected.abs().max().clamp(min=1e-9) if found.numel() else torch.tensor(0.0)
+    )
     assert apart < TOLERANCE and largest < LARGEST_TOLERANCE, f"{what} of {case} is off by {apart:.1e}, {largest:.1e}"
 
 
@@ -182,7 +189,9 @@ def check(case):
     if case.op == "head":
         total = outputs.pop("loss")
     elif case.op == "latent":
-        total = (outputs["keys"] * case.tensors["dy_keys"]).sum() + (outputs["values"] * case.tensors["dy_values"]).sum()
+        total = (outputs["keys"] * case.tensors["dy_keys"]).sum() + (
+            outputs["values"] * case.tensors["dy_values"]
+        ).sum()
     else:
         total = (outputs["y"] * case.tensors["dy"]).sum()
     gradients = dict(zip(inputs, torch.autograd.grad(total, list(inputs.values()))))
@@ -213,9 +222,13 @@ def test_cases_vary(op, cases):
     """The parameters that matter take more than one value, and so do the shapes."""
     _, names, parameters = OPERATIONS[op]
     for parameter in parameters:
-        assert len({case.parameters.get(parameter) for case in cases[op]}) > 1, f"{parameter} of {op} is always the same"
+        assert len({case.parameters.get(parameter) for case in cases[op]}) > 1, (
+            f"{parameter} of {op} is always the same"
+        )
     for name in names:
-        assert len({tuple(case.tensors[name].shape) for case in cases[op] if name in case.tensors}) > 1, f"{name} of {op}"
+        assert len({tuple(case.tensors[name].shape) for case in cases[op] if name in case.tensors}) > 1, (
+            f"{name} of {op}"
+        )
     if op == "linear":
         assert {"b" in case.tensors for case in cases[op]} == {False, True}
     if op == "rope":

@@ -1,5 +1,4 @@
-"""What a run logs: TensorBoard's own reader finds the numbers of metrics.jsonl and eval.jsonl, also after a kill, and the losses
-of evaluations are those of transformers."""
+"""What a run logs: TensorBoard's reader finds the numbers of the logs, and evaluations are those of transformers."""
 
 import json
 import os
@@ -78,8 +77,19 @@ def sets(run, corpus, models, tmp_path_factory):
     shutil.copyfile(corpus / "prose" / "visit.txt", evaluate / "visit.txt")
     outputs = [folder / "train-set", folder / "eval-set"]
     for documents, output in zip((train, evaluate), outputs):
-        run("remit-score", documents, "-o", output, "--rl-model", reference, "--base-model", learner, "--seq-len", 96,
-            "--exact")
+        run(
+            "remit-score",
+            documents,
+            "-o",
+            output,
+            "--rl-model",
+            reference,
+            "--base-model",
+            learner,
+            "--seq-len",
+            96,
+            "--exact",
+        )
     return learner, *outputs
 
 
@@ -88,8 +98,25 @@ def logged(run, sets, tmp_path_factory):
     learner, train, evaluate = sets
     output = tmp_path_factory.mktemp("logged") / "annealed"
     started = time.time()
-    run("remit-anneal", "--weights", train, "-o", output, "--steps", STEPS, "--lr", 1e-3, "--batch-tokens", 512,
-        "--micro-batch-tokens", 256, "--eval-weights", evaluate, "--eval-every", EVAL_EVERY)
+    run(
+        "remit-anneal",
+        "--weights",
+        train,
+        "-o",
+        output,
+        "--steps",
+        STEPS,
+        "--lr",
+        1e-3,
+        "--batch-tokens",
+        512,
+        "--micro-batch-tokens",
+        256,
+        "--eval-weights",
+        evaluate,
+        "--eval-every",
+        EVAL_EVERY,
+    )
     return Logged(learner, read_rows(evaluate), output, started, time.time())
 
 
@@ -132,8 +159,19 @@ def test_the_loss_on_other_documents_falls(logged):
 
 def test_held_out_rows_are_evaluated_on_and_not_trained_on(run, sets, tmp_path):
     _, train, _ = sets
-    run("remit-anneal", "--weights", train, "-o", tmp_path / "annealed", "--epochs", 1, "--batch-tokens", 512,
-        "--holdout", 0.3)
+    run(
+        "remit-anneal",
+        "--weights",
+        train,
+        "-o",
+        tmp_path / "annealed",
+        "--epochs",
+        1,
+        "--batch-tokens",
+        512,
+        "--holdout",
+        0.3,
+    )
     held_out = evaluations_of(tmp_path / "annealed")[0]["targets"]
     trained_on = sum(line["targets"] for line in metrics_of(tmp_path / "annealed"))
     targets = sum(len(row["input_ids"]) - 1 for row in read_rows(train))
@@ -143,14 +181,16 @@ def test_held_out_rows_are_evaluated_on_and_not_trained_on(run, sets, tmp_path):
 
 
 def test_a_killed_run_goes_on_without_a_step_twice(run, sets, tmp_path):
-    """What was logged after the newest checkpoint is logged again by the run that goes on, and must not be there twice."""
+    """What was logged after the newest checkpoint is logged again by the run that goes on, and must not stay twice."""
     _, train, evaluate = sets
     output, metrics = tmp_path / "annealed", tmp_path / "annealed" / "metrics.jsonl"
     arguments = ["--weights", train, "-o", output, "--steps", 200, "--batch-tokens", 256, "--save-every", 7]
     arguments += ["--eval-weights", evaluate, "--eval-every", 5]
     binary = Path(os.environ.get("REMIT_BIN", ROOT / "target" / "release")).resolve() / "remit-anneal"
     for wanted in (25, 60):
-        killed = subprocess.Popen([str(binary), *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        killed = subprocess.Popen(
+            [str(binary), *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         while killed.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < wanted):
             time.sleep(0.001)
         killed.kill()

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use super::{CHUNK, assign, is_ours, tensor, to_host, update, view};
 use crate::model::Error;
+use crate::model::simd::vectorized;
 
 /// The moments of one parameter, f32, where the parameter is.
 #[derive(Debug, Clone)]
@@ -110,13 +111,19 @@ pub(crate) fn step(
                     .zip(first.par_chunks_mut(CHUNK))
                     .zip(second.par_chunks_mut(CHUNK))
                     .for_each(|(((p, g), m), v)| {
-                        for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-                            let g = g * c.gradient_scale;
-                            *m += (g - *m) * (1.0 - c.beta1);
-                            *v = *v * c.beta2 + g * g * (1.0 - c.beta2);
-                            let root = v.sqrt() / c.root_correction + c.eps;
-                            *p = *p * c.keep - c.step_size * *m / root;
-                        }
+                        vectorized(
+                            #[inline(always)]
+                            || {
+                                let moments = m.iter_mut().zip(v.iter_mut());
+                                for ((p, g), (m, v)) in p.iter_mut().zip(g).zip(moments) {
+                                    let g = g * c.gradient_scale;
+                                    *m += (g - *m) * (1.0 - c.beta1);
+                                    *v = *v * c.beta2 + g * g * (1.0 - c.beta2);
+                                    let root = v.sqrt() / c.root_correction + c.eps;
+                                    *p = *p * c.keep - c.step_size * *m / root;
+                                }
+                            },
+                        );
                     });
             })
         }

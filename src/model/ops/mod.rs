@@ -25,6 +25,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::Error;
+use super::simd::vectorized;
 
 /// Most tokens whose gradients are summed in one go, unless a single row has more.
 ///
@@ -339,9 +340,20 @@ pub(crate) fn sum_of_squares(x: &Tensor) -> Result<f64, Error> {
         .par_chunks(CHUNK)
         .map(|chunk| {
             let mut lanes = [0.0_f64; 8];
-            for (i, value) in chunk.iter().enumerate() {
-                lanes[i % 8] += f64::from(*value) * f64::from(*value);
-            }
+            vectorized(
+                #[inline(always)]
+                || {
+                    let (whole, rest) = chunk.as_chunks::<8>();
+                    for values in whole {
+                        for (lane, value) in lanes.iter_mut().zip(values) {
+                            *lane += f64::from(*value) * f64::from(*value);
+                        }
+                    }
+                    for (lane, value) in lanes.iter_mut().zip(rest) {
+                        *lane += f64::from(*value) * f64::from(*value);
+                    }
+                },
+            );
             lanes.iter().sum()
         })
         .collect();
