@@ -252,11 +252,11 @@ fn resume(
         ))
         .into());
     }
-    let (newest, damaged) = checkpoint::Checkpoint::newest(&dir)?;
+    let checkpoint::Newest { whole, damaged } = checkpoint::Checkpoint::newest(&dir)?;
     for (_, problem) in &damaged {
         progress.note(&format!("{problem}; the one before it is tried"));
     }
-    let Some(newest) = newest else {
+    let Some(newest) = whole else {
         return match damaged.into_iter().next() {
             None => Ok(None),
             Some((_, problem)) => Err(anyhow::Error::new(problem).context(format!(
