@@ -51,7 +51,7 @@ const ALLOWED: &[(&[&str], &[&str])] = &[
         &["shard::write"],
         &["types", "fs", "pack", "shard::error", "shard::schema"],
     ),
-    (&["batch"], &["types", "shard::error", "shard::read"]),
+    (&["batch"], &["shard::error", "shard::read"]),
     (
         &["pipeline"],
         &[
