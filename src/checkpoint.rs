@@ -176,11 +176,7 @@ pub fn prune(dir: &Path, keep: usize) -> Result<(), Error> {
 }
 
 /// Removes what interrupted writes left behind: temporary files, and tensors without a digest.
-///
-/// # Errors
-///
-/// When the folder can't be listed or a file can't be removed.
-pub fn sweep(dir: &Path) -> Result<(), Error> {
+fn sweep(dir: &Path) -> Result<(), Error> {
     if !fs::is_dir(dir)? {
         return Ok(());
     }

@@ -178,7 +178,8 @@ pub fn run(
     });
     let mut logs = Logs::open(&options.output, state.logs, eval_rows.is_some())?;
     run_file::write(options, &settings, &source, state.step)?;
-    checkpoint::sweep(&options.output.join(CHECKPOINTS_DIR))?;
+    // An interruption may have come between writing a checkpoint and removing older ones.
+    checkpoint::prune(&options.output.join(CHECKPOINTS_DIR), options.keep)?;
     progress.note(&format!(
         "{num_steps} steps of about {} tokens, {} rows in the set, {} held out; {} weights",
         options.batch_tokens,
