@@ -56,6 +56,17 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether a checkpoint is not, or no longer, what was written.
+    fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged { .. } => true,
+            Self::Fs(error) => error.is_missing(),
+            _ => false,
+        }
+    }
+}
+
 /// A checkpoint whose digest was checked.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -239,7 +250,8 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// When the folder can't be listed.
+    /// When the folder can't be listed, and when a checkpoint can't be read for another reason than that it is
+    /// damaged: it may be whole.
     pub fn newest(dir: &Path) -> Result<Newest, Error> {
         let mut damaged = Vec::new();
         for step in steps(dir)?.into_iter().rev() {
@@ -250,7 +262,8 @@ impl Checkpoint {
                         damaged,
                     });
                 }
-                Err(error) => damaged.push((step, error)),
+                Err(error) if error.is_damage() => damaged.push((step, error)),
+                Err(error) => return Err(error),
             }
         }
         Ok(Newest {

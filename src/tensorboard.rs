@@ -26,7 +26,8 @@ pub struct EventLog {
 }
 
 impl EventLog {
-    /// Opens the event file of an output folder to go on at `size_bytes`; 0 begins anew.
+    /// Opens the event file of an output folder to go on at `size_bytes`; 0 begins anew, and so does a file
+    /// that has become shorter, since what it showed is in the other logs.
     ///
     /// # Errors
     ///
@@ -34,7 +35,13 @@ impl EventLog {
     pub fn open(output: &Path, size_bytes: u64, wall_time: f64) -> fs::Result<Self> {
         let dir = output.join(EVENTS_DIR);
         fs::create_dir_all(&dir)?;
-        let mut log = Log::open(&dir.join(EVENTS_FILE), size_bytes)?;
+        let mut log = Log::open(&dir.join(EVENTS_FILE))?;
+        let size_bytes = if log.size_bytes() < size_bytes {
+            0
+        } else {
+            size_bytes
+        };
+        log.go_on_at(size_bytes)?;
         if size_bytes == 0 {
             let mut event = double(1, wall_time);
             event.extend(bytes(3, FILE_VERSION.as_bytes()));

@@ -39,10 +39,13 @@ pub struct WeightFormula {
     temperature: f32,
 }
 
-/// Writes 0.2 as 0.2, also where the number goes through f64, which would make 0.20000000298 of it.
+/// 0.2 for 0.2, also where the number goes through f64, which would make 0.20000000298 of it.
+pub(crate) fn shortest_decimal(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}
+
 fn shortest<S: serde::Serializer>(value: &f32, serializer: S) -> Result<S::Ok, S::Error> {
-    let decimal = value.to_string().parse::<f64>();
-    serializer.serialize_f64(decimal.unwrap_or(f64::from(*value)))
+    serializer.serialize_f64(shortest_decimal(*value))
 }
 
 #[derive(Deserialize)]
@@ -194,7 +197,8 @@ pub fn excess_top_k(fraction: f64, reference: &[f32], current: &[f32], weights: 
     let excess: Vec<f64> = reference.iter().zip(current).map(delta).collect();
     let mut order: Vec<usize> = (0..excess.len()).collect();
     order.sort_by(|&a, &b| excess[b].total_cmp(&excess[a]));
-    let selected = (fraction * excess.len() as f64).ceil() as usize;
+    // Less a trifle, as 0.07 of 100 targets would else be 8.
+    let selected = ((fraction * excess.len() as f64 - 1e-9).ceil() as usize).max(1);
     weights.fill(0.0);
     for &target in order.iter().take(selected) {
         weights[target] = 1.0;
@@ -232,6 +236,20 @@ mod tests {
         let want = 2.0 / (1.0 + (-0.1_f64).exp());
         assert!((f64::from(out[0]) - want).abs() < 1e-6);
         assert!((want - 1.05).abs() < 1e-4);
+    }
+
+    #[test]
+    fn a_share_of_a_round_number_is_not_rounded_up() {
+        for (fraction, targets, expected) in [(0.07, 100, 7.0), (0.55, 100, 55.0), (1e-9, 3, 1.0)] {
+            let mut out = vec![0.0; targets];
+            excess_top_k(
+                fraction,
+                &vec![-1.0; targets],
+                &vec![-2.0; targets],
+                &mut out,
+            );
+            assert_eq!(out.iter().sum::<f32>(), expected, "{fraction}");
+        }
     }
 
     #[test]
@@ -284,7 +302,7 @@ mod tests {
             let mut out = vec![0.5; reference.len()];
             excess_top_k(fraction, &reference, &current, &mut out);
             let selected = out.iter().filter(|w| **w == 1.0).count();
-            prop_assert_eq!(selected, (fraction * out.len() as f64).ceil() as usize);
+            prop_assert_eq!(selected, ((fraction * out.len() as f64 - 1e-9).ceil() as usize).max(1));
             prop_assert!(out.iter().all(|w| *w == 0.0 || *w == 1.0));
             let excess = |i: usize| f64::from(reference[i]) - f64::from(current[i]);
             for (i, a) in out.iter().enumerate() {

@@ -9,11 +9,13 @@
 //! [`Cursor`] is all that a run needs to go on where it stopped.
 
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use serde::{Deserialize, Serialize};
 
 use crate::shard::Error;
-use crate::shard::read::{ShardSet, StoredRow};
+use crate::shard::read::{ShardFile, ShardSet, StoredRow};
 use stream::Stream;
 
 /// Most tokens of a shuffle window, unless a single row group has more. At 12 bytes a token (id,
@@ -32,6 +34,8 @@ struct Group {
     lengths: Vec<u32>,
     /// Numbers of the rows that are held out, ascending.
     held_out: Vec<u32>,
+    /// Numbers of the rows that are neither held out nor trained on, ascending.
+    left_out: Vec<u32>,
     tokens: u64,
 }
 
@@ -98,41 +102,32 @@ impl<'a> Order<'a> {
         window_tokens: u64,
     ) -> Result<Self, Error> {
         use rayon::prelude::*;
-        let places: Vec<(usize, usize)> = set
+        let groups: Vec<Vec<Group>> = set
             .shards()
-            .iter()
+            .par_iter()
             .enumerate()
-            .flat_map(|(shard, file)| (0..file.num_row_groups()).map(move |group| (shard, group)))
-            .collect();
-        let groups = places
-            .into_par_iter()
-            .map(|(shard, group)| {
-                let file = &set.shards()[shard];
-                let (lengths, held_out) = match holdout {
-                    None => (file.row_lengths(group)?, Vec::new()),
-                    Some(fraction) => {
-                        let rows = file.read_row_group(group)?;
-                        let lengths = rows.iter().map(|row| row_tokens(row) as u32).collect();
-                        let held = (0..)
-                            .zip(&rows)
-                            .filter(|(_, row)| is_held_out(row, fraction));
-                        (lengths, held.map(|(number, _)| number).collect())
-                    }
-                };
-                let mut group = Group {
-                    shard,
-                    group,
-                    lengths,
-                    held_out,
-                    tokens: 0,
-                };
-                group.tokens = group
-                    .trained()
-                    .map(|row| u64::from(group.lengths[row]))
-                    .sum();
-                Ok(group)
+            .map(|(shard, file)| {
+                let mut groups = Vec::with_capacity(file.num_row_groups());
+                for group in 0..file.num_row_groups() {
+                    groups.push(Group {
+                        shard,
+                        group,
+                        lengths: file.row_lengths(group)?,
+                        held_out: Vec::new(),
+                        left_out: Vec::new(),
+                        tokens: 0,
+                    });
+                }
+                if let Some(fraction) = holdout {
+                    hold_out(&mut groups, file, fraction)?;
+                }
+                for group in &mut groups {
+                    group.tokens = group.trained().map(|row| group.length(row)).sum();
+                }
+                Ok(groups)
             })
             .collect::<Result<_, Error>>()?;
+        let groups = groups.concat();
         Ok(Self {
             set,
             seed,
@@ -141,10 +136,19 @@ impl<'a> Order<'a> {
         })
     }
 
-    /// Tokens of the longest row that is trained on.
+    /// Tokens of the longest row that is trained on; 0 if there is none.
     pub fn longest_row(&self) -> u32 {
         let longest = |group: &Group| group.trained().map(|row| group.lengths[row]).max();
         self.groups.iter().filter_map(longest).max().unwrap_or(0)
+    }
+
+    /// Tokens of the longest row that is held out; 0 if there is none.
+    pub fn longest_held_out_row(&self) -> u32 {
+        let lengths = |group: &Group| -> Option<u32> {
+            let held = group.held_out.iter();
+            held.map(|&row| group.lengths[row as usize]).max()
+        };
+        self.groups.iter().filter_map(lengths).max().unwrap_or(0)
     }
 
     /// Number of tokens of an epoch.
@@ -155,6 +159,12 @@ impl<'a> Order<'a> {
     /// Number of rows that are held out.
     pub fn num_held_out(&self) -> u64 {
         self.groups.iter().map(|g| g.held_out.len() as u64).sum()
+    }
+
+    /// Number of rows that are neither trained on nor held out, since they hold a part of a document of which
+    /// another part is on the other side.
+    pub fn num_left_out(&self) -> u64 {
+        self.groups.iter().map(|g| g.left_out.len() as u64).sum()
     }
 
     /// Tokens of the longest window, of any epoch: no window has more, unless a row group has.
@@ -215,38 +225,44 @@ impl<'a> Order<'a> {
         self.groups[group].lengths[row] as usize
     }
 
-    /// Tokens of every step of an epoch, in order.
-    pub fn step_tokens(&self, epoch: u64, batch_tokens: usize) -> Vec<u64> {
+    /// Calls `each` with the rows of every step of an epoch, in order.
+    fn each_step(&self, epoch: u64, batch_tokens: usize, mut each: impl FnMut(&[Place])) {
         let mut packer = StepPacker::new(batch_tokens);
-        let mut steps = Vec::new();
-        let mut tokens = 0;
+        let mut open = Vec::new();
         for (number, window) in self.windows(epoch).iter().enumerate() {
             for place in self.places(epoch, number, window) {
                 if packer.starts_new_step(self.length(place)) {
-                    steps.push(std::mem::take(&mut tokens));
+                    each(&open);
+                    open.clear();
                 }
-                tokens += self.length(place) as u64;
+                open.push(place);
             }
         }
-        steps.extend((tokens > 0).then_some(tokens));
+        if !open.is_empty() {
+            each(&open);
+        }
+    }
+
+    /// Tokens of every step of an epoch, in order.
+    pub fn step_tokens(&self, epoch: u64, batch_tokens: usize) -> Vec<u64> {
+        let mut steps = Vec::new();
+        self.each_step(epoch, batch_tokens, |places| {
+            let tokens: usize = places.iter().map(|&place| self.length(place)).sum();
+            steps.push(tokens as u64);
+        });
         steps
     }
 
     /// The row ids of the steps of an epoch, without decoding a row.
     pub fn row_ids(&self, epoch: u64, batch_tokens: usize) -> Vec<Vec<u64>> {
-        let mut packer = StepPacker::new(batch_tokens);
         let mut steps = Vec::new();
-        let mut open = Vec::new();
-        for (number, window) in self.windows(epoch).iter().enumerate() {
-            for place in self.places(epoch, number, window) {
-                if packer.starts_new_step(self.length(place)) {
-                    steps.push(std::mem::take(&mut open));
-                }
-                let Group { shard, group, .. } = self.groups[place.0];
-                open.push(self.set.shards()[shard].row_id(group, place.1));
-            }
-        }
-        steps.extend((!open.is_empty()).then_some(open));
+        self.each_step(epoch, batch_tokens, |places| {
+            let id = |&(group, row): &Place| {
+                let Group { shard, group, .. } = self.groups[group];
+                self.set.shards()[shard].row_id(group, row)
+            };
+            steps.push(places.iter().map(id).collect());
+        });
         steps
     }
 
@@ -310,20 +326,57 @@ impl Group {
         self.held_out.binary_search(&row).is_ok()
     }
 
-    /// Numbers of the rows that are not held out.
+    /// Numbers of the rows that are trained on.
     fn trained(&self) -> impl Iterator<Item = usize> + '_ {
+        let is_left_out = |row: &u32| self.left_out.binary_search(row).is_ok();
         (0..)
-            .zip(&self.lengths)
-            .filter(|(row, _)| self.held_out.is_empty() || !self.is_held_out(*row))
-            .map(|(row, _)| row as usize)
+            .take(self.lengths.len())
+            .filter(move |row| !self.is_held_out(*row) && !is_left_out(row))
+            .map(|row| row as usize)
     }
+
+    fn length(&self, row: usize) -> u64 {
+        u64::from(self.lengths[row])
+    }
+}
+
+/// Divides the rows of a shard into those that are trained on, held out, and left out of both: a row with a part
+/// of a document of which another part is on the other side, in the row before or after it, would give
+/// away what the model is tested on.
+fn hold_out(groups: &mut [Group], file: &ShardFile, fraction: f64) -> Result<(), Error> {
+    // Whether a row is held out, and whether it goes on with the document of the row before.
+    let mut rows = Vec::new();
+    let mut starts = Vec::new();
+    for group in 0..groups.len() {
+        starts.push(rows.len());
+        for row in file.read_row_group(group)? {
+            let goes_on = row.scored.row.doc_starts.first() != Some(&0);
+            rows.push((is_held_out(&row, fraction), goes_on));
+        }
+    }
+    for (group, start) in groups.iter_mut().zip(starts) {
+        for number in 0..group.lengths.len() {
+            let at = start + number;
+            let (is_held, goes_on) = rows[at];
+            let before = at.checked_sub(1).map(|before| rows[before].0);
+            let shares =
+                (goes_on && before == Some(true)) || rows.get(at + 1) == Some(&(true, true));
+            let number = number as u32;
+            match is_held {
+                true => group.held_out.push(number),
+                false if shares => group.left_out.push(number),
+                false => {}
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Whether a row belongs to the held-out share of the documents, in [0, 1).
 ///
-/// What is held out are documents, not rows: all rows of a document are, or none. The choice is a hash of
-/// source and number of the document, so it depends neither on the seed nor on the packing's other
-/// documents. A row of several documents goes with its first.
+/// The choice is a hash of source and number of the row's first document, so that it does not depend on the seed,
+/// and all rows of a document that stands in rows of its own are held out, or none. Where rows hold several
+/// documents, [`Order`] leaves out what stands on both sides.
 pub fn is_held_out(row: &StoredRow, fraction: f64) -> bool {
     let row = &row.scored.row;
     let mut key = Vec::from(*b"remit holdout 1");
@@ -450,149 +503,4 @@ fn runs_of<'a, T>(rows: &'a [T], limit: usize, length: &impl Fn(&T) -> usize) ->
         runs.push(&rows[start..]);
     }
     runs
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::shard::tests::finished_set;
-    use proptest::prelude::*;
-
-    fn ids(rows: &[StoredRow]) -> Vec<u32> {
-        rows.iter().map(|row| row.scored.row.input_ids[0]).collect()
-    }
-
-    fn epoch(order: &Order<'_>, epoch: u64, batch_tokens: usize) -> Vec<Step> {
-        order
-            .steps_from(Cursor { epoch, rows: 0 }, batch_tokens)
-            .collect::<Result<_, _>>()
-            .unwrap()
-    }
-
-    #[test]
-    fn every_row_comes_once_an_epoch_and_every_epoch_in_another_order() {
-        let dir = tempfile::tempdir().unwrap();
-        let set = finished_set(dir.path(), 3, 40);
-        for window_tokens in [1, 200, SHUFFLE_WINDOW_TOKENS] {
-            let order = Order::with_window(&set, 1, None, window_tokens).unwrap();
-            let rows = |e, seed_order: &Order<'_>| {
-                let steps = epoch(seed_order, e, 64);
-                assert_eq!(
-                    steps.iter().map(Step::num_tokens).collect::<Vec<_>>(),
-                    seed_order.step_tokens(e, 64)
-                );
-                let row_ids =
-                    |step: &Step| step.rows.iter().map(|row| row.row_id).collect::<Vec<_>>();
-                assert_eq!(
-                    steps.iter().map(row_ids).collect::<Vec<_>>(),
-                    seed_order.row_ids(e, 64)
-                );
-                assert!(steps.iter().all(|step| step.epoch == e));
-                ids(&steps
-                    .into_iter()
-                    .flat_map(|step| step.rows)
-                    .collect::<Vec<_>>())
-            };
-            let first = rows(0, &order);
-            let mut sorted = first.clone();
-            sorted.sort_unstable();
-            assert_eq!(sorted, (0..120).collect::<Vec<_>>());
-            assert_eq!(first, rows(0, &order));
-            assert_ne!(first, rows(1, &order));
-            let other = Order::with_window(&set, 2, None, window_tokens).unwrap();
-            assert_ne!(first, rows(0, &other));
-        }
-    }
-
-    #[test]
-    fn the_order_does_not_depend_on_the_step_size() {
-        let dir = tempfile::tempdir().unwrap();
-        let set = finished_set(dir.path(), 2, 30);
-        let order = Order::new(&set, 9, None).unwrap();
-        let rows = |batch_tokens| -> Vec<StoredRow> {
-            epoch(&order, 0, batch_tokens)
-                .into_iter()
-                .flat_map(|step| step.rows)
-                .collect()
-        };
-        assert_eq!(rows(1), rows(100));
-        assert_eq!(rows(1), rows(1_000_000));
-        assert_eq!(epoch(&order, 0, 1).len(), 60);
-        assert_eq!(epoch(&order, 0, 1_000_000).len(), 1);
-    }
-
-    #[test]
-    fn a_cursor_leads_to_the_very_steps_that_would_have_followed() {
-        let dir = tempfile::tempdir().unwrap();
-        let set = finished_set(dir.path(), 3, 40);
-        for window_tokens in [1, 200, SHUFFLE_WINDOW_TOKENS] {
-            let order = Order::with_window(&set, 5, Some(0.1), window_tokens).unwrap();
-            let all = epoch(&order, 1, 64);
-            for (i, step) in all.iter().enumerate() {
-                let rest: Vec<Step> = order
-                    .steps_from(step.end, 64)
-                    .collect::<Result<_, _>>()
-                    .unwrap();
-                assert_eq!(rest, all[i + 1..]);
-            }
-        }
-    }
-
-    #[test]
-    fn documents_are_held_out_whole_whatever_the_seed_and_never_trained_on() {
-        let dir = tempfile::tempdir().unwrap();
-        let set = finished_set(dir.path(), 3, 400);
-        let order = Order::new(&set, 0, Some(0.25)).unwrap();
-        let held = order
-            .held_out()
-            .collect::<Result<Vec<_>, _>>()
-            .unwrap()
-            .concat();
-        assert_eq!(held.len() as u64, order.num_held_out());
-        let documents = |rows: &[StoredRow]| -> std::collections::BTreeSet<(String, u64)> {
-            let document =
-                |r: &StoredRow| (r.scored.row.source.to_string(), r.scored.row.doc_index);
-            rows.iter().map(document).collect()
-        };
-        let held_documents = documents(&held);
-        for seed in [0, 1] {
-            let order = Order::new(&set, seed, Some(0.25)).unwrap();
-            let trained: Vec<StoredRow> = epoch(&order, 0, 64)
-                .into_iter()
-                .flat_map(|step| step.rows)
-                .collect();
-            assert_eq!(trained.len() + held.len(), 1200);
-            assert!(documents(&trained).is_disjoint(&held_documents));
-            assert_eq!(
-                order.num_tokens(),
-                trained
-                    .iter()
-                    .map(|row| row_tokens(row) as u64)
-                    .sum::<u64>()
-            );
-        }
-        let share = held_documents.len() as f64
-            / documents(&epoch(&Order::new(&set, 0, None).unwrap(), 0, 1_000_000)[0].rows).len()
-                as f64;
-        assert!((0.15..0.35).contains(&share), "{share}");
-    }
-
-    proptest! {
-        #[test]
-        fn micro_batches_cover_the_step_in_order_fit_and_split_no_unit(
-            lengths in proptest::collection::vec(1_usize..50, 0..40),
-            limit in 1_usize..100,
-            unit in 1_usize..60,
-        ) {
-            let runs = micro_batches(&lengths, limit, unit, |len| *len);
-            prop_assert_eq!(runs.concat(), lengths.as_slice());
-            for run in &runs {
-                prop_assert!(run.len() == 1 || run.iter().sum::<usize>() <= limit);
-            }
-            let units = |rows: &[usize]| -> Vec<Vec<usize>> {
-                runs_of(rows, unit.min(limit), &|len| *len).into_iter().map(<[_]>::to_vec).collect()
-            };
-            prop_assert_eq!(runs.iter().flat_map(|run| units(run)).collect::<Vec<_>>(), units(&lengths));
-        }
-    }
 }

@@ -1,6 +1,6 @@
 //! The command line of remit-anneal.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::Parser;
@@ -20,7 +20,7 @@ use crate::pipeline::anneal::{
 };
 use crate::pipeline::{self, StopFlag, Usage};
 use crate::schedule::Decay;
-use crate::weight::Center;
+use crate::weight::{Center, shortest_decimal};
 
 /// Train a base model on a scored set, each token weighted by what an RL-tuned model thinks of it
 ///
@@ -33,14 +33,17 @@ use crate::weight::Center;
 pub struct AnnealArgs {
     /// Folder that remit-score made
     #[arg(long, value_name = "DIR")]
+    #[serde(serialize_with = "lossy")]
     weights: PathBuf,
 
     /// Model to begin with, a Hugging Face directory [default: the base that the set was scored with]
     #[arg(long, value_name = "DIR")]
+    #[serde(serialize_with = "lossy_option")]
     model: Option<PathBuf>,
 
     /// Folder for the annealed model
     #[arg(short, long, value_name = "DIR", default_value = "annealed")]
+    #[serde(serialize_with = "lossy")]
     output: PathBuf,
 
     /// TOML file of options, by the names of these flags; a flag that is typed wins
@@ -147,7 +150,7 @@ pub struct AnnealArgs {
     on_nonfinite: OnNonFinite,
 
     /// Seed of the order of the rows
-    #[arg(long, default_value_t = 0, help_heading = OPTIMIZER)]
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64), help_heading = OPTIMIZER)]
     seed: u64,
 
     /// Tokens that are in memory at a time; gradients of a step are summed over its micro-batches, and
@@ -191,6 +194,7 @@ pub struct AnnealArgs {
 
     /// Folder of another set to measure losses on, by source, into eval.jsonl
     #[arg(long, value_name = "DIR", conflicts_with = "holdout", help_heading = OUTPUT)]
+    #[serde(serialize_with = "lossy_option")]
     eval_weights: Option<PathBuf>,
 
     /// Share of the documents that is never trained on, to measure losses on
@@ -223,10 +227,18 @@ Examples:
 
 /// A number of single precision with as many digits as it needs.
 fn shortest<S: Serializer>(value: &Option<f32>, serializer: S) -> Result<S::Ok, S::Error> {
-    match value.map(|value| value.to_string().parse::<f64>()) {
-        Some(Ok(value)) => serializer.serialize_some(&value),
-        _ => serializer.serialize_none(),
-    }
+    value.map(shortest_decimal).serialize(serializer)
+}
+
+/// A path, with replacement characters where it is not Unicode.
+fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
+}
+
+/// As [`lossy`].
+fn lossy_option<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    let text = path.as_ref().map(|path| path.display().to_string());
+    text.serialize(serializer)
 }
 
 fn displayed<S: Serializer>(
@@ -450,8 +462,12 @@ fn as_text(report: &AnnealReport) -> String {
     }
     if report.skipped_steps > 0 {
         text.push_str(&format!(
-            "{} steps were skipped, since their loss or gradient was not finite\n",
-            report.skipped_steps
+            "{} steps were skipped, since their loss or gradient was not finite{}\n",
+            report.skipped_steps,
+            match report.skipped_at_end {
+                0 => String::new(),
+                n => format!("; the last {n} were among them, so the model may have diverged"),
+            }
         ));
     }
     if let Some(evaluation) = &report.evaluation {
@@ -477,6 +493,7 @@ fn as_json(report: &AnnealReport) -> Result<String> {
         "steps": report.steps,
         "resumed_after": report.resumed_after,
         "skipped_steps": report.skipped_steps,
+        "skipped_at_end": report.skipped_at_end,
         "tokens": report.tokens,
         "own_tokens": report.own_tokens,
         "seconds": report.seconds,

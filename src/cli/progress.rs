@@ -26,6 +26,8 @@ struct State {
     task: &'static str,
     total: u64,
     done: u64,
+    /// What was done before the task began.
+    done_before: u64,
     tokens: u64,
     started: Instant,
     last_line: Instant,
@@ -43,6 +45,7 @@ impl Console {
                 task: "",
                 total: 0,
                 done: 0,
+                done_before: 0,
                 tokens: 0,
                 started: now,
                 last_line: now,
@@ -91,7 +94,9 @@ impl State {
     }
 
     fn eta(&self) -> Option<Duration> {
-        let share = self.done as f64 / self.total.max(1) as f64;
+        let before = self.done_before;
+        let all = self.total.saturating_sub(before).max(1);
+        let share = self.done.saturating_sub(before) as f64 / all as f64;
         (share > 0.0).then(|| {
             self.started
                 .elapsed()
@@ -105,6 +110,7 @@ impl Progress for Console {
         self.with(|state| {
             state.task = task;
             (state.total, state.done, state.tokens) = (total, 0, 0);
+            state.done_before = 0;
             state.started = Instant::now();
             state.last_line = state.started;
             if self.json {
@@ -125,6 +131,10 @@ impl Progress for Console {
 
     fn advance(&self, done: u64, tokens: u64, detail: &str) {
         self.with(|state| {
+            // Of what an earlier run did nothing is known but that it is done.
+            if state.tokens == 0 && tokens == 0 {
+                state.done_before = done;
+            }
             state.done = done;
             state.tokens += tokens;
             if self.json {

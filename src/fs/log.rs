@@ -15,37 +15,29 @@ pub struct Log {
 }
 
 impl Log {
-    /// Opens a log to go on at `size_bytes`, and drops what is behind; 0 begins anew. Creates it if it is
-    /// not there, and locks it against other processes as long as it is open.
+    /// Opens a log, creating it if it is not there, and locks it against other processes as long as it is open.
     ///
     /// # Errors
     ///
-    /// When it is an object or can't be opened, and when it is shorter than that.
-    pub fn open(path: &Path, size_bytes: u64) -> Result<Self> {
+    /// When it is an object, can't be opened, or is locked.
+    pub fn open(path: &Path) -> Result<Self> {
         if Url::of(path).is_some() {
             return Err(unsupported("create", path));
         }
         let is_new = !super::exists(path)?;
-        let mut file = attempt("create", path, || {
+        let file = attempt("create", path, || {
             std::fs::OpenOptions::new()
                 .create(true)
                 .truncate(false)
                 .write(true)
                 .open(path)
         })?;
-        attempt("write", path, || {
+        let size_bytes = attempt("write", path, || {
             // Of no use on file systems without locks, and then not asked for.
             if let Err(std::fs::TryLockError::WouldBlock) = file.try_lock() {
                 return Err(std::io::Error::other("another process writes to it"));
             }
-            let found = file.metadata()?.len();
-            if found < size_bytes {
-                return Err(std::io::Error::other(format!(
-                    "it has {found} bytes, but had {size_bytes} when the last checkpoint was written"
-                )));
-            }
-            file.set_len(size_bytes)?;
-            file.seek(SeekFrom::Start(size_bytes))
+            Ok(file.metadata()?.len())
         })?;
         if is_new {
             sync_dir(parent(path))?;
@@ -55,6 +47,25 @@ impl Log {
             file,
             size_bytes,
         })
+    }
+
+    /// Goes on at `size_bytes`, and drops what is behind; 0 begins anew.
+    ///
+    /// # Errors
+    ///
+    /// When the file can't be cut.
+    pub fn go_on_at(&mut self, size_bytes: u64) -> Result<()> {
+        attempt("write", &self.path, || {
+            self.file.set_len(size_bytes)?;
+            self.file.seek(SeekFrom::Start(size_bytes)).map(|_| ())
+        })?;
+        self.size_bytes = size_bytes;
+        Ok(())
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Appends bytes.

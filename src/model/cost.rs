@@ -118,9 +118,9 @@ impl Architecture {
         let logits_rows =
             super::head::logits_rows(self.vocab_size, self.hidden_size).min(run.micro_batch_tokens);
         AnnealingMemory {
-            weights: parameters + narrow,
+            weights_bytes: parameters + narrow,
             // Of a tied embedding, rows that are looked up are summed apart from the head's part.
-            gradients: parameters
+            gradients_bytes: parameters
                 + match self.tied_head {
                     true => {
                         (self.vocab_size.min(run.batch_tokens) * self.hidden_size) as u64
@@ -128,9 +128,12 @@ impl Architecture {
                     }
                     false => 0,
                 },
-            moments: 2 * parameters,
-            activations: per_token.saturating_mul(run.micro_batch_tokens as u64),
-            logits: (logits_rows * self.vocab_size) as u64 * F32_BYTES + widened_head,
+            moments_bytes: 2 * parameters,
+            activations_bytes: per_token.saturating_mul(run.micro_batch_tokens as u64).max(
+                (self.scoring_bytes_per_token() as u64)
+                    .saturating_mul(run.longest_scored_row as u64),
+            ),
+            logits_bytes: (logits_rows * self.vocab_size) as u64 * F32_BYTES + widened_head,
         }
     }
 }
@@ -142,6 +145,8 @@ pub struct AnnealingShape {
     pub batch_tokens: usize,
     /// Tokens of a micro-batch.
     pub micro_batch_tokens: usize,
+    /// Tokens of the longest row that losses are measured on; 0 if they are not.
+    pub longest_scored_row: usize,
     /// What the model computes in.
     pub dtype: ComputeDtype,
     /// Whether only the inputs of blocks are kept.
@@ -152,23 +157,28 @@ pub struct AnnealingShape {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AnnealingMemory {
     /// Parameters in f32, and in what the model computes in if that is something else.
-    pub weights: u64,
+    pub weights_bytes: u64,
     /// Sums of their gradients.
-    pub gradients: u64,
+    pub gradients_bytes: u64,
     /// Both moments of AdamW.
-    pub moments: u64,
+    pub moments_bytes: u64,
     /// What the backward pass needs of a micro-batch.
-    pub activations: u64,
+    pub activations_bytes: u64,
     /// Logits of a tile of targets.
-    pub logits: u64,
+    pub logits_bytes: u64,
 }
 
 impl AnnealingMemory {
     /// All of it.
-    pub fn total(&self) -> u64 {
-        [self.gradients, self.moments, self.activations, self.logits]
-            .into_iter()
-            .fold(self.weights, u64::saturating_add)
+    pub fn total_bytes(&self) -> u64 {
+        [
+            self.gradients_bytes,
+            self.moments_bytes,
+            self.activations_bytes,
+            self.logits_bytes,
+        ]
+        .into_iter()
+        .fold(self.weights_bytes, u64::saturating_add)
     }
 }
 

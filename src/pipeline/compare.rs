@@ -100,7 +100,7 @@ pub fn compare(
         let model = Decoder::load_on(source, &compute)?;
         let (rows, tokens) = (Rows::Set(&set), options.batch_tokens);
         let sums: BTreeMap<Arc<str>, LossSums> =
-            losses(&model, &rows, &objective, tokens, stop, "it starts over")?;
+            losses(&model, &rows, &objective, tokens, 0, stop, "it starts over")?;
         Ok(evaluation(0, &sums, &objective, started))
     };
     let [a, b] = [measure(&sources[0])?, measure(&sources[1])?];

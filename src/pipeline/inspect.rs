@@ -319,10 +319,11 @@ pub fn model(
             .annealing_memory(&AnnealingShape {
                 batch_tokens: micro_batch_tokens,
                 micro_batch_tokens,
+                longest_scored_row: 0,
                 dtype: ComputeDtype::F32,
                 activation_checkpointing: false,
             })
-            .total(),
+            .total_bytes(),
         micro_batch_tokens,
         tokenizer_ids: tokenizer.as_ref().ok().copied(),
         tokenizer_problem: tokenizer.err(),

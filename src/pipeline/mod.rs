@@ -20,7 +20,8 @@ use crate::tokenize::TextTokenizer;
 pub trait Progress: Sync {
     /// A task of `total` units of work begins.
     fn begin(&self, task: &'static str, total: u64);
-    /// `done` units are done in all; `tokens` more tokens went through since the last call.
+    /// `done` units are done in all; `tokens` more tokens went through since the last call. A first call
+    /// without tokens says what was done before the task began.
     fn advance(&self, done: u64, tokens: u64, detail: &str);
     /// The task is over.
     fn finish(&self);

@@ -186,7 +186,9 @@ fn a_damaged_shard_of_either_format_is_an_error_or_keeps_the_rules() {
 /// Nothing of this has to survive a power cut.
 fn put_unsynced(dir: &Path, format: ShardFormat, bytes: &[u8]) -> PathBuf {
     let path = dir.join("damaged").with_extension(format.extension());
-    fs::Log::open(&path, 0).unwrap().append(bytes).unwrap();
+    let mut log = fs::Log::open(&path).unwrap();
+    log.go_on_at(0).unwrap();
+    log.append(bytes).unwrap();
     path
 }
 

@@ -12,7 +12,7 @@ use crate::harness::{ANNEAL, INSPECT, Run, SCORE, Workspace, assert_same, visit}
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Steps of the runs below.
-const STEPS: u64 = 8;
+const STEPS: u64 = 20;
 
 /// A set of about 8,000 tokens, scored with a pair of tiny models.
 fn scored() -> Workspace {
@@ -38,7 +38,7 @@ fn anneal<'a>(workspace: &'a Workspace, output: &str, options: &str) -> Run<'a> 
         ("--lr", "1e-3"),
         ("--batch-tokens", "1500"),
         ("--save-every", "1"),
-        ("--steps", "8"),
+        ("--steps", "20"),
     ] {
         if !options.split(' ').any(|word| word == flag) {
             run = run.arg(flag).arg(value);
@@ -73,6 +73,10 @@ fn interrupt(run: Run<'_>, workspace: &Workspace, output: &str, step: u64, signa
         .status();
     let status = child.wait().unwrap();
     assert!(sent.unwrap().success() || status.success());
+    assert!(
+        !status.success(),
+        "the run ended before it could be interrupted"
+    );
     status.code().unwrap_or(-1)
 }
 
@@ -114,7 +118,7 @@ fn a_run_that_is_killed_again_and_again_ends_with_the_same_bits() {
         .iter()
         .map(|line| line["step"].as_u64().unwrap())
         .collect();
-    assert_eq!(steps, [0, 3, 6, 8]);
+    assert_eq!(steps, [0, 3, 6, 9, 12, 15, 18, 20]);
 }
 
 #[test]
@@ -213,6 +217,97 @@ fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
 }
 
 #[test]
+fn logs_that_got_lost_are_begun_anew_or_named() {
+    let workspace = scored();
+    anneal(&workspace, "whole", "").ok();
+    interrupt(anneal(&workspace, "run", ""), &workspace, "run", 3, "-KILL");
+    workspace.remove("run/tensorboard");
+    let metrics = workspace.read("run/metrics.jsonl");
+    workspace.write("run/metrics.jsonl", "");
+    let ended = anneal(&workspace, "run", "").run();
+    ended.check(
+        ended.status.code() == Some(65)
+            && ended
+                .stderr
+                .contains("run/metrics.jsonl has 0 bytes, but had ")
+            && ended.stderr.contains("\nhint: put it back"),
+        "without its lines the run can't end as it should",
+    );
+    workspace.write("run/metrics.jsonl", metrics);
+    anneal(&workspace, "run", "").ok();
+    assert!(result(&workspace, "run") == result(&workspace, "whole"));
+}
+
+#[test]
+fn what_an_interrupted_export_left_is_gone_from_a_finished_one() {
+    let workspace = scored();
+    anneal(&workspace, "run", "").ok();
+    let whole = workspace.snapshot("run");
+    // As if the run had been killed before config.json, and had been begun with other shards.
+    workspace.remove("run/config.json");
+    workspace.write("run/model-00001-of-00009.safetensors", "old");
+    workspace.write("run/vocab.json", "{}");
+    anneal(&workspace, "run", "").ok();
+    let names = |snapshot: &crate::harness::Snapshot| snapshot.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&workspace.snapshot("run")), names(&whole));
+    anneal(&workspace, "sharded", "--max-shard-bytes 200K").ok();
+    workspace.remove("sharded/config.json");
+    workspace.write("sharded/model.safetensors", "old");
+    anneal(&workspace, "sharded", "--max-shard-bytes 200K").ok();
+    assert!(!workspace.path("sharded/model.safetensors").exists());
+}
+
+#[test]
+fn no_document_is_on_both_sides_of_a_holdout_also_where_rows_are_windows() {
+    let workspace = Workspace::new();
+    workspace.write_corpus("corpus/a.jsonl", 150);
+    workspace
+        .command(SCORE)
+        .models("tiny-llama", "tiny-llama-base")
+        .args("corpus -o set --packing window --seq-len 96 --part-bytes 9000")
+        .ok();
+    let set = remit::shard::read::ShardSet::open(&workspace.path("set")).unwrap();
+    let order = remit::batch::Order::new(&set, 0, Some(0.3)).unwrap();
+    let trained: BTreeSet<u64> = order.row_ids(0, 1000).concat().into_iter().collect();
+    let held: BTreeSet<u64> = order
+        .held_out()
+        .flat_map(|rows| rows.unwrap())
+        .map(|row| row.row_id)
+        .collect();
+    let mut all = Vec::new();
+    for shard in set.shards() {
+        for group in 0..shard.num_row_groups() {
+            all.extend(shard.read_row_group(group).unwrap());
+        }
+    }
+    assert!(trained.is_disjoint(&held) && trained.len() > 10 && held.len() > 5);
+    assert_eq!(
+        (trained.len() + held.len()) as u64 + order.num_left_out(),
+        all.len() as u64
+    );
+    let mut shared = 0;
+    for pair in all.windows(2) {
+        let [before, after] = pair else { continue };
+        let goes_on =
+            after.row_id == before.row_id + 1 && after.scored.row.doc_starts.first() != Some(&0);
+        let sides = |id: &u64| (trained.contains(id), held.contains(id));
+        if goes_on {
+            shared += 1;
+            assert!(
+                !matches!(
+                    (sides(&before.row_id), sides(&after.row_id)),
+                    ((true, _), (_, true)) | ((_, true), (true, _))
+                ),
+                "rows {} and {}",
+                before.row_id,
+                after.row_id
+            );
+        }
+    }
+    assert!(shared > 20, "{shared} rows go on with a document");
+}
+
+#[test]
 fn only_the_newest_checkpoints_are_kept() {
     let workspace = scored();
     for keep in [1, 3] {
@@ -281,7 +376,7 @@ fn a_finished_run_is_recognized_and_another_is_refused() {
     let before = workspace.snapshot("run");
     let ended = anneal(&workspace, "run", "").ok();
     ended.check(
-        ended.stdout == "run was finished already: 8 steps\n",
+        ended.stdout == "run was finished already: 20 steps\n",
         "it should say so",
     );
     let ended = anneal(&workspace, "run", "--seed 5").run();
@@ -313,7 +408,7 @@ fn the_micro_batch_changes_no_bit() {
 fn weightings_schedules_and_normalizers_do_what_they_say() {
     let workspace = scored();
     let metrics = |more: &str| {
-        anneal(&workspace, "run", more).ok();
+        anneal(&workspace, "run", &format!("--steps 8 {more}")).ok();
         let metrics = workspace.metrics("run");
         workspace.remove("run");
         metrics
@@ -544,7 +639,7 @@ fn steps_that_are_skipped_one_after_another_stop_the_run() {
     let ended = anneal(
         &workspace,
         "run",
-        "--lr 1e38 --weight-decay 0 --clip none --on-nonfinite skip --steps 40",
+        "--lr 1e38 --weight-decay 0 --clip none --on-nonfinite skip --steps 40 --save-every 1000",
     )
     .run();
     ended.check(

@@ -8,6 +8,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::super::StopFlag;
+use super::trainer;
 use crate::batch::{Order, micro_batches, row_tokens};
 use crate::loss::{LossSums, Objective};
 use crate::model::{Decoder, Error};
@@ -82,11 +83,17 @@ impl Rows<'_> {
 }
 
 /// Losses of a model on rows, by source. Weights come from the objective, with this model as the learner.
+///
+/// # Errors
+///
+/// [`NonFinite`](super::NonFinite), which names the row, when a log-prob is not finite; `step` is the number of
+/// steps that were taken before.
 pub(in super::super) fn losses(
     model: &Decoder,
     rows: &Rows<'_>,
     objective: &Objective,
     batch_tokens: usize,
+    step: u64,
     stop: &StopFlag,
     next_time: &'static str,
 ) -> Result<BTreeMap<Arc<str>, LossSums>> {
@@ -97,7 +104,9 @@ pub(in super::super) fn losses(
             .iter()
             .map(|row| row.scored.row.input_ids.as_slice())
             .collect();
-        let all = model.target_log_probs(&ids)?;
+        let all = model
+            .target_log_probs(&ids)
+            .map_err(|error| trainer::log_prob_error(error, step, rows))?;
         for (row, log_probs) in rows.iter().zip(all) {
             let mut weights = vec![0.0; log_probs.len()];
             objective

@@ -33,6 +33,27 @@ const CARRIED_OVER: [&str; 10] = [
     "LICENSE",
 ];
 
+/// Whether the file holds weights of a model, or says which files do.
+fn is_of_weights(name: &str) -> bool {
+    name == "model.safetensors.index.json"
+        || (name.starts_with("model") && name.ends_with(".safetensors"))
+}
+
+/// Whether an export writes a file of this name.
+pub(super) fn is_exported(name: &str) -> bool {
+    is_of_weights(name)
+        || CARRIED_OVER.contains(&name)
+        || [CARD_FILE, PROVENANCE_FILE, LAST_FILE].contains(&name)
+}
+
+/// Whether a folder holds weights.
+pub(super) fn has_weights(dir: &Path) -> Result<bool> {
+    let names = fs::list(dir)?;
+    Ok(names
+        .iter()
+        .any(|name| is_of_weights(&name.to_string_lossy())))
+}
+
 /// What a run came to.
 pub(super) struct Outcome<'a> {
     pub source: &'a ModelSource,
@@ -135,8 +156,13 @@ fn card(options: &AnnealOptions, outcome: &Outcome<'_>) -> String {
 /// Writes a Hugging Face directory. config.json comes last: without it no library takes the folder for a
 /// model, and a run that is interrupted before goes on.
 pub(super) fn write(model: &Decoder, options: &AnnealOptions, outcome: &Outcome<'_>) -> Result<()> {
-    model.check_exportable()?;
     let dir: &Path = &options.output;
+    // What an export that was interrupted left may be of another run, and libraries prefer it to shards.
+    for name in fs::list(dir)? {
+        if is_exported(&name.to_string_lossy()) {
+            fs::remove_file(&dir.join(&name))?;
+        }
+    }
     model.write_weights(dir, options.max_shard_bytes)?;
     let source = outcome.source;
     for name in CARRIED_OVER {

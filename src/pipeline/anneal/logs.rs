@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use super::super::BadInput;
 use super::StepMetrics;
 use super::evaluate::Evaluation;
 use crate::fs::{self, Log};
@@ -24,11 +25,11 @@ const MAX_SOURCE_CURVES: usize = 50;
 #[serde(deny_unknown_fields)]
 pub struct LogSizes {
     /// metrics.jsonl.
-    pub metrics: u64,
+    pub metrics_bytes: u64,
     /// eval.jsonl; 0 if there is none.
-    pub eval: u64,
+    pub eval_bytes: u64,
     /// TensorBoard's event file.
-    pub events: u64,
+    pub events_bytes: u64,
 }
 
 /// The logs of a run.
@@ -44,24 +45,24 @@ fn now() -> f64 {
 }
 
 impl Logs {
-    /// Opens all logs to go on at these sizes, and drops what is behind.
-    ///
-    /// metrics.jsonl is locked as long as it is open, so that no two runs share a folder.
-    pub fn open(output: &Path, sizes: LogSizes, evaluates: bool) -> Result<Self> {
-        fs::create_dir_all(output)?;
-        let metrics = Log::open(&output.join(METRICS_FILE), sizes.metrics)?;
+    /// Opens the other logs as well, to go on at these sizes, and drops what is behind.
+    pub fn open(output: &Path, mut metrics: Log, sizes: LogSizes, evaluates: bool) -> Result<Self> {
+        go_on(&mut metrics, sizes.metrics_bytes)?;
         let path = output.join(EVAL_FILE);
         // Also without evaluations from now on, those so far are kept.
-        let eval = (evaluates || sizes.eval > 0)
-            .then(|| Log::open(&path, sizes.eval))
+        let mut eval = (evaluates || sizes.eval_bytes > 0)
+            .then(|| Log::open(&path))
             .transpose()?;
+        if let Some(log) = &mut eval {
+            go_on(log, sizes.eval_bytes)?;
+        }
         if eval.is_none() && fs::exists(&path)? {
             fs::remove_file(&path)?;
         }
         Ok(Self {
             metrics,
             eval,
-            events: EventLog::open(output, sizes.events, now())?,
+            events: EventLog::open(output, sizes.events_bytes, now())?,
         })
     }
 
@@ -112,11 +113,32 @@ impl Logs {
     pub fn sync(&self) -> Result<LogSizes> {
         let size_of = |log: &Log| log.sync().map(|()| log.size_bytes());
         Ok(LogSizes {
-            metrics: size_of(&self.metrics)?,
-            eval: self.eval.as_ref().map_or(Ok(0), size_of)?,
-            events: size_of(self.events.log())?,
+            metrics_bytes: size_of(&self.metrics)?,
+            eval_bytes: self.eval.as_ref().map_or(Ok(0), size_of)?,
+            events_bytes: size_of(self.events.log())?,
         })
     }
+}
+
+/// Locks an output folder, which is created if it is not there: no two runs share one. What is returned is
+/// metrics.jsonl, as it was left.
+pub(super) fn lock(output: &Path) -> Result<Log> {
+    fs::create_dir_all(output)?;
+    Ok(Log::open(&output.join(METRICS_FILE))?)
+}
+
+/// Goes on with a log where a checkpoint says.
+fn go_on(log: &mut Log, size_bytes: u64) -> Result<()> {
+    if log.size_bytes() < size_bytes {
+        return Err(BadInput(format!(
+            "{} has {} bytes, but had {size_bytes} when the newest checkpoint was written\nhint: put it back, or remove the checkpoints beside it to begin anew",
+            log.path().display(),
+            log.size_bytes()
+        ))
+        .into());
+    }
+    log.go_on_at(size_bytes)?;
+    Ok(())
 }
 
 fn line(value: &impl Serialize) -> Result<Vec<u8>> {

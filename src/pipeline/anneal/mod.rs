@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::{BadInput, Progress, StopFlag, Usage, open_device};
 use crate::batch::{Cursor, Order};
 use crate::checkpoint::{self, CHECKPOINTS_DIR};
+use crate::fs;
 use crate::loss::Weighting;
 use crate::model::{Checkpoint, Compute, Decoder, Gradients, ModelSource};
 use crate::optim::AdamW;
@@ -39,6 +40,9 @@ pub use settings::{Settings, State};
 use steps::Run;
 pub use trainer::NonFinite;
 use trainer::Trainer;
+
+/// Most times over a set that are walked through to count the steps of a run.
+const MAX_EPOCHS: u64 = 10_000;
 
 /// What the same command does after an interruption.
 const RESUMES: &str = "it goes on from the newest checkpoint and comes to the same model";
@@ -89,6 +93,8 @@ pub struct AnnealReport {
     pub steps: u64,
     /// Steps that were skipped, by this run.
     pub skipped_steps: u64,
+    /// How many of the last steps were skipped, one after another.
+    pub skipped_at_end: u64,
     /// Tokens trained on, in all.
     pub tokens: u64,
     /// Tokens trained on by this run.
@@ -114,7 +120,7 @@ pub fn run(
     stop: &StopFlag,
     progress: &dyn Progress,
 ) -> Result<AnnealReport> {
-    run_file::refuse_foreign_model(&options.output)?;
+    run_file::refuse_foreign_files(&options.output)?;
     let set = ShardSet::open(&options.weights)?;
     let source = pair::learner(options, set.manifest())?;
     check(&source, options.weighting, &options.weights, set.manifest())?;
@@ -129,18 +135,36 @@ pub fn run(
         Some(EvalRows::Set(dir)) => Some(open_eval_set(options, dir, &source)?),
         _ => None,
     };
+    let eval_manifest = eval_set.as_ref().map(|set| set.manifest().content_blake3);
+    let longest_scored_row = match &eval_set {
+        Some(set) => Order::new(set, 0, None)?.longest_row(),
+        None => order.longest_held_out_row(),
+    };
+    check_positions(&source, longest_scored_row as usize)?;
     let num_steps = num_steps(options, &order, stop)?;
     let device = open_device(options.device, progress)?;
-    let settings = settings(options, set.manifest(), &source, num_steps, device.kind())?;
+    let settings = Settings {
+        eval_manifest_blake3: eval_manifest.map(|digest| digest.to_string()),
+        ..settings(options, set.manifest(), &source, num_steps, device.kind())?
+    };
+    let on_cpu = device.kind() == "cpu";
+    memory::plan(
+        options,
+        &architecture,
+        &order,
+        longest_scored_row as usize,
+        on_cpu,
+        progress,
+    )?;
+    // From here on no other run changes the folder, or what is read of it.
+    let metrics_log = logs::lock(&options.output)?;
     if run_file::is_finished(&options.output, &settings)? {
         progress.note(&format!(
             "{} holds the finished model of this very run; nothing is left to do",
             options.output.display()
         ));
-        return Ok(finished_report(options, &source, num_steps));
+        return finished_report(options, &source, num_steps);
     }
-    let on_cpu = device.kind() == "cpu";
-    memory::plan(options, &architecture, &order, on_cpu, progress)?;
 
     progress.note(&format!("loading {source}"));
     let compute = Compute {
@@ -176,8 +200,9 @@ pub fn run(
         first: None,
         last: None,
     });
-    let mut logs = Logs::open(&options.output, state.logs, eval_rows.is_some())?;
     run_file::write(options, &settings, &source, state.step)?;
+    let evaluates = eval_rows.is_some();
+    let mut logs = Logs::open(&options.output, metrics_log, state.logs, evaluates)?;
     // An interruption may have come between writing a checkpoint and removing older ones.
     checkpoint::prune(&options.output.join(CHECKPOINTS_DIR), options.keep)?;
     progress.note(&format!(
@@ -187,6 +212,13 @@ pub fn run(
         order.num_held_out(),
         options.weighting
     ));
+    if order.num_left_out() > 0 {
+        progress.note(&format!(
+            "{} rows are left out, since they hold a part of a document of which another part is on the other side of \
+             the holdout",
+            order.num_left_out()
+        ));
+    }
 
     let mut run = Run {
         options,
@@ -226,6 +258,7 @@ pub fn run(
         resumed_after,
         steps: num_steps,
         skipped_steps: run.skipped_steps,
+        skipped_at_end: run.state.skipped_in_a_row,
         tokens: trainer.tokens,
         own_tokens: trainer.tokens - own_tokens,
         seconds,
@@ -248,14 +281,16 @@ fn resume(
             return Ok(None);
         };
         return Err(Usage(format!(
-            "{} has checkpoints, up to step {step}\nhint: leave out --resume never to go on from there, give another -o, or remove the folder",
+            "{} has checkpoints, up to step {step}\nhint: leave out --resume=never to go on from there, give another -o, or remove the folder",
             dir.display()
         ))
         .into());
     }
     let checkpoint::Newest { whole, damaged } = checkpoint::Checkpoint::newest(&dir)?;
     for (_, problem) in &damaged {
-        progress.note(&format!("{problem}; the one before it is tried"));
+        let cause = std::error::Error::source(problem).map(|cause| format!(": {cause}"));
+        let cause = cause.unwrap_or_default();
+        progress.note(&format!("{problem}{cause}; the one before it is tried"));
     }
     let Some(newest) = whole else {
         return match damaged.into_iter().next() {
@@ -324,7 +359,6 @@ fn open_eval_set(
 ) -> Result<ShardSet> {
     let set = ShardSet::open(dir)?;
     check(source, options.weighting, dir, set.manifest())?;
-    check_positions(source, Order::new(&set, 0, None)?.longest_row() as usize)?;
     if set.manifest().totals.rows == 0 {
         return Err(BadInput(format!("the set in {} has no rows", dir.display())).into());
     }
@@ -337,8 +371,22 @@ fn num_steps(options: &AnnealOptions, order: &Order<'_>, stop: &StopFlag) -> Res
         stop.check(RESUMES)?;
         Ok(order.step_tokens(epoch, options.batch_tokens))
     };
+    let too_long = |flag: &str, epochs: u64| {
+        Usage(format!(
+            "{flag} comes to {epochs} times over the set, which has {} tokens to train on; more than {MAX_EPOCHS} can't be \
+             meant\nhint: --steps takes any number",
+            order.num_tokens()
+        ))
+    };
     let num_steps = match options.length {
         Length::Steps(steps) => steps,
+        Length::Epochs(epochs) if epochs > MAX_EPOCHS => {
+            return Err(too_long(&format!("--epochs {epochs}"), epochs).into());
+        }
+        Length::Tokens(tokens) if tokens / order.num_tokens().max(1) > MAX_EPOCHS => {
+            let epochs = tokens / order.num_tokens().max(1);
+            return Err(too_long(&format!("--tokens {tokens}"), epochs).into());
+        }
         Length::Epochs(epochs) => {
             let mut steps = 0_u64;
             for number in 0..epochs {
@@ -365,7 +413,7 @@ fn num_steps(options: &AnnealOptions, order: &Order<'_>, stop: &StopFlag) -> Res
     };
     if options.warmup_steps >= num_steps {
         return Err(Usage(format!(
-            "--warmup-steps {} leaves nothing of the {num_steps} steps",
+            "--warmup-steps {} leaves nothing of the {num_steps} steps\nhint: give fewer of them, or a longer run",
             options.warmup_steps
         ))
         .into());
@@ -382,6 +430,7 @@ fn settings(
 ) -> Result<Settings> {
     Ok(Settings {
         manifest_blake3: manifest.content_blake3.to_string(),
+        eval_manifest_blake3: None,
         model_fingerprint: Checkpoint::open(source)?.fingerprint()?.to_string(),
         objective: pair::objective(options, manifest)?,
         schedule: Schedule {
@@ -404,19 +453,27 @@ fn settings(
     })
 }
 
-fn finished_report(options: &AnnealOptions, source: &ModelSource, steps: u64) -> AnnealReport {
-    AnnealReport {
+/// The report of a run that was finished before.
+fn finished_report(
+    options: &AnnealOptions,
+    source: &ModelSource,
+    steps: u64,
+) -> Result<AnnealReport> {
+    let provenance = fs::read(&options.output.join(PROVENANCE_FILE))?;
+    let provenance: serde_json::Value = serde_json::from_slice(&provenance)?;
+    Ok(AnnealReport {
         output: options.output.clone(),
         was_finished: true,
         ends: None,
         resumed_after: steps,
         steps,
         skipped_steps: 0,
-        tokens: 0,
+        skipped_at_end: 0,
+        tokens: provenance["tokens"].as_u64().unwrap_or(0),
         own_tokens: 0,
         seconds: 0.0,
         evaluation: None,
         model: source.to_string(),
         weighting: options.weighting,
-    }
+    })
 }

@@ -8,10 +8,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::super::Usage;
-use super::export::LAST_FILE;
-use super::{AnnealOptions, Settings};
+use super::export::{self, LAST_FILE};
+use super::{AnnealOptions, EVAL_FILE, METRICS_FILE, Settings};
+use crate::checkpoint::CHECKPOINTS_DIR;
 use crate::fs;
 use crate::model::ModelSource;
+use crate::shard::manifest::{MANIFEST_FILE, PLAN_FILE};
+use crate::tensorboard::EVENTS_DIR;
 
 /// Name of the file in the output folder that says how to repeat the run.
 pub const RUN_FILE: &str = "run.json";
@@ -51,12 +54,35 @@ fn load(output: &Path) -> Result<Option<RunFile>> {
     Ok(serde_json::from_slice(&fs::read(&path)?).ok())
 }
 
-/// An error if a folder holds a model that no run of remit-anneal made.
-pub(super) fn refuse_foreign_model(output: &Path) -> Result<()> {
-    if fs::exists(&output.join(LAST_FILE))? && load(output)?.is_none() {
+/// An error if a folder holds files of names that a run writes, or a set, and no run.json that says that they are a
+/// run's.
+pub(super) fn refuse_foreign_files(output: &Path) -> Result<()> {
+    if !fs::is_dir(output)? || load(output)?.is_some() {
+        return Ok(());
+    }
+    if fs::exists(&output.join(LAST_FILE))? {
         return Err(holds_a_model(output, ""));
     }
+    for name in fs::list(output)? {
+        let name = name.to_string_lossy();
+        // A run that was killed at its start leaves an empty log.
+        let is_empty = || Ok::<bool, fs::Error>(fs::size_bytes(&output.join(&*name))? == 0);
+        if is_written(&name) && !(name == METRICS_FILE && is_empty()?) {
+            return Err(Usage(format!(
+                "{} holds {name}, but no {RUN_FILE} that says it is of a run of remit-anneal\nhint: give another -o, or an \
+                 empty folder",
+                output.display()
+            ))
+            .into());
+        }
+    }
     Ok(())
+}
+
+/// Whether a run writes a file of this name, or another command of remit does.
+fn is_written(name: &str) -> bool {
+    const LOGS: [&str; 4] = [METRICS_FILE, EVAL_FILE, CHECKPOINTS_DIR, EVENTS_DIR];
+    LOGS.contains(&name) || [MANIFEST_FILE, PLAN_FILE].contains(&name) || export::is_exported(name)
 }
 
 /// Whether a folder holds the finished model of a run with these settings.
@@ -65,7 +91,7 @@ pub(super) fn refuse_foreign_model(output: &Path) -> Result<()> {
 ///
 /// [`Usage`] when it holds that of another run.
 pub(super) fn is_finished(output: &Path, settings: &Settings) -> Result<bool> {
-    if !fs::exists(&output.join(LAST_FILE))? {
+    if !fs::exists(&output.join(LAST_FILE))? || !export::has_weights(output)? {
         return Ok(false);
     }
     let Some(run) = load(output)? else {
@@ -90,17 +116,15 @@ fn holds_a_model(output: &Path, differences: &str) -> anyhow::Error {
     .into()
 }
 
-/// Writes run.json. Of a run that goes on, earlier starts are kept.
+/// Writes run.json. Earlier starts with the same settings are kept.
 pub(super) fn write(
     options: &AnnealOptions,
     settings: &Settings,
     source: &ModelSource,
     after_step: u64,
 ) -> Result<()> {
-    let mut starts = match after_step {
-        0 => Vec::new(),
-        _ => load(&options.output)?.map_or(Vec::new(), |run| run.starts),
-    };
+    let earlier = load(&options.output)?.filter(|run| run.settings == *settings);
+    let mut starts = earlier.map_or(Vec::new(), |run| run.starts);
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     starts.push(Start {
         after_step,

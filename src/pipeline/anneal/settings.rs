@@ -10,13 +10,16 @@ use crate::schedule::Schedule;
 use super::logs::LogSizes;
 use super::{OnNonFinite, StepMetrics};
 
-/// Everything that decides weights and metrics. Not here, since they change nothing: paths, threads, the
-/// micro-batch, activation checkpointing, what is logged and when it is saved.
+/// Everything that decides weights and metrics. Not here, since they change nothing on the CPU: paths, threads,
+/// activation checkpointing, when it is saved, and the micro-batch, which below the size of a unit of
+/// gradients moves last bits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// `content_blake3` of the set's manifest.
     pub manifest_blake3: String,
+    /// `content_blake3` of the manifest of the set to evaluate on, if that is another.
+    pub eval_manifest_blake3: Option<String>,
     /// Fingerprint of the model to begin with.
     pub model_fingerprint: String,
     /// What is minimised.
@@ -40,8 +43,9 @@ pub struct Settings {
 }
 
 /// Fields of [`Settings`] and the flags that set them.
-const FLAGS: [(&str, &str); 26] = [
+const FLAGS: [(&str, &str); 27] = [
     ("manifest_blake3", "the set of --weights"),
+    ("eval_manifest_blake3", "the set of --eval-weights"),
     ("model_fingerprint", "the model to begin with"),
     ("objective.weighting", "--weighting"),
     ("objective.formula.epsilon", "--epsilon"),
@@ -154,6 +158,7 @@ mod tests {
     fn settings() -> Settings {
         Settings {
             manifest_blake3: "aa".to_owned(),
+            eval_manifest_blake3: None,
             model_fingerprint: "bb".to_owned(),
             objective: Objective {
                 weighting: Weighting::Dynamic,

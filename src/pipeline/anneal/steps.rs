@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::super::{Interrupted, Progress, StopFlag};
 use super::evaluate::{Evaluation, Rows, evaluation, losses};
 use super::logs::Logs;
-use super::trainer::{NonFinite, Trainer};
+use super::trainer::{NonFinite, Trainer, check_weights};
 use super::{AnnealOptions, OnNonFinite, RESUMES, State};
 use crate::batch::{Cursor, Order, Step};
 use crate::checkpoint::{self, CHECKPOINTS_DIR};
@@ -63,7 +63,11 @@ impl Run<'_> {
                 outcome => outcome?,
             }
         }
-        Ok(())
+        // What is exported now would else have to be trained again if that were interrupted.
+        if self.state.step > self.saved_step {
+            self.save(trainer, logs)?;
+        }
+        check_weights(&trainer.model, self.state.step)
     }
 
     /// One step, and what is due after it.
@@ -81,9 +85,7 @@ impl Run<'_> {
                         "{MAX_SKIPPED_IN_A_ROW} steps were skipped one after another, and the next is no better"
                     )));
                 }
-                let text = error.to_string();
-                let reason = text.split("\nhint: ").next().unwrap_or_default();
-                self.progress.note(&format!("skipped {reason}"));
+                self.note_skipped(&error);
                 trainer.skip(number, step, started)?
             }
             outcome => outcome?,
@@ -137,7 +139,24 @@ impl Run<'_> {
         }
         let started = Instant::now();
         let (objective, tokens) = (&trainer.objective, self.options.micro_batch_tokens);
-        let sums = losses(&trainer.model, rows, objective, tokens, self.stop, RESUMES)?;
+        let sums = match losses(
+            &trainer.model,
+            rows,
+            objective,
+            tokens,
+            step,
+            self.stop,
+            RESUMES,
+        ) {
+            Err(error)
+                if error.is::<NonFinite>() && self.options.on_nonfinite == OnNonFinite::Skip =>
+            {
+                self.note_skipped(&error);
+                self.state.evaluated_step = Some(step);
+                return Ok(());
+            }
+            outcome => outcome?,
+        };
         let evaluation = evaluation(step, &sums, objective, started);
         logs.evaluation(&evaluation)?;
         self.state.evaluated_step = Some(step);
@@ -153,8 +172,16 @@ impl Run<'_> {
         Ok(())
     }
 
+    fn note_skipped(&self, error: &anyhow::Error) {
+        let text = error.to_string();
+        let reason = text.split("\nhint: ").next().unwrap_or_default();
+        self.progress.note(&format!("skipped {reason}"));
+    }
+
     /// Writes a checkpoint of the last step, and removes those that are no longer kept.
     fn save(&mut self, trainer: &Trainer<'_>, logs: &Logs) -> Result<()> {
+        // What could not be gone on with must not take the place of what can.
+        check_weights(&trainer.model, self.state.step)?;
         let dir = self.options.output.join(CHECKPOINTS_DIR);
         self.state.logs = logs.sync()?;
         let (model, optimizer) = (&trainer.model, &trainer.optimizer);

@@ -19,14 +19,14 @@ const MAX_ROWS_NAMED: usize = 8;
 /// A loss or gradient that is not a number, or infinite.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "step {step}: {what}; nothing was changed with it\n  {rows}\nhint: a lower --lr, a longer --warmup-steps or a smaller --clip; --on-nonfinite skip leaves such steps out"
+    "step {step}: {what}{rows}\nhint: a lower --lr, a longer --warmup-steps or a smaller --clip; --on-nonfinite skip leaves such steps out"
 )]
 pub struct NonFinite {
     /// The step, from 1.
     pub step: u64,
     /// What is not finite.
     pub what: String,
-    /// The rows that it came from, a line each.
+    /// The rows that it came from, each after a line break.
     pub rows: String,
 }
 
@@ -81,20 +81,7 @@ impl Trainer<'_> {
                     sums.add(outputs.log_probs, log_normalizers, weights, &objective);
                     Ok(())
                 })
-                .map_err(|error| match error {
-                    model::Error::NotFiniteLogProb {
-                        row,
-                        position,
-                        value,
-                        ..
-                    } => {
-                        let what = format!(
-                            "the learner gives {value} as the log-probability of token {position} of a row"
-                        );
-                        nonfinite(number, what, rows.get(row..=row).unwrap_or(rows))
-                    }
-                    other => anyhow::Error::new(other).context(format!("step {number} failed")),
-                })?;
+                .map_err(|error| log_prob_error(error, number, rows))?;
         }
         let (loss, z_loss) = (sums.loss(objective.normalize), sums.z_loss(&objective));
         if !(loss + z_loss).is_finite() {
@@ -156,6 +143,40 @@ impl Trainer<'_> {
     }
 }
 
+/// Names the row of a log-prob that is not finite, among those that were computed together.
+pub(super) fn log_prob_error(error: model::Error, step: u64, rows: &[StoredRow]) -> anyhow::Error {
+    match error {
+        model::Error::NotFiniteLogProb {
+            model,
+            row,
+            position,
+            value,
+        } => {
+            let what = format!(
+                "the learner, begun as {model}, gives {value} as the log-probability of token {position} of a row"
+            );
+            nonfinite(step, what, rows.get(row..=row).unwrap_or(rows))
+        }
+        other => anyhow::Error::new(other).context(format!("step {step} failed")),
+    }
+}
+
+/// An error if a weight is not finite in the dtype that it is written in, `step` being the last that was taken.
+pub(super) fn check_weights(model: &Decoder, step: u64) -> Result<()> {
+    match model.check_exportable() {
+        Err(model::Error::NotFinite {
+            tensor,
+            element,
+            value,
+            ..
+        }) => {
+            let what = format!("{tensor} has become {value} at element {element}");
+            Err(nonfinite(step, what, &[]))
+        }
+        outcome => Ok(outcome?),
+    }
+}
+
 fn nonfinite(step: u64, what: String, rows: &[StoredRow]) -> anyhow::Error {
     let mut lines: Vec<String> = rows
         .iter()
@@ -177,7 +198,7 @@ fn nonfinite(step: u64, what: String, rows: &[StoredRow]) -> anyhow::Error {
     NonFinite {
         step,
         what,
-        rows: lines.join("\n  "),
+        rows: lines.iter().map(|line| format!("\n  {line}")).collect(),
     }
     .into()
 }

@@ -134,6 +134,44 @@ const OPTIONS: &[Case] = &[
         stderr: &["out"],
     },
     Case {
+        input: "a folder of somebody's own",
+        prepare: |w| w.write("out/README.md", "my notes"),
+        command: "remit-anneal --weights set -o out",
+        exit: USAGE,
+        stderr: &[
+            "error: out holds README.md, but no run.json that says it is of a run of remit-anneal\nhint: ",
+        ],
+    },
+    Case {
+        input: "the set's own folder",
+        prepare: nothing,
+        command: "remit-anneal --weights set -o set",
+        exit: USAGE,
+        stderr: &["error: set holds manifest.json, but no run.json"],
+    },
+    Case {
+        input: "more times over the set than can be meant",
+        prepare: nothing,
+        command: "remit-anneal --weights set -o out --tokens 1000000000000000",
+        exit: USAGE,
+        stderr: &[
+            "error: --tokens 1000000000000000 comes to ",
+            " times over the set",
+            "\nhint: --steps takes any number",
+        ],
+    },
+    Case {
+        input: "a row to evaluate on that is longer than the learner's positions",
+        prepare: |w| {
+            w.edit_json("base/config.json", |config| {
+                config["max_position_embeddings"] = 8.into();
+            });
+        },
+        command: "remit-anneal --weights set --model base -o out --eval-weights without-base",
+        exit: BAD_DATA,
+        stderr: &["but base was made for 8 positions"],
+    },
+    Case {
         input: "a config that is not there",
         prepare: nothing,
         command: "remit-anneal --config run.toml",
@@ -205,7 +243,7 @@ const OPTIONS: &[Case] = &[
         input: "models to compare on a set of another tokenizer",
         prepare: |w| {
             w.edit_json("base/tokenizer.json", |json| {
-                json["model"]["vocab"]["zzzz"] = 1023.into();
+                json["added_tokens"][0]["content"] = "<|end|>".into();
             });
         },
         command: "remit-inspect compare rl base --weights set",
