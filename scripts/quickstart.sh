@@ -28,11 +28,7 @@ say "3. Verify what was written, down to the last value"
 "$bin/remit-inspect" verify "$out/weights"
 
 say "4. Anneal the base model on it, into $out/annealed"
-if [ -e "$out/annealed/config.json" ]; then
-    echo "$out/annealed is there already; remove it to train again"
-else
-    "$bin/remit-anneal" --weights "$out/weights" -o "$out/annealed" --lr 5e-4
-fi
+"$bin/remit-anneal" --weights "$out/weights" -o "$out/annealed" --lr 5e-4 --holdout 0.05
 
 say "5. What changed"
 awk -F'"ntp_loss":' '{ split($2, field, ","); loss[NR] = field[1] }
@@ -41,7 +37,8 @@ awk -F'"ntp_loss":' '{ split($2, field, ","); loss[NR] = field[1] }
         for (i = 1; i <= n; i++) { first += loss[i]; last += loss[NR - i + 1] }
         if (n) printf "plain loss, mean of %d steps: first %.4f, last %.4f nats a target (each step has other rows)\n", n, first / n, last / n
     }' "$out/annealed/metrics.jsonl"
-echo "every step: $out/annealed/metrics.jsonl"
+echo "every step: $out/annealed/metrics.jsonl; losses on documents that were held out: $out/annealed/eval.jsonl"
+"$bin/remit-inspect" compare fixtures/models/demo-base "$out/annealed" --weights "$out/weights"
 
 cat <<END
 

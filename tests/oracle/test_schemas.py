@@ -37,3 +37,21 @@ def test_every_line_of_metrics_is_valid(root, run, demo_weights, tmp_path):
     assert len(lines) == 2
     for line in lines:
         validator.validate(json.loads(line))
+    damaged = json.loads(lines[0])
+    damaged.pop("skipped")
+    with pytest.raises(jsonschema.ValidationError):
+        validator.validate(damaged)
+
+
+def test_every_line_of_evaluations_is_valid(root, run, demo_weights, tmp_path):
+    validator = schema(root, "eval.schema.json")
+    run("remit-anneal", "--weights", demo_weights, "-o", tmp_path / "out", "--steps", "2", "--batch-tokens", "2048",
+        "--holdout", "0.01")
+    lines = [json.loads(line) for line in (tmp_path / "out" / "eval.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    for line in lines:
+        validator.validate(line)
+        assert sum(source["targets"] for source in line["sources"]) == line["targets"]
+    lines[0]["sources"][0].pop("loss")
+    with pytest.raises(jsonschema.ValidationError):
+        validator.validate(lines[0])
