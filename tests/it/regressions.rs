@@ -72,6 +72,52 @@ fn shards_without_their_plan_are_not_gone_on_with() {
     );
 }
 
+/// A rerun of tasks 2 and 5 of an array of 8 took the parts of 0 and 3, which were there, and said that
+/// there was nothing to do.
+#[test]
+fn tasks_of_an_array_that_run_again_take_their_own_parts() {
+    let workspace = corpus();
+    let run = |id: &str, range: [&str; 4]| {
+        let [count, min, max, step] = range;
+        workspace
+            .command(SCORE)
+            .args("corpus -o set --part-bytes 100 --num-workers 8")
+            .env("SLURM_ARRAY_TASK_ID", id)
+            .env("SLURM_ARRAY_TASK_COUNT", count)
+            .env("SLURM_ARRAY_TASK_MIN", min)
+            .env("SLURM_ARRAY_TASK_MAX", max)
+            .env("SLURM_ARRAY_TASK_STEP", step)
+            .ok()
+    };
+    for id in ["0", "1", "3", "4", "6", "7"] {
+        run(id, ["8", "0", "7", "1"]);
+    }
+    assert!(!workspace.path("set/manifest.json").exists());
+    for id in ["2", "5"] {
+        let ended = run(id, ["2", "2", "5", "3"]);
+        ended.check(ended.stdout.starts_with("scored "), "it has parts");
+    }
+    assert!(workspace.path("set/manifest.json").exists());
+}
+
+/// A pattern took a file once more for every round that a link led through its own folder, 41 times.
+#[cfg(unix)]
+#[test]
+fn a_pattern_through_a_folder_that_links_to_itself_is_refused() {
+    let workspace = corpus();
+    std::os::unix::fs::symlink(".", workspace.path("corpus/again")).unwrap();
+    for input in ["corpus", "corpus/**/*.jsonl"] {
+        let ended = workspace.command(SCORE).arg(input).args("-o set").run();
+        ended.check(
+            ended.status.code() == Some(74)
+                && ended
+                    .stderr
+                    .contains("cannot walk corpus/again: the folder contains a link to itself"),
+            "it should be refused",
+        );
+    }
+}
+
 /// The next run took the shards in there for text.
 #[test]
 fn an_output_inside_the_input_is_refused_before_anything_is_written() {
