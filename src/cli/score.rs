@@ -22,8 +22,8 @@ use crate::weight::{DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
 
 /// Score a corpus with an RL-tuned model: one log-probability a token, in Parquet shards
 ///
-/// Reads .txt and .md (a document a file), .jsonl and .ndjson, each plain, .gz or .zst; .parquet and
-/// .arrow; and token ids: lists of integers in any of these, .npy and .bin.
+/// Reads .txt and .md (a document a file), .jsonl, .ndjson, .parquet and .arrow, each plain, .gz or
+/// .zst; and token ids: lists of integers in any of these, .npy and .bin.
 /// Running the same command again does only what is missing.
 #[derive(Debug, Parser)]
 #[command(name = "remit-score", version, max_term_width = 100, after_help = EXAMPLES)]

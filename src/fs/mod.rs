@@ -29,11 +29,12 @@ mod remote;
 #[cfg(not(feature = "object-store"))]
 #[path = "no_remote.rs"]
 mod remote;
+mod stamp;
 mod url;
 
 pub use atomic::{AtomicFile, write_atomic, write_new};
-pub use digest::{Digest, HashingFile, HashingWriter, hash_file};
-pub use file::{Failure, File, MappedFile, open};
+pub use digest::{Digest, Hasher, HashingFile, HashingWriter, hash_file};
+pub use file::{Failure, File, MappedFile, Spool, open};
 pub use log::Log;
 pub use pattern::{GlobError, glob, matches};
 pub use stamp::{Stamp, stamp};
@@ -89,6 +90,7 @@ impl Error {
                 | "set the permissions of"
                 | "publish"
                 | "remove"
+                | file::SPOOL
         )
     }
 

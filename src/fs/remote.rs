@@ -119,6 +119,21 @@ pub(super) fn size_bytes(url: &Url) -> Result<u64> {
     Ok(wait(async move { store.head(&path).await })?.size)
 }
 
+/// Size of an object, and what its store changes whenever the object is written.
+pub(super) fn version(url: &Url) -> Result<(u64, String)> {
+    if url.key.is_empty() {
+        return Err(ErrorKind::NotFound.into());
+    }
+    let (store, path) = (store(url)?, location(url)?);
+    let meta = wait(async move { store.head(&path).await })?;
+    let version = meta.version.unwrap_or_default();
+    let tag = meta.e_tag.unwrap_or_default();
+    Ok((
+        meta.size,
+        format!("{version} {tag} {}", meta.last_modified.timestamp_millis()),
+    ))
+}
+
 /// The bytes of a range that lies within the object.
 pub(super) fn read_range(url: &Url, range: Range<u64>) -> Result<Bytes> {
     let (store, path) = (store(url)?, location(url)?);

@@ -328,6 +328,21 @@ const LIMITS: &[Case] = &[
         ],
     },
     Case {
+        input: "a table that expands far too much",
+        prepare: |w| {
+            let zeros = std::io::repeat(0).take(200 << 20);
+            w.write(
+                "corpus/bomb.parquet.zst",
+                zstd::encode_all(zeros, 1).unwrap(),
+            );
+        },
+        command: SCORE_CORPUS,
+        exit: BAD_DATA,
+        stderr: &[
+            "error: corpus/bomb.parquet.zst: the zstd data unpacks to more than 256 times its size; ",
+        ],
+    },
+    Case {
         input: "a .zst that needs a larger window than is allowed",
         prepare: |w| {
             let mut writer = zstd::Encoder::new(Vec::new(), 1).unwrap();
