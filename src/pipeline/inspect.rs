@@ -36,8 +36,8 @@ pub struct Verification {
 /// Several files of a set are not what they should be.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{} files of {} are not what they should be:{}\nhint: remove the damaged ones and manifest.json, \
-     and run the same remit-score command again; it makes what is missing",
+    "{} files of {} are not what they should be:{}\nhint: remove the damaged ones and run \
+     the same remit-score command again; it makes what is missing",
     problems.len(),
     dir.display(),
     problems.iter().map(|(_, error)| format!("\n  {}", first_line(error))).collect::<String>()

@@ -27,6 +27,12 @@ pub(super) fn compare_plan(dir: &Path, plan: &Plan) -> Result<()> {
 /// Writes plan.json, or compares with the one that is there; returns the one that is in force.
 pub(super) fn settle_plan(dir: &Path, plan: Plan) -> Result<Plan> {
     if Plan::load(dir)?.is_none() {
+        // Who lost a plan.json can have it back from the manifest, where it is word for word.
+        if let Some(Manifest { plan: existing, .. }) = Manifest::load_if_present(dir)? {
+            refuse_differences(dir, &existing, &plan)?;
+            existing.save(dir)?;
+            return Ok(existing);
+        }
         // Without its plan nobody can tell what these were made with.
         let orphan = fs::list(dir)?.into_iter().find(|name| {
             name == MANIFEST_FILE || name.as_encoded_bytes().starts_with(SHARD_PREFIX.as_bytes())
@@ -142,6 +148,7 @@ pub(super) fn complete(
             && !fs::exists(&dir.join(&rejects.file))?
         {
             Manifest::from_shards(dir, plan)?.save_rejects(dir)?;
+            manifest.verify_rejects(dir)?;
         }
         sweep(dir)?;
         return Ok(manifest);

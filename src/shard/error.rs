@@ -104,8 +104,18 @@ pub enum Error {
         /// Digest of the file.
         found: Digest,
     },
+    /// A shard has another content than its own footer says.
+    #[error("the shard {} is damaged: its BLAKE3 is {found}, its footer says {expected}{DAMAGED_HINT}", path.display())]
+    Seal {
+        /// Its path.
+        path: PathBuf,
+        /// Digest in the footer.
+        expected: Digest,
+        /// Digest of the file.
+        found: Digest,
+    },
     /// A shard can't be parsed.
-    #[error("the shard {} is not a readable {format} file: {reason}", path.display())]
+    #[error("the shard {} is not a readable {format} file: {reason}{DAMAGED_HINT}", path.display())]
     Unreadable {
         /// Its path.
         path: PathBuf,
@@ -115,7 +125,7 @@ pub enum Error {
         reason: String,
     },
     /// A shard has other columns than the format.
-    #[error("the shard {} has other columns than the format: {reason}", path.display())]
+    #[error("the shard {} is not one of this format: {reason}{DAMAGED_HINT}", path.display())]
     Schema {
         /// Its path.
         path: PathBuf,
@@ -123,7 +133,7 @@ pub enum Error {
         reason: String,
     },
     /// A shard does not belong to the set's plan.
-    #[error("the shard {} was made under another plan than that of its folder\nhint: remove it and manifest.json, and run the same remit-score command again; it makes what is missing", path.display())]
+    #[error("the shard {} was made under another plan than that of its folder\nhint: remove it and run the same remit-score command again; it makes what is missing", path.display())]
     OtherPlan {
         /// Its path.
         path: PathBuf,
@@ -187,7 +197,9 @@ impl From<ArrowError> for Error {
     }
 }
 
-const DAMAGED_HINT: &str = "\nhint: remove this shard and manifest.json, and run the same remit-score command again; it makes what is missing";
+/// The manifest stays where there is one: what is made again has to be what it says.
+const DAMAGED_HINT: &str =
+    "\nhint: remove this file and run the same remit-score command again; it makes what is missing";
 
 impl Error {
     /// The class of the error, for exit codes.

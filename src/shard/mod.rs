@@ -12,6 +12,7 @@ mod json;
 pub mod manifest;
 pub mod read;
 pub mod schema;
+mod seal;
 pub mod statistics;
 #[cfg(test)]
 pub(crate) mod tests;
