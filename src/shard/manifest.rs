@@ -104,8 +104,9 @@ pub struct Plan {
     pub exact: bool,
     /// How shards are stored.
     pub format: ShardFormat,
-    /// Key or column that held the text, or token ids.
-    pub text_field: String,
+    /// Key or column that held the text, or token ids; null for the default, which is one thing more than
+    /// its first choice: where a record has none of that name, another is taken.
+    pub text_field: Option<String>,
     /// Documents of fewer tokens were left out.
     pub min_tokens: u64,
     /// Documents after this many were left out; null for all.

@@ -84,7 +84,7 @@ pub(super) fn plan(num_parts: u32) -> Plan {
         formula: Some(Default::default()),
         exact: false,
         format: ShardFormat::Parquet,
-        text_field: "text".to_owned(),
+        text_field: None,
         part_bytes: 1,
         min_tokens: 0,
         limit_docs: None,

@@ -279,6 +279,30 @@ const CHANGED: &[Case] = &[
         stderr: &["\n  limit_docs "],
     },
     Case {
+        input: "other options for a set of which nothing is made yet",
+        prepare: |w| {
+            for name in w.snapshot("set").keys() {
+                if *name != Path::new("plan.json") {
+                    w.remove(&format!("set/{}", name.display()));
+                }
+            }
+        },
+        command: "remit-score corpus -o set --rl-model rl --base-model base --part-bytes 1000 --on-bad-record skip",
+        exit: USAGE,
+        stderr: &[
+            "\n  on_bad_record was \"fail\", is now \"skip\"\n",
+            "hint: no shard was made under that plan yet: if no worker runs with it any more, remove \
+             set/plan.json and run this command again; else give another -o\n",
+        ],
+    },
+    Case {
+        input: "the default text field by its name",
+        prepare: nothing,
+        command: "remit-score corpus -o set --rl-model rl --base-model base --part-bytes 1000 --text-field text",
+        exit: USAGE,
+        stderr: &["\n  text_field was null, is now \"text\"\n"],
+    },
+    Case {
         input: "a plan that can't be parsed",
         prepare: |w| w.damage("set/plan.json", |text| text.truncate(100)),
         command: "remit-score corpus -o set --rl-model rl --base-model base --part-bytes 1000",
