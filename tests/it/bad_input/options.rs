@@ -1,5 +1,7 @@
 //! Options that make no sense, alone or with the inputs.
 
+use std::path::Path;
+
 use super::{Case, IO, MISSING, OTHER, USAGE, check, nothing, scored, unscored};
 
 const ALONE: &[Case] = &[
