@@ -100,7 +100,11 @@ pub enum Error {
         how: String,
     },
     /// One record can't be read; the file can be read on after it.
-    #[error("{}{place}: {problem}", path.display())]
+    #[error(
+        "{}{place}: {problem}\nhint: --on-bad-record skip leaves out what can't be read, and lists it in \
+         rejects.jsonl",
+        path.display()
+    )]
     BadRecord {
         /// The file.
         path: PathBuf,

@@ -78,7 +78,10 @@ const RECORDS: &[Case] = &[
         prepare: |w| w.write("corpus/bad.jsonl", format!("{DOCUMENT}{{\"text\": \"a\"\n")),
         command: SCORE_CORPUS,
         exit: BAD_DATA,
-        stderr: &["error: corpus/bad.jsonl, line 2: not valid JSON: EOF while parsing an object"],
+        stderr: &[
+            "error: corpus/bad.jsonl, line 2: not valid JSON: EOF while parsing an object",
+            "\nhint: --on-bad-record skip leaves out what can't be read, and lists it in rejects.jsonl\n",
+        ],
     },
     Case {
         input: "a line that is JSON, but no object",
