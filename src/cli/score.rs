@@ -133,7 +133,7 @@ pub struct ScoreArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     num_workers: Option<u32>,
 
-    /// Number of this worker, from 0 [default: SLURM_ARRAY_TASK_ID, JOB_COMPLETION_INDEX, else 0]
+    /// Number of this worker, from 0 [default: from SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX, else 0]
     #[arg(long, value_name = "I")]
     worker_index: Option<u32>,
 
