@@ -283,6 +283,16 @@ pub fn run(args: ScoreArgs) -> Result<()> {
         });
     }
     let report = pipeline::score::run(&options, &stop, &console)?;
+    if let Some(manifest) = &report.manifest
+        && manifest.totals.rows == 0
+    {
+        console.warn(&format!(
+            "the set has no rows: of its records, {} held no text, {} were too short, and {} could not be read",
+            manifest.documents.empty_documents,
+            manifest.documents.short_documents + manifest.documents.dropped_rows,
+            manifest.documents.rejected_records
+        ));
+    }
     super::print(&if json {
         as_json(&report)?
     } else {
