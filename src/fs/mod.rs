@@ -226,6 +226,23 @@ pub fn canonicalize(path: &Path) -> Result<PathBuf> {
     attempt("resolve", path, || path.canonicalize())
 }
 
+/// Refuses a path where something else than a folder is, which [`create_dir_all`] would do later.
+pub fn expect_no_file(path: &Path) -> Result<()> {
+    if Url::of(path).is_some() || is_dir(path)? || !exists(path)? {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::AlreadyExists,
+        "a file is there",
+    ))
+    .during("create the folder", path)
+}
+
+/// Whether the path is a URL that names no bucket; whatever is joined to it would be taken for one.
+pub fn lacks_bucket(path: &Path) -> bool {
+    Url::of(path).is_some_and(|url| url.bucket.is_empty())
+}
+
 /// Creates a folder and its parents. Object stores need none.
 pub fn create_dir_all(path: &Path) -> Result<()> {
     if Url::of(path).is_some() {

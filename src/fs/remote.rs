@@ -62,6 +62,12 @@ pub(super) fn is_error_of_store(error: &Error) -> bool {
 
 /// The store of a bucket; credentials and the endpoint are from the environment.
 fn store(url: &Url) -> Result<Arc<dyn ObjectStore>> {
+    if url.bucket.is_empty() {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            "the URL names no bucket",
+        ));
+    }
     static STORES: Mutex<Stores> = Mutex::new(BTreeMap::new());
     let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
     let key = (url.scheme, url.bucket.clone());

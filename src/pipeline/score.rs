@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 
 use super::resume::{
-    complete, missing_parts, refuse_output_in_corpus, refuse_output_inside_input, settle_plan,
+    check_places, complete, missing_parts, refuse_output_in_corpus, refuse_output_inside_input,
+    settle_plan,
 };
 use super::special::{named, special_tokens};
 use super::stream::{self, RowScorer, RowSource, ShardSink};
@@ -197,6 +198,7 @@ impl Prepared {
         stop: &StopFlag,
         progress: &dyn Progress,
     ) -> Result<Self> {
+        check_places(options)?;
         refuse_output_inside_input(options)?;
         let models = Models::examine(options)?;
         let corpus = Corpus::discover_inputs(
