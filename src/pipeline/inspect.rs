@@ -40,18 +40,13 @@ pub struct Verification {
      the same remit-score command again; it makes what is missing",
     problems.len(),
     dir.display(),
-    problems.iter().map(|(_, error)| format!("\n  {}", first_line(error))).collect::<String>()
+    problems.iter().map(|(_, error)| format!("\n  {}", error.first_line())).collect::<String>()
 )]
 pub struct BadSet {
     /// The set.
     pub dir: PathBuf,
     /// The files, and what is wrong with them.
     pub problems: Vec<(String, shard::Error)>,
-}
-
-fn first_line(error: &shard::Error) -> String {
-    let text = error.to_string();
-    text.lines().next().unwrap_or_default().to_owned()
 }
 
 impl Verification {

@@ -114,6 +114,20 @@ pub enum Error {
         /// Digest of the file.
         found: Digest,
     },
+    /// Several shards can't become part of a set.
+    #[error(
+        "{} shards in {} are not what they should be:{}\nhint: remove these files and run the same \
+         remit-score command again; it makes what is missing",
+        problems.len(),
+        dir.display(),
+        problems.iter().map(|error| format!("\n  {}", error.first_line())).collect::<String>()
+    )]
+    Several {
+        /// The folder.
+        dir: PathBuf,
+        /// What is wrong, by part.
+        problems: Vec<Self>,
+    },
     /// A shard can't be parsed.
     #[error("the shard {} is not a readable {format} file: {reason}{DAMAGED_HINT}", path.display())]
     Unreadable {
@@ -202,6 +216,12 @@ const DAMAGED_HINT: &str =
     "\nhint: remove this file and run the same remit-score command again; it makes what is missing";
 
 impl Error {
+    /// What is wrong, without the hint.
+    pub fn first_line(&self) -> String {
+        let text = self.to_string();
+        text.lines().next().unwrap_or_default().to_owned()
+    }
+
     /// The class of the error, for exit codes.
     pub fn kind(&self) -> ErrorKind {
         match self {

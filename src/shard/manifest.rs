@@ -10,11 +10,11 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Error;
 use super::json::{check_version, content_digest, pretty};
 use super::read::ShardFile;
 use super::schema::ShardFormat;
 use super::statistics::{Accumulator, BySource, Statistics};
+use super::{Error, ErrorKind};
 use crate::fs::{self, Digest};
 use crate::pack::{PackStats, Packing};
 use crate::tokenize::SpecialTokens;
@@ -365,7 +365,8 @@ impl Manifest {
     ///
     /// # Errors
     ///
-    /// When a shard is missing or breaks a rule of the format.
+    /// When a shard is missing, is not what was written, or breaks a rule of the format; all of the shards
+    /// are read before, so that one message names all that have to be made again.
     pub fn from_shards(dir: &Path, plan: Plan) -> Result<Assembly, Error> {
         let formula = plan.formula.unwrap_or_default();
         let identity = plan.identity()?;
@@ -373,14 +374,23 @@ impl Manifest {
         let mut by_source = BySource::new();
         let mut shards = Vec::new();
         let mut rejects_jsonl = Vec::new();
+        let mut bad = Vec::new();
         let numbers: Vec<u32> = (0..plan.num_parts).collect();
         // Some at a time, so that memory does not hold what all of them say.
         for numbers in numbers.chunks(PARTS_AT_A_TIME) {
             let parts: Vec<_> = numbers
                 .par_iter()
                 .map(|part| describe(dir, *part, &plan, identity, &formula))
-                .collect::<Result<_, Error>>()?;
-            for (entry, stats, sources, rejects) in parts {
+                .collect();
+            for described in parts {
+                let (entry, stats, sources, rejects) = match described {
+                    Ok(described) => described,
+                    Err(error) if error.kind() == ErrorKind::BadData => {
+                        bad.push(error);
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
                 shards.push(entry);
                 for reject in rejects {
                     serde_json::to_writer(&mut rejects_jsonl, &reject).map_err(|source| {
@@ -396,6 +406,13 @@ impl Manifest {
                     by_source.entry(source).or_default().merge(&accumulator);
                 }
             }
+        }
+        if bad.len() > 1 {
+            let dir = dir.to_owned();
+            return Err(Error::Several { dir, problems: bad });
+        }
+        if let Some(error) = bad.pop() {
+            return Err(error);
         }
         let mut totals = Accumulator::default();
         by_source

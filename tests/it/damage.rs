@@ -186,6 +186,31 @@ fn a_damaged_shard_is_made_again_once_it_is_removed_with_a_manifest_or_without()
 }
 
 #[test]
+fn all_damaged_shards_are_named_before_a_manifest_is_made() {
+    let workspace = scored("parquet");
+    workspace.remove("set/manifest.json");
+    let last = std::fs::read_dir(workspace.path("set"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with("part-"))
+        .max()
+        .unwrap();
+    for name in ["part-000000.parquet", &*last] {
+        workspace.damage(&format!("set/{name}"), |bytes| bytes[9] ^= 1);
+    }
+    let ended = score(&workspace, "parquet").run();
+    ended.check(ended.status.code() == Some(65), "damage is bad data");
+    for part in [
+        "error: 2 shards in set are not what they should be:\n".to_owned(),
+        "\n  the shard set/part-000000.parquet is damaged: its BLAKE3 is ".to_owned(),
+        format!("\n  the shard set/{last} is damaged: its BLAKE3 is "),
+        "\nhint: remove these files and run the same remit-score command again;".to_owned(),
+    ] {
+        ended.check(ended.stderr.contains(&part), &part);
+    }
+}
+
+#[test]
 fn what_readers_do_not_need_is_checked_by_verify() {
     let workspace = scored("parquet");
     let dir = workspace.path("set");
