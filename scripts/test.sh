@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need and runs all of them: Rust's own, then those that compare with
-# transformers, PyTorch, DuckDB, pandas, polars, datasets and pyarrow, and with an S3-compatible server.
+# transformers, PyTorch, DuckDB, pandas, polars, datasets, pyarrow and TensorBoard, and with an S3-compatible server.
 #
 #   scripts/test.sh            # about 20 minutes on 2 cores when nothing is compiled yet
 #
@@ -46,6 +46,7 @@ trap 'kill "$venv_job" 2>/dev/null || true' EXIT
 stage "build" cargo build --release --locked --all-targets --features object-store
 stage "Rust tests" cargo test --release --locked --features object-store
 stage "kills at random" env REMIT_BIN="$target/release" python3 scripts/kill.py 30
+stage "kills of training at random" env REMIT_BIN="$target/release" python3 scripts/kill_anneal.py 10
 stage "wait for Python packages" wait "$venv_job"
 trap - EXIT
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false

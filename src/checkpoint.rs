@@ -65,6 +65,15 @@ pub struct Checkpoint {
     state: String,
 }
 
+/// What [`Checkpoint::newest`] found.
+#[derive(Debug)]
+pub struct Newest {
+    /// The newest that is whole.
+    pub whole: Option<Checkpoint>,
+    /// Steps of those that are newer, newest first, and what is wrong with each.
+    pub damaged: Vec<(u64, Error)>,
+}
+
 fn tensors_path(dir: &Path, step: u64) -> PathBuf {
     dir.join(format!("{PREFIX}{step:08}{TENSORS}"))
 }
@@ -167,11 +176,7 @@ pub fn prune(dir: &Path, keep: usize) -> Result<(), Error> {
 }
 
 /// Removes what interrupted writes left behind: temporary files, and tensors without a digest.
-///
-/// # Errors
-///
-/// When the folder can't be listed or a file can't be removed.
-pub fn sweep(dir: &Path) -> Result<(), Error> {
+fn sweep(dir: &Path) -> Result<(), Error> {
     if !fs::is_dir(dir)? {
         return Ok(());
     }
@@ -235,15 +240,23 @@ impl Checkpoint {
     /// # Errors
     ///
     /// When the folder can't be listed.
-    pub fn newest(dir: &Path) -> Result<(Option<Self>, Vec<(u64, Error)>), Error> {
-        let mut problems = Vec::new();
+    pub fn newest(dir: &Path) -> Result<Newest, Error> {
+        let mut damaged = Vec::new();
         for step in steps(dir)?.into_iter().rev() {
             match Self::open(dir, step) {
-                Ok(checkpoint) => return Ok((Some(checkpoint), problems)),
-                Err(error) => problems.push((step, error)),
+                Ok(checkpoint) => {
+                    return Ok(Newest {
+                        whole: Some(checkpoint),
+                        damaged,
+                    });
+                }
+                Err(error) => damaged.push((step, error)),
             }
         }
-        Ok((None, problems))
+        Ok(Newest {
+            whole: None,
+            damaged,
+        })
     }
 
     /// The step after which it was written.

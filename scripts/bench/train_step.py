@@ -168,11 +168,12 @@ class Bench:
 
 
 class Run:
-    """What one process took: seconds a step, its losses, peak memory in MB."""
+    """What one process took: seconds a step, its losses, peak memory in MB. Shows progress on stderr."""
 
     def __init__(self, seconds, losses, peak):
         self.step_seconds = statistics.median(seconds[min(UNSTEADY_STEPS, len(seconds) - 1) :])
-        self.losses, self.peak = losses, peak
+        self.fastest, self.losses, self.peak = min(seconds), losses, peak
+        print(f"{self.step_seconds:.3f} s/step, {peak:.0f} MB", file=sys.stderr, flush=True)
 
 
 def table(runs, flops_per_token):
@@ -190,7 +191,7 @@ def table(runs, flops_per_token):
 
 
 def section_step(bench, rounds, flops_per_token):
-    trials = {kind: bench.pytorch(kind, steps=UNSTEADY_STEPS + 2).step_seconds for kind in ("fused", "foreach")}
+    trials = {kind: bench.pytorch(kind, steps=UNSTEADY_STEPS + 2).fastest for kind in ("fused", "foreach")}
     kind = min(trials, key=trials.get)
     print(f"AdamW of PyTorch, a trial: {', '.join(f'{k} {s:.3f} s/step' for k, s in trials.items())}; taken: {kind}")
     runs = {"remit-anneal, uniform": [], f"PyTorch, {kind}": []}

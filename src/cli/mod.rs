@@ -4,6 +4,8 @@
 //! what was attempted to why it failed, and decides the exit code.
 
 pub mod anneal;
+#[cfg(test)]
+mod anneal_tests;
 mod config;
 mod exit;
 pub mod inspect;

@@ -271,15 +271,6 @@ pub fn unverifiable_json(problem: &str) -> String {
     format!("{object}\n")
 }
 
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn thousands_are_grouped() {
-        let texts = [0, 999, 1000, 1_234_567].map(super::grouped);
-        assert_eq!(texts, ["0", "999", "1,000", "1,234,567"]);
-    }
-}
-
 /// Losses of two models, by source.
 pub fn comparison(comparison: &Comparison) -> String {
     let Comparison {
@@ -311,4 +302,13 @@ pub fn comparison(comparison: &Comparison) -> String {
         );
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn thousands_are_grouped() {
+        let texts = [0, 999, 1000, 1_234_567].map(super::grouped);
+        assert_eq!(texts, ["0", "999", "1,000", "1,234,567"]);
+    }
 }

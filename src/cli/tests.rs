@@ -15,7 +15,7 @@ use crate::fs::fault::{ALL, Fault, Injection};
 use crate::fs::{self, TEMP_SUFFIX};
 use crate::pipeline::{self, Progress, StopFlag};
 
-struct Quiet;
+pub(super) struct Quiet;
 
 impl Progress for Quiet {
     fn begin(&self, _: &'static str, _: u64) {}
@@ -72,7 +72,7 @@ fn snapshot(dir: &Path) -> Snapshot {
 }
 
 /// That an error names a path, and has the exit code of a failure that may pass.
-fn assert_clear(error: &anyhow::Error, root: &Path, what: &str) {
+pub(super) fn assert_clear(error: &anyhow::Error, root: &Path, what: &str) {
     let text = exit::chain(error);
     assert!(text.contains(root.to_str().unwrap()), "{what}: {text}");
     let code = if text.contains("No space left") {

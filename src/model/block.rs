@@ -330,7 +330,7 @@ impl Decoder {
         let d_mlp = self.leave_backward(&dy, tape.raw_mlp.as_ref(), p.mlp_norms, grads)?;
         let d_activated = self.project_backward(&d_mlp, &tape.activated, p.down, grads, None)?;
         drop(d_mlp);
-        let (d_gate, d_up) = mlp::backward(&d_activated, &tape.gate, &tape.up, p.activation)?;
+        let (d_gate, d_up) = mlp::backward(&d_activated, tape.gate, tape.up, p.activation)?;
         drop(d_activated);
         let d_in = self.project_backward(&d_gate, &tape.mlp_in, p.gate, grads, None)?;
         let d_in = self.project_backward(&d_up, &tape.mlp_in, p.up, grads, Some(d_in))?;

@@ -112,23 +112,68 @@ pub(crate) enum Threads {
 ///
 /// When the shapes do not fit together; they are the caller's own, never a file's.
 pub(crate) fn matmul(dst: MatMut<'_>, write: Write, a: Mat<'_>, b: Mat<'_>, threads: Threads) {
-    assert_eq!(a.cols, b.rows, "inner dimensions");
     assert_eq!((dst.rows, dst.cols), (a.rows, b.cols), "destination");
+    // SAFETY: `check` proved that the element of `dst` with the largest offset lies in its slice, which is
+    // borrowed mutably, so it overlaps neither input; its elements are initialized.
+    unsafe {
+        multiply(dst.data.as_mut_ptr(), dst.row_stride, write, a, b, threads);
+    }
+}
+
+/// A new matrix `a b`, `[m, n]`, row-major, whose memory is not filled with zeros first.
+fn product(a: Mat<'_>, b: Mat<'_>) -> Vec<f32> {
+    let elements = a.rows * b.cols;
+    if a.cols == 0 {
+        return vec![0.0; elements];
+    }
+    let mut out = Vec::with_capacity(elements);
+    // SAFETY: the buffer has room for all `a.rows x b.cols` elements at a stride of `b.cols`, nothing else
+    // refers to it, and with `Write::Replace` they are written before they are read. As the inner
+    // dimension is not 0, every one of them is written, which makes the length true.
+    unsafe {
+        multiply(
+            out.as_mut_ptr(),
+            b.cols,
+            Write::Replace,
+            a,
+            b,
+            Threads::Pool,
+        );
+        out.set_len(elements);
+    }
+    out
+}
+
+/// `dst (+)= a b`, `dst` row-major with rows `row_stride` elements apart.
+///
+/// # Safety
+///
+/// `dst` must be valid for writes of `a.rows` such rows of `b.cols` elements each, must not overlap `a` or
+/// `b`, and its elements must be initialized unless they are replaced.
+unsafe fn multiply(
+    dst: *mut f32,
+    row_stride: usize,
+    write: Write,
+    a: Mat<'_>,
+    b: Mat<'_>,
+    threads: Threads,
+) {
+    assert_eq!(a.cols, b.rows, "inner dimensions");
     let parallelism = match threads {
         Threads::One => Parallelism::None,
         Threads::Pool => Parallelism::Rayon(rayon::current_num_threads()),
     };
-    // SAFETY: `check` proved for all three views that the element with the largest offset lies in
-    // its slice, and offsets are never negative; `dst` is borrowed mutably, so it overlaps neither
-    // input. The crate needs nothing else: any alignment and any strides are accepted.
+    // SAFETY: `check` proved for both inputs that the element with the largest offset lies in its slice, and
+    // offsets are never negative; the caller answers for `dst`. The crate needs nothing else: any
+    // alignment and any strides are accepted.
     unsafe {
         gemm::gemm(
-            dst.rows,
-            dst.cols,
+            a.rows,
+            b.cols,
             a.cols,
-            dst.data.as_mut_ptr(),
+            dst,
             1,
-            dst.row_stride as isize,
+            row_stride as isize,
             write == Write::Accumulate,
             a.data.as_ptr(),
             a.col_stride as isize,
@@ -167,8 +212,20 @@ fn min_rows(out_features: usize) -> usize {
 /// on where it stands among them, nor on the number of threads. Every product of the forward pass
 /// in which the rows of different contexts meet goes through here.
 pub(crate) fn project(x: &[f32], w: &[f32], tokens: usize, out_features: usize) -> Vec<f32> {
-    let mut y = vec![0.0; tokens * out_features];
-    project_into(&mut y, x, w, tokens, out_features);
+    let in_features = w.len() / out_features.max(1);
+    new_rows(
+        Mat::new(x, tokens, in_features),
+        Mat::new(w, out_features, in_features).t(),
+    )
+}
+
+/// A new `x b`, as [`rows_times`] has it.
+pub(crate) fn new_rows(x: Mat<'_>, b: Mat<'_>) -> Vec<f32> {
+    if x.rows >= min_rows(b.cols) {
+        return product(x, b);
+    }
+    let mut y = vec![0.0; x.rows * b.cols];
+    rows_times(&mut y, Write::Replace, x, b);
     y
 }
 

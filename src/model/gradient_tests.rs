@@ -184,7 +184,7 @@ fn mlp_case(seed: u64) -> Case {
     let activation = [Activation::Silu, Activation::GeluTanh][shapes.pick(0, 1)];
     let (tg, tu) = (taken(&gate), taken(&up));
     let y = mlp::forward(&tg, &tu, activation).unwrap();
-    let (dgate, dup) = mlp::backward(&taken(&dy), &tg, &tu, activation).unwrap();
+    let (dgate, dup) = mlp::backward(&taken(&dy), tg, tu, activation).unwrap();
     let upstream = wide(&dy);
     let name = match activation {
         Activation::Silu => "silu",

@@ -471,15 +471,23 @@ fn widen(values: &mut [f32], bytes: &[u8], dtype: Dtype) {
 
 /// f32 elements as the bytes of another dtype, rounded to nearest even.
 pub(crate) fn narrow(values: &[f32], dtype: Dtype) -> Vec<u8> {
+    let mut bytes = vec![0; values.len() * width(dtype).unwrap_or(4)];
     match dtype {
-        Dtype::BF16 => values
-            .iter()
-            .flat_map(|v| bf16::from_f32(*v).to_le_bytes())
-            .collect(),
-        Dtype::F16 => values
-            .iter()
-            .flat_map(|v| f16::from_f32(*v).to_le_bytes())
-            .collect(),
-        _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        Dtype::BF16 => {
+            for (bytes, value) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+                *bytes = bf16::from_f32(*value).to_le_bytes();
+            }
+        }
+        Dtype::F16 => {
+            for (bytes, value) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+                *bytes = f16::from_f32(*value).to_le_bytes();
+            }
+        }
+        _ => {
+            for (bytes, value) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(values) {
+                *bytes = value.to_le_bytes();
+            }
+        }
     }
+    bytes
 }

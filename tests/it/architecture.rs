@@ -60,7 +60,7 @@ const ALLOWED: &[(&[&str], &[&str])] = &[
             "shard::seal",
         ],
     ),
-    (&["batch"], &["types", "shard::error", "shard::read"]),
+    (&["batch"], &["shard::error", "shard::read"]),
     (
         &["pipeline"],
         &[

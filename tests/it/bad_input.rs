@@ -1,5 +1,6 @@
 //! Every bad input has its exit code and its message, publishes nothing and changes no file.
 
+mod annealing;
 mod corpora;
 mod models;
 mod options;

@@ -216,9 +216,7 @@ fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
 fn only_the_newest_checkpoints_are_kept() {
     let workspace = scored();
     for keep in [1, 3] {
-        anneal(&workspace, "run", "--keep")
-            .arg(keep.to_string())
-            .ok();
+        anneal(&workspace, "run", &format!("--keep {keep}")).ok();
         let mut names = Vec::new();
         visit(&workspace.path("run/checkpoints"), &mut |path| {
             names.push(path.file_name().unwrap().to_str().unwrap().to_owned());
@@ -299,11 +297,11 @@ fn a_finished_run_is_recognized_and_another_is_refused() {
 fn the_micro_batch_changes_no_bit() {
     let workspace = scored();
     let mut expected = None;
-    for micro in ["512", "700", "1500", "100000"] {
-        anneal(&workspace, micro, "--z-loss 1e-4 --micro-batch-tokens")
-            .arg(micro)
-            .ok();
-        let found = result(&workspace, micro);
+    for micro in [512, 700, 1500, 100_000] {
+        let options = format!("--z-loss 1e-4 --micro-batch-tokens {micro}");
+        anneal(&workspace, "run", &options).ok();
+        let found = result(&workspace, "run");
+        workspace.remove("run");
         assert!(
             expected.get_or_insert_with(|| found.clone()) == &found,
             "{micro}"
@@ -546,7 +544,7 @@ fn steps_that_are_skipped_one_after_another_stop_the_run() {
     let ended = anneal(
         &workspace,
         "run",
-        "--lr 1e6 --weight-decay 0 --clip none --on-nonfinite skip --steps 40",
+        "--lr 1e38 --weight-decay 0 --clip none --on-nonfinite skip --steps 40",
     )
     .run();
     ended.check(

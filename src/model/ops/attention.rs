@@ -319,24 +319,15 @@ pub(crate) fn backward(
         })
         .collect();
 
-    let mut dq = vec![0.0; q_values.len()];
-    let mut dk = vec![0.0; k_values.len()];
-    let mut dv = vec![0.0; v_values.len()];
-    for (&(row, kv), grads) in tasks.iter().zip(&heads) {
-        let row = rows[row].clone();
-        scatter(&mut dk, &grads.dk, &row, k_width, kv * dim, dim);
-        scatter(&mut dv, &grads.dv, &row, v_width, kv * v_dim, v_dim);
-        for (g, head) in grads.dq.chunks_exact(row.len() * dim).enumerate() {
-            scatter(
-                &mut dq,
-                head,
-                &row,
-                width,
-                (kv * shape.group() + g) * dim,
-                dim,
-            );
-        }
-    }
+    // The heads of a row follow each other in `heads`.
+    let of_row = |row: usize| &heads[row * shape.kv_heads..][..shape.kv_heads];
+    let group = shape.group();
+    let dq = gathered(&rows, width, dim, |row, head| {
+        let len = rows[row].len();
+        &of_row(row)[head / group].dq[head % group * len * dim..][..len * dim]
+    });
+    let dk = gathered(&rows, k_width, dim, |row, head| &of_row(row)[head].dk);
+    let dv = gathered(&rows, v_width, v_dim, |row, head| &of_row(row)[head].dv);
     Ok((
         tensor(dq, q.dims())?,
         tensor(dk, k.dims())?,
@@ -344,17 +335,29 @@ pub(crate) fn backward(
     ))
 }
 
-/// Copies one head's `[len, dim]` into its columns of a `[tokens, width]` buffer.
-fn scatter(
-    into: &mut [f32],
-    head: &[f32],
-    row: &Range<usize>,
+/// Puts heads side by side: `[tokens, width]` of every row's and head's `[len, dim]`.
+fn gathered<'a>(
+    rows: &[Range<usize>],
     width: usize,
-    at: usize,
     dim: usize,
-) {
-    let tokens = into[row.start * width..row.end * width].chunks_exact_mut(width);
-    for (token, values) in tokens.zip(head.chunks_exact(dim)) {
-        token[at..at + dim].copy_from_slice(values);
+    head_of: impl Fn(usize, usize) -> &'a [f32] + Sync,
+) -> Vec<f32> {
+    let mut all = vec![0.0; rows.last().map_or(0, |row| row.end) * width];
+    let mut tasks = Vec::new();
+    let mut rest = all.as_mut_slice();
+    for (row, range) in rows.iter().enumerate() {
+        let (mine, after) = rest.split_at_mut(range.len() * width);
+        rest = after;
+        let parts = mine.chunks_mut(QUERY_TILE * width).enumerate();
+        tasks.extend(parts.map(|(tile, part)| (row, tile * QUERY_TILE, part)));
     }
+    tasks.into_par_iter().for_each(|(row, first, part)| {
+        for head in 0..width / dim {
+            let values = head_of(row, head)[first * dim..].chunks_exact(dim);
+            for (token, values) in part.chunks_exact_mut(width).zip(values) {
+                token[head * dim..(head + 1) * dim].copy_from_slice(values);
+            }
+        }
+    });
+    all
 }

@@ -47,11 +47,7 @@ pub(crate) fn backward_input(
             update(&dx, |dx| gemm::rows_times(dx, Write::Accumulate, a, b))?;
             Ok(dx)
         }
-        None => {
-            let mut dx = vec![0.0; tokens * inner];
-            gemm::rows_times(&mut dx, Write::Replace, a, b);
-            tensor(dx, (tokens, inner))
-        }
+        None => tensor(gemm::new_rows(a, b), (tokens, inner)),
     }
 }
 

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{CHUNK, composed, is_ours, tensor, view};
+use super::{CHUNK, composed, is_ours, tensor, update, view};
 use crate::model::Error;
 use crate::model::architecture::Activation;
 use crate::model::simd::{exp, vectorized};
@@ -69,20 +69,21 @@ pub(crate) fn forward(gate: &Tensor, up: &Tensor, activation: Activation) -> Res
     }
 }
 
-/// Gradients with respect to `gate` and `up`.
+/// Gradients with respect to `gate` and `up`, which may take their place in memory.
 pub(crate) fn backward(
     dy: &Tensor,
-    gate: &Tensor,
-    up: &Tensor,
+    gate: Tensor,
+    up: Tensor,
     activation: Activation,
 ) -> Result<(Tensor, Tensor), Error> {
-    if !is_ours(gate) {
-        return composed::mlp_backward(dy, gate, up, activation);
+    if !is_ours(&gate) {
+        return composed::mlp_backward(dy, &gate, &up, activation);
     }
     match activation {
-        Activation::Silu => backward_as::<Silu>(dy, gate, up),
-        Activation::GeluTanh => backward_as::<GeluTanh>(dy, gate, up),
+        Activation::Silu => backward_as::<Silu>(dy, &gate, &up)?,
+        Activation::GeluTanh => backward_as::<GeluTanh>(dy, &gate, &up)?,
     }
+    Ok((gate, up))
 }
 
 fn forward_as<C: Curve>(gate: &Tensor, up: &Tensor) -> Result<Tensor, Error> {
@@ -104,32 +105,28 @@ fn forward_as<C: Curve>(gate: &Tensor, up: &Tensor) -> Result<Tensor, Error> {
     tensor(y, gate.dims())
 }
 
-fn backward_as<C: Curve>(
-    dy: &Tensor,
-    gate: &Tensor,
-    up: &Tensor,
-) -> Result<(Tensor, Tensor), Error> {
-    let (dy, g, u): (&[f32], &[f32], &[f32]) = (&view(dy)?, &view(gate)?, &view(up)?);
-    let mut d_gate = vec![0.0; g.len()];
-    let mut d_up = vec![0.0; g.len()];
-    d_gate
-        .par_chunks_mut(CHUNK)
-        .zip(d_up.par_chunks_mut(CHUNK))
-        .zip(dy.par_chunks(CHUNK))
-        .zip(g.par_chunks(CHUNK).zip(u.par_chunks(CHUNK)))
-        .for_each(|(((d_gate, d_up), dy), (g, u))| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    let outputs = d_gate.iter_mut().zip(d_up.iter_mut());
-                    let inputs = dy.iter().zip(g.iter().zip(u));
-                    for ((d_gate, d_up), (dy, (g, u))) in outputs.zip(inputs) {
-                        let (value, slope) = C::value_and_slope(*g);
-                        *d_up = dy * value;
-                        *d_gate = dy * u * slope;
-                    }
-                },
-            );
+/// Puts the gradients where `gate` and `up` are.
+fn backward_as<C: Curve>(dy: &Tensor, gate: &Tensor, up: &Tensor) -> Result<(), Error> {
+    let dy: &[f32] = &view(dy)?;
+    let mut outcome = Ok(());
+    update(gate, |gate| {
+        outcome = update(up, |up| {
+            gate.par_chunks_mut(CHUNK)
+                .zip(up.par_chunks_mut(CHUNK))
+                .zip(dy.par_chunks(CHUNK))
+                .for_each(|((gate, up), dy)| {
+                    vectorized(
+                        #[inline(always)]
+                        || {
+                            for ((gate, up), dy) in gate.iter_mut().zip(up.iter_mut()).zip(dy) {
+                                let (value, slope) = C::value_and_slope(*gate);
+                                *gate = dy * *up * slope;
+                                *up = dy * value;
+                            }
+                        },
+                    );
+                });
         });
-    Ok((tensor(d_gate, gate.dims())?, tensor(d_up, up.dims())?))
+    })?;
+    outcome
 }

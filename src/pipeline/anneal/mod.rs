@@ -178,7 +178,8 @@ pub fn run(
     });
     let mut logs = Logs::open(&options.output, state.logs, eval_rows.is_some())?;
     run_file::write(options, &settings, &source, state.step)?;
-    checkpoint::sweep(&options.output.join(CHECKPOINTS_DIR))?;
+    // An interruption may have come between writing a checkpoint and removing older ones.
+    checkpoint::prune(&options.output.join(CHECKPOINTS_DIR), options.keep)?;
     progress.note(&format!(
         "{num_steps} steps of about {} tokens, {} rows in the set, {} held out; {} weights",
         options.batch_tokens,
@@ -252,11 +253,11 @@ fn resume(
         ))
         .into());
     }
-    let (newest, damaged) = checkpoint::Checkpoint::newest(&dir)?;
+    let checkpoint::Newest { whole, damaged } = checkpoint::Checkpoint::newest(&dir)?;
     for (_, problem) in &damaged {
         progress.note(&format!("{problem}; the one before it is tried"));
     }
-    let Some(newest) = newest else {
+    let Some(newest) = whole else {
         return match damaged.into_iter().next() {
             None => Ok(None),
             Some((_, problem)) => Err(anyhow::Error::new(problem).context(format!(

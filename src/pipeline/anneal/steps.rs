@@ -81,7 +81,9 @@ impl Run<'_> {
                         "{MAX_SKIPPED_IN_A_ROW} steps were skipped one after another, and the next is no better"
                     )));
                 }
-                self.progress.note(&format!("skipped {error}"));
+                let text = error.to_string();
+                let reason = text.split("\nhint: ").next().unwrap_or_default();
+                self.progress.note(&format!("skipped {reason}"));
                 trainer.skip(number, step, started)?
             }
             outcome => outcome?,

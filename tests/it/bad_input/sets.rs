@@ -210,7 +210,7 @@ const LEARNERS: &[Case] = &[
         command: ANNEAL_SET,
         exit: USAGE,
         stderr: &[
-            "error: out holds a model already, and remit never writes over one\nhint: give another -o, or remove it\n",
+            "error: out holds a model already\nhint: remit never writes over one; give another -o, or remove it\n",
         ],
     },
 ];
