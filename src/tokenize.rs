@@ -28,7 +28,10 @@ pub enum Error {
         reason: String,
     },
     /// A document can't be encoded.
-    #[error("{document}, record {index}: the tokenizer of {name} can't encode the text: {reason}")]
+    #[error(
+        "{document}, record {index}: the tokenizer of {name} can't encode the text: {reason}\nhint: \
+         --on-bad-record skip leaves out what can't be read, and lists it in rejects.jsonl"
+    )]
     Encode {
         /// The tokenizer.
         name: String,

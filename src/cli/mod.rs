@@ -20,8 +20,10 @@ mod worker;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Parser;
+
+use crate::pipeline::Usage;
 
 /// Runs one program: parses its arguments, sets up logging, runs it, and maps the outcome to an
 /// exit code.
@@ -70,9 +72,20 @@ pub(crate) fn print(text: &str) -> Result<()> {
     Ok(())
 }
 
+/// Most threads that can be asked for where there are not more than 64 cores; else four a core.
+const MAX_THREADS: usize = 256;
+
 /// Uses this many threads for everything, or one a core.
 pub(crate) fn set_threads(threads: Option<usize>) -> Result<()> {
     if let Some(threads) = threads {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let most = MAX_THREADS.max(cores.saturating_mul(4));
+        if threads > most {
+            bail!(Usage(format!(
+                "--threads {threads} is more than {most}, the most that can be asked for here\nhint: without \
+                 it there is one a core, {cores}"
+            )));
+        }
         rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build_global()?;

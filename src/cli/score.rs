@@ -22,8 +22,8 @@ use crate::weight::{DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
 
 /// Score a corpus with an RL-tuned model: one log-probability a token, in Parquet shards
 ///
-/// Reads .txt and .md (a document a file), .jsonl and .ndjson, each plain, .gz or .zst; .parquet and
-/// .arrow; and token ids: lists of integers in any of these, .npy and .bin.
+/// Reads .txt and .md (a document a file), .jsonl, .ndjson, .parquet and .arrow, each plain, .gz or
+/// .zst; and token ids: lists of integers in any of these, .npy and .bin.
 /// Running the same command again does only what is missing.
 #[derive(Debug, Parser)]
 #[command(name = "remit-score", version, max_term_width = 100, after_help = EXAMPLES)]
@@ -133,7 +133,7 @@ pub struct ScoreArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     num_workers: Option<u32>,
 
-    /// Number of this worker, from 0 [default: SLURM_ARRAY_TASK_ID, JOB_COMPLETION_INDEX, else 0]
+    /// Number of this worker, from 0 [default: from SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX, else 0]
     #[arg(long, value_name = "I")]
     worker_index: Option<u32>,
 
@@ -283,6 +283,16 @@ pub fn run(args: ScoreArgs) -> Result<()> {
         });
     }
     let report = pipeline::score::run(&options, &stop, &console)?;
+    if let Some(manifest) = &report.manifest
+        && manifest.totals.rows == 0
+    {
+        console.warn(&format!(
+            "the set has no rows: of its records, {} held no text, {} were too short, and {} could not be read",
+            manifest.documents.empty_documents,
+            manifest.documents.short_documents + manifest.documents.dropped_rows,
+            manifest.documents.rejected_records
+        ));
+    }
     super::print(&if json {
         as_json(&report)?
     } else {

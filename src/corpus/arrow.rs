@@ -38,8 +38,7 @@ enum Reader {
 }
 
 impl Batches {
-    fn open(path: &Path, field: Option<&str>) -> Result<(Self, String), Error> {
-        let mut file = fs::open(path)?;
+    fn open(path: &Path, mut file: fs::File, field: Option<&str>) -> Result<(Self, String), Error> {
         let io_error = |source| read_error(path, source);
         let is_file = is_file_format(&mut file).map_err(io_error)?;
         let mut open = |projection: Option<Vec<usize>>| -> Result<Reader, Error> {
@@ -118,6 +117,7 @@ fn read_error(path: &Path, source: io::Error) -> Error {
 }
 
 fn is_file_format(file: &mut fs::File) -> io::Result<bool> {
+    file.seek(SeekFrom::Start(0))?;
     let mut magic = [0; FILE_MAGIC.len()];
     match file.read_exact(&mut magic) {
         Ok(()) => Ok(magic == FILE_MAGIC),
@@ -248,9 +248,12 @@ fn number_at<const N: usize>(
 }
 
 /// Says how many rows and bytes each batch has in the column of the documents.
-pub(super) fn batches(path: &Path, field: Option<&str>) -> Result<Vec<RowGroup>, Error> {
-    let bomb = fs::open(path)
-        .map(|mut file| parse(path, || find_bomb(&mut file).map_err(Into::into)))??;
+pub(super) fn batches(
+    path: &Path,
+    mut file: fs::File,
+    field: Option<&str>,
+) -> Result<Vec<RowGroup>, Error> {
+    let bomb = parse(path, || find_bomb(&mut file).map_err(Into::into))?;
     if let Some(Bomb {
         size_bytes,
         claimed_bytes,
@@ -264,7 +267,7 @@ pub(super) fn batches(path: &Path, field: Option<&str>) -> Result<Vec<RowGroup>,
             ),
         });
     }
-    let (mut batches, _) = Batches::open(path, field)?;
+    let (mut batches, _) = Batches::open(path, file, field)?;
     let mut groups = Vec::new();
     while let Some(column) = batches.next()? {
         groups.push(RowGroup {
@@ -288,16 +291,17 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// Opens the batches from `first_batch` on, whose first row has the number `first_row`.
+    /// Goes to the batches from `first_batch` on, whose first row has the number `first_row`.
     pub(super) fn open(
         path: &Path,
+        file: fs::File,
         field: Option<&str>,
         first_batch: usize,
         first_row: u64,
         num_rows: u64,
         num_ids: u64,
     ) -> Result<Self, Error> {
-        let (mut batches, field) = Batches::open(path, field)?;
+        let (mut batches, field) = Batches::open(path, file, field)?;
         batches.skip(first_batch)?;
         Ok(Self {
             batches,

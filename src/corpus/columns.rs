@@ -1,13 +1,12 @@
 //! Columns of tables that hold documents, as text or as lists of token ids.
 
-use std::sync::Arc;
-
 use arrow_array::cast::AsArray;
 use arrow_array::types::{
     ArrowPrimitiveType, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type,
     UInt32Type, UInt64Type,
 };
 use arrow_array::{Array, ArrayRef};
+use arrow_buffer::ArrowNativeType;
 use arrow_schema::{DataType, Schema};
 
 use super::{DEFAULT_IDS_FIELD, DEFAULT_TEXT_FIELD, RecordProblem};
@@ -94,17 +93,30 @@ pub(super) fn content(
         DataType::Utf8View => text(column.as_string_view().value(row)),
         DataType::Dictionary(_, _) => {
             let dictionary = column.as_any_dictionary();
-            let key = dictionary
-                .normalized_keys()
-                .get(row)
-                .copied()
-                .ok_or_else(null)?;
-            content(&Arc::clone(dictionary.values()), key, field, num_ids)
+            let key = key(dictionary.keys(), row).ok_or_else(null)?;
+            content(dictionary.values(), key, field, num_ids)
         }
         DataType::List(_) => ids(&column.as_list::<i32>().value(row), num_ids),
         DataType::LargeList(_) => ids(&column.as_list::<i64>().value(row), num_ids),
         DataType::FixedSizeList(_, _) => ids(&column.as_fixed_size_list().value(row), num_ids),
         _ => Err(null()),
+    }
+}
+
+/// The key of a row. `normalized_keys` would make those of all rows, for each of them.
+fn key(keys: &dyn Array, row: usize) -> Option<usize> {
+    fn of<T: ArrowPrimitiveType>(keys: &dyn Array, row: usize) -> Option<usize> {
+        keys.as_primitive_opt::<T>()?.value(row).to_usize()
+    }
+    match keys.data_type() {
+        DataType::Int8 => of::<Int8Type>(keys, row),
+        DataType::Int16 => of::<Int16Type>(keys, row),
+        DataType::Int32 => of::<Int32Type>(keys, row),
+        DataType::Int64 => of::<Int64Type>(keys, row),
+        DataType::UInt8 => of::<UInt8Type>(keys, row),
+        DataType::UInt16 => of::<UInt16Type>(keys, row),
+        DataType::UInt32 => of::<UInt32Type>(keys, row),
+        _ => of::<UInt64Type>(keys, row),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::fs;
 
 /// What is known of a file before it is hashed.
 struct Sized {
-    size_bytes: u64,
+    stamp: fs::Stamp,
     format: Format,
     /// Row groups, for Parquet; batches, for Arrow.
     row_groups: Option<Vec<parts::RowGroup>>,
@@ -28,8 +28,8 @@ impl Sized {
             Some(groups) => groups
                 .iter()
                 .fold(0, |sum, group| group.text_bytes.saturating_add(sum)),
-            None if compression == Compression::None => self.size_bytes,
-            None => self.size_bytes.saturating_mul(ASSUMED_EXPANSION),
+            None if compression == Compression::None => self.stamp.size_bytes(),
+            None => self.stamp.size_bytes().saturating_mul(ASSUMED_EXPANSION),
         }
     }
 }
@@ -114,12 +114,14 @@ fn in_order<T: Send>(
 
 /// Sizes and footers: what has to be known before the part size can be chosen.
 fn look_at(file: &Found, options: &CorpusOptions) -> Result<Sized, Error> {
-    let size_bytes = fs::size_bytes(&file.path)?;
+    let stamp = fs::stamp(&file.path)?;
+    let size_bytes = stamp.size_bytes();
+    let table = || stream::open_table(&file.path, file.compression, options);
     let field = options.text_field.as_deref();
     let mut format = file.format;
     let row_groups = match file.format {
-        Format::Parquet => Some(parquet::row_groups(&file.path, field)?),
-        Format::Arrow => Some(arrow::batches(&file.path, field)?),
+        Format::Parquet => Some(parquet::row_groups(&file.path, &table()?, field)?),
+        Format::Arrow => Some(arrow::batches(&file.path, table()?, field)?),
         Format::Tokens(_) if size_bytes > 0 => {
             let layout = tokens::layout(&file.path, size_bytes, options.token_dtype)?;
             if layout.row_len.is_none() && options.separator.is_none() {
@@ -134,7 +136,7 @@ fn look_at(file: &Found, options: &CorpusOptions) -> Result<Sized, Error> {
         Format::Tokens(_) | Format::Text | Format::Jsonl => None,
     };
     Ok(Sized {
-        size_bytes,
+        stamp,
         format,
         row_groups,
     })
@@ -154,10 +156,11 @@ fn scan(
         ..
     } = found;
     let Sized {
-        size_bytes,
+        stamp,
         format,
         row_groups,
     } = sized;
+    let size_bytes = stamp.size_bytes();
     let plain = Compression::None;
     let (hashed, cuts) = match (format, row_groups) {
         (_, Some(groups)) => {
@@ -181,14 +184,7 @@ fn scan(
             (hashed, Cuts::Never { size_bytes })
         }
     };
-    let (actual, digest) = hashed;
-    if actual != size_bytes {
-        return Err(Error::Changed {
-            path,
-            expected: size_bytes,
-            actual,
-        });
-    }
+    let (_, digest) = hashed;
     let file = CorpusFile {
         path,
         source: Arc::from(source),
@@ -196,6 +192,9 @@ fn scan(
         compression,
         size_bytes,
         digest,
+        stamp,
     };
+    // The digest is of what the stamp stands for, if nothing was written in between.
+    file.expect_unchanged()?;
     Ok((file, cuts))
 }

@@ -15,7 +15,7 @@ const MAX_LISTED: usize = 20;
 
 /// What is supported, as the messages list it.
 const SUPPORTED: &str =
-    ".txt, .md, .jsonl and .ndjson (plain, .gz or .zst), .parquet, .arrow, .npy and .bin";
+    ".txt, .md, .jsonl, .ndjson, .parquet and .arrow (each plain, .gz or .zst), .npy and .bin";
 
 /// The class of an error, for exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,22 +87,24 @@ pub enum Error {
         /// The part size that was used.
         part_bytes: u64,
     },
-    /// A file is not as long as it was when the corpus was discovered.
+    /// A file is not what it was when the corpus was discovered.
     #[error(
-        "{}: the file changed while it was in use: it had {expected} bytes and now has {actual}; \
-         start again once nothing writes to the corpus",
+        "{}: the file changed while it was in use: {how}; start again once nothing writes to the \
+         corpus",
         path.display()
     )]
     Changed {
         /// The file.
         path: PathBuf,
-        /// Size at discovery, bytes.
-        expected: u64,
-        /// Size now, bytes.
-        actual: u64,
+        /// What tells so.
+        how: String,
     },
     /// One record can't be read; the file can be read on after it.
-    #[error("{}{place}: {problem}", path.display())]
+    #[error(
+        "{}{place}: {problem}\nhint: --on-bad-record skip leaves out what can't be read, and lists it in \
+         rejects.jsonl",
+        path.display()
+    )]
     BadRecord {
         /// The file.
         path: PathBuf,
@@ -182,6 +184,20 @@ pub enum Error {
         path: PathBuf,
         /// What the parser says.
         source: ParquetError,
+    },
+    /// A column is compressed in a way that is not supported.
+    #[error(
+        "{}: the column {field:?} is compressed with {codec}, which is not supported; supported are \
+         zstd, snappy, gzip, lz4 and none: write the file again with one of them",
+        path.display()
+    )]
+    Codec {
+        /// The file.
+        path: PathBuf,
+        /// The column.
+        field: String,
+        /// The codec, as Parquet calls it.
+        codec: String,
     },
     /// A Parquet file contradicts itself.
     #[error("{}: the Parquet file is damaged: {reason}", path.display())]

@@ -12,8 +12,9 @@
 //! | `*.parquet`, `*.arrow`, `*.feather` | one a row, in a column |
 //! | `*.npy`, `*.bin` | token ids, a separator after each document |
 //!
-//! The text formats may also be compressed: `*.jsonl.gz`, `*.txt.zst`. A UTF-8 byte order mark at
-//! the start of a text file is left out. Where a field or column holds lists of integers, these are
+//! All but files of token ids may also be compressed: `*.jsonl.gz`, `*.parquet.zst`. Tables are then
+//! unpacked to temporary files without names, since they are read at random. A UTF-8 byte order mark
+//! at the start of a text file is left out. Where a field or column holds lists of integers, these are
 //! token ids, which are taken as they are.
 //!
 //! ```no_run
@@ -35,7 +36,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::fs::Digest;
+use crate::fs::{self, Digest, Stamp};
 use crate::types::{TokenDtype, TokenId};
 
 mod arrow;
@@ -155,7 +156,7 @@ pub enum Format {
     Tokens(TokenLayout),
 }
 
-/// How a text file is compressed.
+/// How a file is compressed, whatever it does inside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Compression {
@@ -192,6 +193,21 @@ pub struct CorpusFile {
     pub size_bytes: u64,
     /// BLAKE3 of the file as stored.
     pub digest: Digest,
+    /// What the file looked like when it was hashed.
+    pub stamp: Stamp,
+}
+
+impl CorpusFile {
+    /// Fails when the file has been written to since it was hashed.
+    fn expect_unchanged(&self) -> Result<(), Error> {
+        match self.stamp.difference(&fs::stamp(&self.path)?) {
+            None => Ok(()),
+            Some(how) => Err(Error::Changed {
+                path: self.path.clone(),
+                how,
+            }),
+        }
+    }
 }
 
 /// A deterministic slice of the corpus: the unit of work.
@@ -375,12 +391,12 @@ fn classify(path: &Path) -> Option<(Format, Compression)> {
         Some((Format::Text, compression))
     } else if ends(".jsonl") || ends(".ndjson") {
         Some((Format::Jsonl, compression))
-    } else if compression != Compression::None {
-        None
     } else if ends(".parquet") {
         Some((Format::Parquet, compression))
     } else if ends(".arrow") || ends(".feather") {
         Some((Format::Arrow, compression))
+    } else if compression != Compression::None {
+        None
     } else if ends(".npy") || ends(".bin") {
         Some((Format::Tokens(TokenLayout::UNREAD), compression))
     } else {
@@ -388,5 +404,7 @@ fn classify(path: &Path) -> Option<(Format, Compression)> {
     }
 }
 
+#[cfg(test)]
+mod table_tests;
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,7 @@ use ::parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader,
     ParquetRecordBatchReaderBuilder,
 };
+use ::parquet::basic::Compression;
 use ::parquet::errors::ParquetError;
 use ::parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
 use ::parquet::file::reader::{ChunkReader, Length};
@@ -48,16 +49,16 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// Opens the row groups `start..end`, whose first row has the number `first_row`.
+    /// Goes to the row groups `start..end`, whose first row has the number `first_row`.
     pub(super) fn open(
         path: &Path,
+        file: fs::File,
         field: Option<&str>,
         row_groups: std::ops::Range<usize>,
         first_row: u64,
         num_rows: u64,
         num_ids: u64,
     ) -> Result<Self, Error> {
-        let file = fs::open(path)?;
         let failure = file.failure();
         let metadata = load(path, &file)?;
         let (root, field) = text_column(path, &metadata, field)?;
@@ -147,9 +148,12 @@ impl Rows {
 }
 
 /// Checks the column of the documents and says how many rows and bytes of them each row group has.
-pub(super) fn row_groups(path: &Path, field: Option<&str>) -> Result<Vec<RowGroup>, Error> {
-    let file = fs::open(path)?;
-    let metadata = load(path, &file)?;
+pub(super) fn row_groups(
+    path: &Path,
+    file: &fs::File,
+    field: Option<&str>,
+) -> Result<Vec<RowGroup>, Error> {
+    let metadata = load(path, file)?;
     let (_, field) = text_column(path, &metadata, field)?;
     let mut groups = Vec::new();
     for (index, group) in metadata.metadata().row_groups().iter().enumerate() {
@@ -159,6 +163,13 @@ pub(super) fn row_groups(path: &Path, field: Option<&str>) -> Result<Vec<RowGrou
                 format!("row group {index} has {} rows", group.num_rows()),
             )
         })?;
+        if let Some(codec) = unsupported_codec(group, &field) {
+            return Err(Error::Codec {
+                path: path.to_owned(),
+                field,
+                codec,
+            });
+        }
         let (text_bytes, stored_bytes) = column_bytes(group, &field);
         if text_bytes > MAX_ROW_GROUP_BYTES && text_bytes / MAX_EXPANSION > stored_bytes {
             return Err(damaged(
@@ -177,16 +188,35 @@ pub(super) fn row_groups(path: &Path, field: Option<&str>) -> Result<Vec<RowGrou
     Ok(groups)
 }
 
+/// The chunk of a top-level column in a row group.
+fn chunk<'a>(group: &'a RowGroupMetaData, field: &str) -> Option<&'a ColumnChunkMetaData> {
+    group.columns().iter().find(|column| {
+        let root = column.column_path().parts().first();
+        root.is_some_and(|name| name == field)
+    })
+}
+
+/// The codec of a column in a row group, if this build has none of that name. The parser would find out
+/// when it reads the first page, and call the file damaged.
+fn unsupported_codec(group: &RowGroupMetaData, field: &str) -> Option<String> {
+    match chunk(group, field)?.compression() {
+        Compression::UNCOMPRESSED
+        | Compression::SNAPPY
+        | Compression::GZIP(_)
+        | Compression::LZ4
+        | Compression::LZ4_RAW
+        | Compression::ZSTD(_) => None,
+        other => {
+            let name = other.to_string();
+            let end = name.find('(').unwrap_or(name.len());
+            name.get(..end).map(str::to_lowercase)
+        }
+    }
+}
+
 /// Bytes of a column in a row group, unpacked and as stored.
 fn column_bytes(group: &RowGroupMetaData, field: &str) -> (u64, u64) {
-    let root = |column: &&ColumnChunkMetaData| {
-        column
-            .column_path()
-            .parts()
-            .first()
-            .is_some_and(|name| name == field)
-    };
-    group.columns().iter().find(root).map_or((0, 0), |column| {
+    chunk(group, field).map_or((0, 0), |column| {
         let bytes = |size: i64| u64::try_from(size).unwrap_or(0);
         (
             bytes(column.uncompressed_size()),

@@ -26,6 +26,8 @@ pub struct Documents<'a> {
     open: Option<OpenSlice<'a>>,
     /// A compressed file that was left in the middle: the next part may begin just there.
     parked: Option<(usize, Lines)>,
+    /// The compressed table that was read last, unpacked.
+    unpacked: Option<(usize, fs::File)>,
     bytes_read: u64,
 }
 
@@ -53,6 +55,7 @@ impl<'a> Documents<'a> {
             slices: [].iter(),
             open: None,
             parked: None,
+            unpacked: None,
             bytes_read: 0,
         }
     }
@@ -102,6 +105,7 @@ impl<'a> Documents<'a> {
                         content,
                     }));
                 }
+                open.file.expect_unchanged()?;
                 self.park();
             }
             let Some(slice) = self.slices.next() else {
@@ -112,7 +116,8 @@ impl<'a> Documents<'a> {
                 continue;
             };
             let parked = self.parked.take();
-            let records = Records::open(self.corpus, file, slice, parked)?;
+            let table = self.table(slice.file, file)?;
+            let records = Records::open(self.corpus, file, slice, parked, table)?;
             self.open = Some(OpenSlice {
                 slice,
                 file,
@@ -120,6 +125,30 @@ impl<'a> Documents<'a> {
                 left: slice.max_documents.unwrap_or(u64::MAX),
             });
         }
+    }
+
+    /// The file of a slice, if it is one that is read at random.
+    fn table(&mut self, index: usize, file: &CorpusFile) -> Result<Option<fs::File>, Error> {
+        if !matches!(file.format, Format::Parquet | Format::Arrow) {
+            self.unpacked = None;
+            return Ok(None);
+        }
+        if let Some((unpacked, copy)) = &self.unpacked
+            && *unpacked == index
+        {
+            let again = copy.try_clone();
+            return Ok(Some(
+                again.map_err(|error| self.corpus.read_error(file, error))?,
+            ));
+        }
+        self.unpacked = None;
+        let table = stream::open_table(&file.path, file.compression, &self.corpus.options)?;
+        if file.compression != Compression::None {
+            let copy = table.try_clone();
+            let copy = copy.map_err(|error| self.corpus.read_error(file, error))?;
+            self.unpacked = Some((index, copy));
+        }
+        Ok(Some(table))
     }
 
     /// Bytes of all records that were returned so far, bad ones included: as they are in the file,
@@ -138,10 +167,16 @@ impl Iterator for Documents<'_> {
     type Item = Result<Document, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let next = self.advance();
+        let mut next = self.advance();
         if let Err(error) = &next
             && !matches!(error, Error::BadRecord { .. })
         {
+            // Of a file that is being written to, what can't be read is not what is wrong.
+            if let Some(open) = &self.open
+                && let Err(changed @ Error::Changed { .. }) = open.file.expect_unchanged()
+            {
+                next = Err(changed);
+            }
             self.open = None;
             self.slices = [].iter();
         }
@@ -155,22 +190,15 @@ impl Records {
         file: &CorpusFile,
         slice: &Slice,
         parked: Option<(usize, Lines)>,
+        table: Option<fs::File>,
     ) -> Result<Self, Error> {
-        let actual = fs::size_bytes(&file.path)?;
-        if actual != file.size_bytes {
-            return Err(Error::Changed {
-                path: file.path.clone(),
-                expected: file.size_bytes,
-                actual,
-            });
-        }
+        file.expect_unchanged()?;
         let options = &corpus.options;
         let field = options.text_field.as_deref();
         let unpack = || stream::open(&file.path, file.compression, options.zstd_window_log);
         let misfit = || Error::Changed {
             path: file.path.clone(),
-            expected: file.size_bytes,
-            actual,
+            how: "the part is of another kind of file".to_owned(),
         };
         Ok(match (file.format, slice.range) {
             (Format::Text, _) => Self::Text(Some(Box::new(unpack()?))),
@@ -204,6 +232,7 @@ impl Records {
                 },
             ) => Self::Parquet(Box::new(parquet::Rows::open(
                 &file.path,
+                table.ok_or_else(misfit)?,
                 field,
                 start..end,
                 first_record,
@@ -220,6 +249,7 @@ impl Records {
                 },
             ) => Self::Arrow(Box::new(arrow::Rows::open(
                 &file.path,
+                table.ok_or_else(misfit)?,
                 field,
                 start,
                 first_record,

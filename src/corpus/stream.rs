@@ -35,6 +35,32 @@ pub(super) fn open(
     Ok(BufReader::with_capacity(BUFFER_BYTES, unpacker))
 }
 
+/// Opens a table, which is read at random: a compressed one is unpacked to a temporary file without a
+/// name first.
+pub(super) fn open_table(
+    path: &Path,
+    compression: Compression,
+    options: &CorpusOptions,
+) -> Result<fs::File, Error> {
+    if compression == Compression::None {
+        return Ok(fs::open(path)?);
+    }
+    let mut copy = fs::Spool::create(path)?;
+    let mut stream = open(path, compression, options.zstd_window_log)?;
+    loop {
+        options.check_stop()?;
+        let block = stream
+            .fill_buf()
+            .map_err(|error| read_error(path, compression, options.zstd_window_log, error))?;
+        if block.is_empty() {
+            return Ok(copy.finish()?);
+        }
+        copy.write(block)?;
+        let len = block.len();
+        stream.consume(len);
+    }
+}
+
 /// Opens a plain file for the bytes `start..end`.
 pub(super) fn open_range(
     path: &Path,

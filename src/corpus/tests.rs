@@ -17,25 +17,25 @@ use super::*;
 use crate::fs;
 use crate::types::{Content, Document};
 
-fn put(dir: &Path, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+pub(super) fn put(dir: &Path, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
     let path = dir.join(name);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write_atomic(&path, bytes.as_ref()).unwrap();
     path
 }
 
-fn gzip(text: &[u8]) -> Vec<u8> {
+pub(super) fn gzip(text: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(text).unwrap();
     encoder.finish().unwrap()
 }
 
-fn zstd(text: &[u8]) -> Vec<u8> {
+pub(super) fn zstd(text: &[u8]) -> Vec<u8> {
     zstd::encode_all(text, 1).unwrap()
 }
 
 /// A Parquet file with an `id` column and the given columns, in row groups of `group_rows`.
-fn parquet(columns: Vec<(&str, ArrayRef)>, codec: Codec, group_rows: usize) -> Vec<u8> {
+pub(super) fn parquet(columns: Vec<(&str, ArrayRef)>, codec: Codec, group_rows: usize) -> Vec<u8> {
     let num_rows = columns.first().unwrap().1.len() as i64;
     let ids: ArrayRef = Arc::new(Int64Array::from_iter_values(0..num_rows));
     let columns = std::iter::once(("id", ids)).chain(columns);
@@ -53,13 +53,13 @@ fn parquet(columns: Vec<(&str, ArrayRef)>, codec: Codec, group_rows: usize) -> V
     bytes
 }
 
-fn texts(num: usize) -> Vec<String> {
+pub(super) fn texts(num: usize) -> Vec<String> {
     (0..num)
         .map(|n| format!("row {n} {}", "x".repeat(n % 50)))
         .collect()
 }
 
-fn discover(inputs: &[&Path], part_bytes: Option<u64>) -> Result<Corpus, Error> {
+pub(super) fn discover(inputs: &[&Path], part_bytes: Option<u64>) -> Result<Corpus, Error> {
     let inputs: Vec<_> = inputs.iter().map(|path| path.to_path_buf()).collect();
     let options = CorpusOptions {
         part_bytes,
@@ -68,14 +68,14 @@ fn discover(inputs: &[&Path], part_bytes: Option<u64>) -> Result<Corpus, Error> 
     Corpus::discover(&inputs, &options)
 }
 
-fn text_of(document: &Document) -> &str {
+pub(super) fn text_of(document: &Document) -> &str {
     match &document.content {
         Content::Text(text) => text,
         Content::Ids(ids) => panic!("{ids:?} are no text"),
     }
 }
 
-fn documents(corpus: &Corpus) -> Result<Vec<Document>, Error> {
+pub(super) fn documents(corpus: &Corpus) -> Result<Vec<Document>, Error> {
     corpus
         .parts()
         .iter()
@@ -83,19 +83,23 @@ fn documents(corpus: &Corpus) -> Result<Vec<Document>, Error> {
         .collect()
 }
 
-fn read(path: &Path) -> Result<Vec<Document>, Error> {
+pub(super) fn read(path: &Path) -> Result<Vec<Document>, Error> {
     documents(&discover(&[path], None)?)
 }
 
-/// The message for a corpus of one file, with the folder left out.
-fn message(name: &str, bytes: impl AsRef<[u8]>) -> String {
+/// The message for a corpus of one file, without the folder and the hint that all bad records have.
+pub(super) fn message(name: &str, bytes: impl AsRef<[u8]>) -> String {
     let dir = TempDir::new().unwrap();
     let path = put(dir.path(), name, bytes);
     let error = read(&path).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::BadData);
-    error
-        .to_string()
-        .replace(&format!("{}/", dir.path().display()), "")
+    let text = error.to_string();
+    let hint =
+        "\nhint: --on-bad-record skip leaves out what can't be read, and lists it in rejects.jsonl";
+    let is_record = matches!(error, Error::BadRecord { .. });
+    assert_eq!(is_record, text.ends_with(hint), "{text}");
+    let text = text.strip_suffix(hint).unwrap_or(&text);
+    text.replace(&format!("{}/", dir.path().display()), "")
 }
 
 /// One file of every kind; returns the sources.
@@ -350,8 +354,8 @@ fn inputs_that_are_missing_unsupported_or_empty_are_told_apart() {
 
     assert_eq!(
         message("x.json", "{}"),
-        "x.json: a file of this type is not supported; supported are .txt, .md, .jsonl and \
-         .ndjson (plain, .gz or .zst), .parquet, .arrow, .npy and .bin"
+        "x.json: a file of this type is not supported; supported are .txt, .md, .jsonl, \
+         .ndjson, .parquet and .arrow (each plain, .gz or .zst), .npy and .bin"
     );
     let empty = || {
         let error = discover(&[root], None).unwrap_err();

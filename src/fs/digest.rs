@@ -62,6 +62,23 @@ impl FromStr for Digest {
     }
 }
 
+/// Makes the digest of bytes that come piece by piece, on the calling thread alone: it may be one that
+/// has no time to wait for the others.
+#[derive(Debug, Default)]
+pub struct Hasher(blake3::Hasher);
+
+impl Hasher {
+    /// Adds bytes to the end.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// Digest of all bytes so far.
+    pub fn digest(&self) -> Digest {
+        Digest(*self.0.finalize().as_bytes())
+    }
+}
+
 /// Size and BLAKE3 digest of a file, streamed: memory does not grow with the file.
 ///
 /// `observe` sees every block once, in order, so that a caller can count records in the same pass.

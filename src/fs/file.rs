@@ -227,6 +227,44 @@ fn download(url: &Url) -> io::Result<std::fs::File> {
     Ok(file)
 }
 
+/// What fails when a temporary copy can't be made.
+pub(super) const SPOOL: &str = "make a temporary copy of";
+
+/// A copy of something that can only be read in a line, in a temporary file without a name, so that it
+/// can be read at random. It is gone with its last handle.
+#[derive(Debug)]
+pub struct Spool {
+    path: PathBuf,
+    file: std::fs::File,
+}
+
+impl Spool {
+    /// An empty copy of what is at `path`, which its errors name.
+    pub fn create(path: &Path) -> Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            file: attempt(SPOOL, path, tempfile::tempfile)?,
+        })
+    }
+
+    /// Adds bytes to the end.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let Self { path, file } = self;
+        attempt(SPOOL, path, || io::Write::write_all(file, bytes))
+    }
+
+    /// The copy, to be read from its start.
+    pub fn finish(mut self) -> Result<File> {
+        let Self { path, file } = &mut self;
+        attempt(SPOOL, path, || file.rewind())?;
+        Ok(File {
+            path: self.path,
+            inner: Inner::Local(self.file),
+            failure: Failure::default(),
+        })
+    }
+}
+
 /// A read-only memory map of a whole file; dereferences to its bytes. Cheap to clone.
 #[derive(Clone)]
 pub struct MappedFile {

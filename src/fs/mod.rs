@@ -23,17 +23,21 @@ mod digest;
 pub(crate) mod fault;
 mod file;
 mod log;
+mod pattern;
 #[cfg(feature = "object-store")]
 mod remote;
 #[cfg(not(feature = "object-store"))]
 #[path = "no_remote.rs"]
 mod remote;
+mod stamp;
 mod url;
 
 pub use atomic::{AtomicFile, write_atomic, write_new};
-pub use digest::{Digest, HashingFile, HashingWriter, hash_file};
-pub use file::{Failure, File, MappedFile, open};
+pub use digest::{Digest, Hasher, HashingFile, HashingWriter, hash_file};
+pub use file::{Failure, File, MappedFile, Spool, open};
 pub use log::Log;
+pub use pattern::{GlobError, glob, matches};
+pub use stamp::{Stamp, stamp};
 use url::Url;
 
 /// Where the tests make calls fail; elsewhere none does.
@@ -86,6 +90,7 @@ impl Error {
                 | "set the permissions of"
                 | "publish"
                 | "remove"
+                | file::SPOOL
         )
     }
 
@@ -221,6 +226,23 @@ pub fn canonicalize(path: &Path) -> Result<PathBuf> {
     attempt("resolve", path, || path.canonicalize())
 }
 
+/// Refuses a path where something else than a folder is, which [`create_dir_all`] would do later.
+pub fn expect_no_file(path: &Path) -> Result<()> {
+    if Url::of(path).is_some() || is_dir(path)? || !exists(path)? {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::AlreadyExists,
+        "a file is there",
+    ))
+    .during("create the folder", path)
+}
+
+/// Whether the path is a URL that names no bucket; whatever is joined to it would be taken for one.
+pub fn lacks_bucket(path: &Path) -> bool {
+    Url::of(path).is_some_and(|url| url.bucket.is_empty())
+}
+
 /// Creates a folder and its parents. Object stores need none.
 pub fn create_dir_all(path: &Path) -> Result<()> {
     if Url::of(path).is_some() {
@@ -254,7 +276,25 @@ pub fn list(dir: &Path) -> Result<Vec<OsString>> {
 /// Symbolic links to files and folders are followed; names that begin with a dot are left out. A
 /// folder that is reached again through a link inside itself is an error, not an endless walk.
 pub fn walk(dir: &Path) -> Result<Vec<PathBuf>> {
-    fn visit(dir: &Path, above: &mut Vec<PathBuf>, found: &mut Vec<PathBuf>) -> Result<()> {
+    walk_with(dir, Walk::default())
+}
+
+/// What a walk takes besides regular files without a dot in front.
+#[derive(Debug, Clone, Copy, Default)]
+struct Walk {
+    /// Names that begin with a dot.
+    hidden: bool,
+    /// Links to nothing; elsewhere they are errors.
+    dangling: bool,
+}
+
+fn walk_with(dir: &Path, what: Walk) -> Result<Vec<PathBuf>> {
+    fn visit(
+        dir: &Path,
+        what: Walk,
+        above: &mut Vec<PathBuf>,
+        found: &mut Vec<PathBuf>,
+    ) -> Result<()> {
         let real = canonicalize(dir)?;
         if above.contains(&real) {
             return Err(Error {
@@ -265,13 +305,19 @@ pub fn walk(dir: &Path) -> Result<Vec<PathBuf>> {
         }
         above.push(real);
         for name in list(dir)? {
-            if name.as_encoded_bytes().starts_with(b".") {
+            if !what.hidden && name.as_encoded_bytes().starts_with(b".") {
                 continue;
             }
             let path = dir.join(&name);
-            let meta = attempt("look at", &path, || std::fs::metadata(&path))?;
+            let meta = match attempt("look at", &path, || std::fs::metadata(&path)) {
+                Err(error) if what.dangling && error.is_missing() => {
+                    found.push(path);
+                    continue;
+                }
+                outcome => outcome?,
+            };
             if meta.is_dir() {
-                visit(&path, above, found)?;
+                visit(&path, what, above, found)?;
             } else if meta.is_file() {
                 found.push(path);
             }
@@ -281,7 +327,7 @@ pub fn walk(dir: &Path) -> Result<Vec<PathBuf>> {
     }
     let mut found = Vec::new();
     match Url::of(dir) {
-        None => visit(dir, &mut Vec::new(), &mut found)?,
+        None => visit(dir, what, &mut Vec::new(), &mut found)?,
         Some(url) => {
             let keys = attempt("list", dir, || remote::walk(&url))?;
             let hidden = |key: &String| {
@@ -300,60 +346,6 @@ pub fn walk(dir: &Path) -> Result<Vec<PathBuf>> {
             .cmp(b.as_os_str().as_encoded_bytes())
     });
     Ok(found)
-}
-
-/// Why a pattern gives no paths.
-#[derive(Debug)]
-pub enum GlobError {
-    /// It isn't a pattern.
-    Pattern(&'static str),
-    /// A folder can't be read.
-    Io(Error),
-}
-
-const GLOB_OPTIONS: glob::MatchOptions = glob::MatchOptions {
-    case_sensitive: true,
-    require_literal_separator: true,
-    require_literal_leading_dot: true,
-};
-
-/// Whether a pattern, as [`glob()`] takes it, would match a path that need not exist; both are compared
-/// as they are written.
-pub fn matches(pattern: &Path, path: &Path) -> bool {
-    let plain = |path: &Path| path.strip_prefix(".").unwrap_or(path).to_owned();
-    let pattern = plain(pattern).to_str().map(glob::Pattern::new);
-    let Some(Ok(pattern)) = pattern else {
-        return false;
-    };
-    pattern.matches_path_with(&plain(path), GLOB_OPTIONS)
-}
-
-/// What a pattern of `*`, `?`, `[...]` and `**` matches; names that begin with a dot only where the
-/// pattern spells the dot out.
-pub fn glob(pattern: &str) -> std::result::Result<Vec<PathBuf>, GlobError> {
-    let options = GLOB_OPTIONS;
-    let syntax = |error: glob::PatternError| GlobError::Pattern(error.msg);
-    if Url::of(Path::new(pattern)).is_some() {
-        let special = pattern.find(['*', '?', '[']).unwrap_or(pattern.len());
-        let fixed = pattern.get(..special).unwrap_or_default();
-        let folder = fixed.rsplit_once('/').map_or(fixed, |(folder, _)| folder);
-        let pattern = glob::Pattern::new(pattern).map_err(syntax)?;
-        let mut paths = walk(Path::new(folder)).map_err(GlobError::Io)?;
-        paths.retain(|path| pattern.matches_path_with(path, options));
-        return Ok(paths);
-    }
-    let paths = glob::glob_with(pattern, options).map_err(syntax)?;
-    paths
-        .map(|path| {
-            path.map_err(|error| {
-                GlobError::Io(Error {
-                    action: "list",
-                    path: error.path().to_owned(),
-                    source: error.into(),
-                })
-            })
-        })
-        .collect()
 }
 
 /// Names the path in an error of a writer that wraps a file of this module.

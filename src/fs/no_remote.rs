@@ -24,6 +24,10 @@ pub(super) fn size_bytes(_: &Url) -> Result<u64> {
     absent()
 }
 
+pub(super) fn version(_: &Url) -> Result<(u64, String)> {
+    absent()
+}
+
 pub(super) fn read_range(_: &Url, _: Range<u64>) -> Result<Bytes> {
     absent()
 }

@@ -62,6 +62,12 @@ pub(super) fn is_error_of_store(error: &Error) -> bool {
 
 /// The store of a bucket; credentials and the endpoint are from the environment.
 fn store(url: &Url) -> Result<Arc<dyn ObjectStore>> {
+    if url.bucket.is_empty() {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            "the URL names no bucket",
+        ));
+    }
     static STORES: Mutex<Stores> = Mutex::new(BTreeMap::new());
     let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
     let key = (url.scheme, url.bucket.clone());
@@ -117,6 +123,21 @@ pub(super) fn size_bytes(url: &Url) -> Result<u64> {
     }
     let (store, path) = (store(url)?, location(url)?);
     Ok(wait(async move { store.head(&path).await })?.size)
+}
+
+/// Size of an object, and what its store changes whenever the object is written.
+pub(super) fn version(url: &Url) -> Result<(u64, String)> {
+    if url.key.is_empty() {
+        return Err(ErrorKind::NotFound.into());
+    }
+    let (store, path) = (store(url)?, location(url)?);
+    let meta = wait(async move { store.head(&path).await })?;
+    let version = meta.version.unwrap_or_default();
+    let tag = meta.e_tag.unwrap_or_default();
+    Ok((
+        meta.size,
+        format!("{version} {tag} {}", meta.last_modified.timestamp_millis()),
+    ))
 }
 
 /// The bytes of a range that lies within the object.

@@ -36,22 +36,17 @@ pub struct Verification {
 /// Several files of a set are not what they should be.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{} files of {} are not what they should be:{}\nhint: remove the damaged ones and manifest.json, \
-     and run the same remit-score command again; it makes what is missing",
+    "{} files of {} are not what they should be:{}\nhint: remove the damaged ones and run \
+     the same remit-score command again; it makes what is missing",
     problems.len(),
     dir.display(),
-    problems.iter().map(|(_, error)| format!("\n  {}", first_line(error))).collect::<String>()
+    problems.iter().map(|(_, error)| format!("\n  {}", error.first_line())).collect::<String>()
 )]
 pub struct BadSet {
     /// The set.
     pub dir: PathBuf,
     /// The files, and what is wrong with them.
     pub problems: Vec<(String, shard::Error)>,
-}
-
-fn first_line(error: &shard::Error) -> String {
-    let text = error.to_string();
-    text.lines().next().unwrap_or_default().to_owned()
 }
 
 impl Verification {

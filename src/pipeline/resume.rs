@@ -27,10 +27,14 @@ pub(super) fn compare_plan(dir: &Path, plan: &Plan) -> Result<()> {
 /// Writes plan.json, or compares with the one that is there; returns the one that is in force.
 pub(super) fn settle_plan(dir: &Path, plan: Plan) -> Result<Plan> {
     if Plan::load(dir)?.is_none() {
+        // Who lost a plan.json can have it back from the manifest, where it is word for word.
+        if let Some(Manifest { plan: existing, .. }) = Manifest::load_if_present(dir)? {
+            refuse_differences(dir, &existing, &plan)?;
+            existing.save(dir)?;
+            return Ok(existing);
+        }
         // Without its plan nobody can tell what these were made with.
-        let orphan = fs::list(dir)?.into_iter().find(|name| {
-            name == MANIFEST_FILE || name.as_encoded_bytes().starts_with(SHARD_PREFIX.as_bytes())
-        });
+        let orphan = fs::list(dir)?.into_iter().find(|name| belongs_to_set(name));
         if let Some(orphan) = orphan
             && Plan::load(dir)?.is_none()
         {
@@ -57,13 +61,48 @@ fn refuse_differences(dir: &Path, existing: &Plan, plan: &Plan) -> Result<()> {
     if differences.is_empty() {
         return Ok(());
     }
+    // A plan under which nothing was made, say because the first record was bad, is not replaced here:
+    // a worker may be at its first shard under it, and once that is published, whoever goes by the new
+    // plan leaves it as it is, and learns only when all the rest is made that it does not belong.
+    let hint = if fs::list(dir)?.iter().any(|name| belongs_to_set(name)) {
+        "give another -o, or the options and inputs it was begun with".to_owned()
+    } else {
+        format!(
+            "no shard was made under that plan yet: if no worker runs with it any more, remove {} and \
+             run this command again; else give another -o",
+            dir.join(PLAN_FILE).display()
+        )
+    };
     Err(Usage(format!(
-        "{} was begun with other inputs or options:\n  {}\nhint: give another -o, or the options and \
-         inputs it was begun with",
+        "{} was begun with other inputs or options:\n  {}\nhint: {hint}",
         dir.display(),
         differences.join("\n  ")
     ))
     .into())
+}
+
+/// Whether a file is a shard or a manifest, by its name.
+fn belongs_to_set(name: &OsStr) -> bool {
+    name == MANIFEST_FILE || name.as_encoded_bytes().starts_with(SHARD_PREFIX.as_bytes())
+}
+
+/// What can be said of the places alone: the output may not be a file, and URLs have to name buckets.
+pub(super) fn check_places(options: &ScoreOptions) -> Result<()> {
+    let inputs = options.inputs.iter().flat_map(|input| match input {
+        Input::Path(path) => std::slice::from_ref(path),
+        Input::List(paths) => paths,
+    });
+    for path in inputs.chain([&options.output]) {
+        if fs::lacks_bucket(path) {
+            let shown = path.display();
+            return Err(Usage(format!(
+                "{shown} names no bucket\nhint: a URL is like {}://BUCKET/PREFIX",
+                shown.to_string().split(':').next().unwrap_or_default()
+            ))
+            .into());
+        }
+    }
+    Ok(fs::expect_no_file(&options.output)?)
 }
 
 /// The set may not become part of its own corpus.
@@ -142,6 +181,7 @@ pub(super) fn complete(
             && !fs::exists(&dir.join(&rejects.file))?
         {
             Manifest::from_shards(dir, plan)?.save_rejects(dir)?;
+            manifest.verify_rejects(dir)?;
         }
         sweep(dir)?;
         return Ok(manifest);

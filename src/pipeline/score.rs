@@ -9,12 +9,13 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 
 use super::resume::{
-    complete, missing_parts, refuse_output_in_corpus, refuse_output_inside_input, settle_plan,
+    check_places, complete, missing_parts, refuse_output_in_corpus, refuse_output_inside_input,
+    settle_plan,
 };
 use super::special::{named, special_tokens};
 use super::stream::{self, RowScorer, RowSource, ShardSink};
 use super::{BadInput, Progress, StopFlag, Usage, open_device, tokenizer_of};
-use crate::corpus::{Corpus, CorpusOptions, DEFAULT_TEXT_FIELD, Format, Input, Part};
+use crate::corpus::{Corpus, CorpusOptions, Format, Input, Part};
 use crate::fs::{self, Digest};
 use crate::model::{
     Checkpoint, Compute, ComputeDtype, Decoder, DeviceChoice, ModelSource, SCORING_ACTIVATION_BYTES,
@@ -197,6 +198,7 @@ impl Prepared {
         stop: &StopFlag,
         progress: &dyn Progress,
     ) -> Result<Self> {
+        check_places(options)?;
         refuse_output_inside_input(options)?;
         let models = Models::examine(options)?;
         let corpus = Corpus::discover_inputs(
@@ -364,10 +366,7 @@ impl Models {
             formula: options.base.is_some().then_some(options.formula),
             exact: options.exact,
             format: options.format,
-            text_field: options
-                .text_field
-                .clone()
-                .unwrap_or_else(|| DEFAULT_TEXT_FIELD.to_owned()),
+            text_field: options.text_field.clone(),
             min_tokens: options.min_tokens as u64,
             limit_docs: options.limit_docs,
             on_bad_record: options.on_bad_record,

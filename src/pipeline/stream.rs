@@ -11,6 +11,7 @@ use super::{BadInput, Progress, StopFlag};
 use crate::corpus::{Corpus, Documents, Part};
 use crate::fs::{self, AtomicFile};
 use crate::pack::{PackStats, Packer, Packing};
+use crate::shard::read::ShardFile;
 use crate::shard::write::{ShardOptions, ShardWriter};
 use crate::shard::{self, manifest::Manifest};
 use crate::tokenize::TextTokenizer;
@@ -342,8 +343,13 @@ impl ShardSink<'_> {
                 }
             };
             let (file, _) = writer.finish(&stats).map_err(failed)?;
-            // Another run of this worker may have published the part meanwhile, with the same bytes.
-            file.publish_new()?;
+            if !file.publish_new()? {
+                // Another run of this worker was faster. It made the same bytes, unless somebody
+                // replaced the plan while it ran, which is better known now than when all is made.
+                let has_base = options.has_base;
+                ShardFile::open(&path, options.format, options.part, has_base)?
+                    .expect_plan(options.plan)?;
+            }
         }
         Ok(())
     }

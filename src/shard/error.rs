@@ -104,8 +104,32 @@ pub enum Error {
         /// Digest of the file.
         found: Digest,
     },
+    /// A shard has another content than its own footer says.
+    #[error("the shard {} is damaged: its BLAKE3 is {found}, its footer says {expected}{DAMAGED_HINT}", path.display())]
+    Seal {
+        /// Its path.
+        path: PathBuf,
+        /// Digest in the footer.
+        expected: Digest,
+        /// Digest of the file.
+        found: Digest,
+    },
+    /// Several shards can't become part of a set.
+    #[error(
+        "{} shards in {} are not what they should be:{}\nhint: remove these files and run the same \
+         remit-score command again; it makes what is missing",
+        problems.len(),
+        dir.display(),
+        problems.iter().map(|error| format!("\n  {}", error.first_line())).collect::<String>()
+    )]
+    Several {
+        /// The folder.
+        dir: PathBuf,
+        /// What is wrong, by part.
+        problems: Vec<Self>,
+    },
     /// A shard can't be parsed.
-    #[error("the shard {} is not a readable {format} file: {reason}", path.display())]
+    #[error("the shard {} is not a readable {format} file: {reason}{DAMAGED_HINT}", path.display())]
     Unreadable {
         /// Its path.
         path: PathBuf,
@@ -115,7 +139,7 @@ pub enum Error {
         reason: String,
     },
     /// A shard has other columns than the format.
-    #[error("the shard {} has other columns than the format: {reason}", path.display())]
+    #[error("the shard {} is not one of this format: {reason}{DAMAGED_HINT}", path.display())]
     Schema {
         /// Its path.
         path: PathBuf,
@@ -123,7 +147,7 @@ pub enum Error {
         reason: String,
     },
     /// A shard does not belong to the set's plan.
-    #[error("the shard {} was made under another plan than that of its folder\nhint: remove it and manifest.json, and run the same remit-score command again; it makes what is missing", path.display())]
+    #[error("the shard {} was made under another plan than that of its folder\nhint: remove it and run the same remit-score command again; it makes what is missing", path.display())]
     OtherPlan {
         /// Its path.
         path: PathBuf,
@@ -187,9 +211,17 @@ impl From<ArrowError> for Error {
     }
 }
 
-const DAMAGED_HINT: &str = "\nhint: remove this shard and manifest.json, and run the same remit-score command again; it makes what is missing";
+/// The manifest stays where there is one: what is made again has to be what it says.
+const DAMAGED_HINT: &str =
+    "\nhint: remove this file and run the same remit-score command again; it makes what is missing";
 
 impl Error {
+    /// What is wrong, without the hint.
+    pub fn first_line(&self) -> String {
+        let text = self.to_string();
+        text.lines().next().unwrap_or_default().to_owned()
+    }
+
     /// The class of the error, for exit codes.
     pub fn kind(&self) -> ErrorKind {
         match self {

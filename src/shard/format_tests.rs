@@ -162,7 +162,9 @@ fn a_damaged_shard_of_either_format_is_an_error_or_keeps_the_rules() {
             let mut damaged = intact.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
             let path = put_unsynced(dir.path(), format, &damaged);
-            let read = ShardFile::open(&path, format, 0, true).and_then(|shard| {
+            let sealed = ShardFile::open(&path, format, 0, true).unwrap_err();
+            assert_eq!(sealed.kind(), ErrorKind::BadData, "{format}, bit {bit}");
+            let read = ShardFile::open_unsealed(&path, format, 0, true).and_then(|shard| {
                 (0..shard.num_row_groups())
                     .try_for_each(|group| shard.read_row_group(group).map(drop))
             });
@@ -190,6 +192,29 @@ fn put_unsynced(dir: &Path, format: ShardFormat, bytes: &[u8]) -> PathBuf {
     log.go_on_at(0).unwrap();
     log.append(bytes).unwrap();
     path
+}
+
+#[test]
+fn a_shard_without_a_digest_of_its_own_needs_a_manifest() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows: Vec<ScoredRow> = (0..5).map(|i| row(i, 9, true)).collect();
+    for format in FORMATS {
+        let mut bytes = written(format, 0, &rows, false);
+        let key = memchr::memmem::rfind(&bytes, b"remit.content_blake3").unwrap();
+        bytes[key] = b'x';
+        let path = put(dir.path(), format, &bytes);
+        let error = ShardFile::open(&path, format, 0, true).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "the shard {} is not one of this format: its footer has no readable \
+                 remit.content_blake3\nhint: remove this file and run the same remit-score command \
+                 again; it makes what is missing",
+                path.display()
+            )
+        );
+        assert!(ShardFile::open_unsealed(&path, format, 0, true).is_ok());
+    }
 }
 
 #[test]
@@ -235,10 +260,10 @@ fn a_compressed_batch_is_refused() {
     writer.write_metadata(FORMAT_VERSION_KEY, "1");
     writer.write_metadata(BATCH_ROWS_KEY, "[5]");
     let path = put(dir.path(), format, &writer.into_inner().unwrap());
-    let shard = ShardFile::open(&path, format, 0, false).unwrap();
+    let shard = ShardFile::open_unsealed(&path, format, 0, false).unwrap();
     let error = shard.read_row_group(0).unwrap_err().to_string();
     assert!(
-        error.ends_with("its record batch 0 is compressed"),
+        error.contains("its record batch 0 is compressed\nhint: "),
         "{error}"
     );
 }

@@ -10,11 +10,11 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Error;
 use super::json::{check_version, content_digest, pretty};
 use super::read::ShardFile;
 use super::schema::ShardFormat;
 use super::statistics::{Accumulator, BySource, Statistics};
+use super::{Error, ErrorKind};
 use crate::fs::{self, Digest};
 use crate::pack::{PackStats, Packing};
 use crate::tokenize::SpecialTokens;
@@ -104,8 +104,9 @@ pub struct Plan {
     pub exact: bool,
     /// How shards are stored.
     pub format: ShardFormat,
-    /// Key or column that held the text, or token ids.
-    pub text_field: String,
+    /// Key or column that held the text, or token ids; null for the default, which is one thing more than
+    /// its first choice: where a record has none of that name, another is taken.
+    pub text_field: Option<String>,
     /// Documents of fewer tokens were left out.
     pub min_tokens: u64,
     /// Documents after this many were left out; null for all.
@@ -364,7 +365,8 @@ impl Manifest {
     ///
     /// # Errors
     ///
-    /// When a shard is missing or breaks a rule of the format.
+    /// When a shard is missing, is not what was written, or breaks a rule of the format; all of the shards
+    /// are read before, so that one message names all that have to be made again.
     pub fn from_shards(dir: &Path, plan: Plan) -> Result<Assembly, Error> {
         let formula = plan.formula.unwrap_or_default();
         let identity = plan.identity()?;
@@ -372,14 +374,23 @@ impl Manifest {
         let mut by_source = BySource::new();
         let mut shards = Vec::new();
         let mut rejects_jsonl = Vec::new();
+        let mut bad = Vec::new();
         let numbers: Vec<u32> = (0..plan.num_parts).collect();
         // Some at a time, so that memory does not hold what all of them say.
         for numbers in numbers.chunks(PARTS_AT_A_TIME) {
             let parts: Vec<_> = numbers
                 .par_iter()
                 .map(|part| describe(dir, *part, &plan, identity, &formula))
-                .collect::<Result<_, Error>>()?;
-            for (entry, stats, sources, rejects) in parts {
+                .collect();
+            for described in parts {
+                let (entry, stats, sources, rejects) = match described {
+                    Ok(described) => described,
+                    Err(error) if error.kind() == ErrorKind::BadData => {
+                        bad.push(error);
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
                 shards.push(entry);
                 for reject in rejects {
                     serde_json::to_writer(&mut rejects_jsonl, &reject).map_err(|source| {
@@ -395,6 +406,13 @@ impl Manifest {
                     by_source.entry(source).or_default().merge(&accumulator);
                 }
             }
+        }
+        if bad.len() > 1 {
+            let dir = dir.to_owned();
+            return Err(Error::Several { dir, problems: bad });
+        }
+        if let Some(error) = bad.pop() {
+            return Err(error);
         }
         let mut totals = Accumulator::default();
         by_source

@@ -1,7 +1,8 @@
 //! The shard format: one row of a shard is one attention context.
 //!
 //! schemas/README.md at the root of the repository is the normative text. [`mod@write`] and [`read`] share
-//! [`schema`], and nothing else: what one of them takes for granted, the other checks.
+//! [`schema`] and where a shard's own digest lies, and nothing else: what one of them takes for granted,
+//! the other checks.
 
 mod columns;
 mod container;
@@ -12,6 +13,7 @@ mod json;
 pub mod manifest;
 pub mod read;
 pub mod schema;
+mod seal;
 pub mod statistics;
 #[cfg(test)]
 pub(crate) mod tests;

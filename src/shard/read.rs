@@ -14,8 +14,9 @@ use super::container::Container;
 use super::manifest::{MANIFEST_FILE, Manifest, PLAN_FILE, Plan, ShardEntry};
 use super::schema::{
     self, FORMAT_VERSION, FORMAT_VERSION_KEY, PACK_STATS_KEY, PLAN_KEY, REJECTS_KEY, RowProblem,
-    ShardFormat, columns,
+    SEAL_KEY, ShardFormat, columns,
 };
+use super::seal;
 use crate::fs::{self, Digest, MappedFile};
 use crate::guard;
 use crate::pack::PackStats;
@@ -46,11 +47,12 @@ pub struct ShardFile {
 }
 
 impl ShardFile {
-    /// Maps a shard that no manifest describes yet, and parses its footer.
+    /// Maps a shard that no manifest describes yet, parses its footer, and compares all of its bytes
+    /// with the digest there.
     ///
     /// # Errors
     ///
-    /// When it is no file of its format with exactly the columns of a shard.
+    /// When it is not what was written, or no file of its format with exactly the columns of a shard.
     pub fn open(
         path: &Path,
         format: ShardFormat,
@@ -58,8 +60,20 @@ impl ShardFile {
         has_base: bool,
     ) -> Result<Self, Error> {
         let map = MappedFile::open(path)?;
+        Self::parse(path, format, part, has_base, map, None)
+    }
+
+    /// As [`ShardFile::open`], whatever the digest in the footer says.
+    #[cfg(test)]
+    pub(super) fn open_unsealed(
+        path: &Path,
+        format: ShardFormat,
+        part: u32,
+        has_base: bool,
+    ) -> Result<Self, Error> {
+        let map = MappedFile::open(path)?;
         let digest = Digest::of(&map);
-        Self::parse(path, format, part, has_base, map, digest)
+        Self::parse(path, format, part, has_base, map, Some(digest))
     }
 
     /// Maps a shard of a set and compares size and digest with the manifest before parsing a byte of
@@ -96,22 +110,30 @@ impl ShardFile {
             });
         }
         let format = manifest_plan.format;
-        let shard = Self::parse(&path, format, entry.part, has_base, map, found)?;
+        let shard = Self::parse(&path, format, entry.part, has_base, map, Some(found))?;
         shard.expect_plan(identity)?;
         shard.expect_count("rows", entry.rows, shard.num_rows())?;
         Ok(shard)
     }
 
+    /// Without a `digest` that somebody else vouches for, the file's own has to be right.
     fn parse(
         path: &Path,
         format: ShardFormat,
         part: u32,
         has_base: bool,
         map: MappedFile,
-        digest: Digest,
+        digest: Option<Digest>,
     ) -> Result<Self, Error> {
         let bytes = Bytes::from_owner(map.clone());
         let container = guarded(path, format, || Container::parse(format, &bytes))?;
+        let digest = match digest {
+            Some(digest) => digest,
+            None => {
+                check_seal(path, &map, container.value(SEAL_KEY))?;
+                Digest::of(&map)
+            }
+        };
         let version = container.value(FORMAT_VERSION_KEY);
         if version != Some(FORMAT_VERSION.to_string().as_str()) {
             return Err(Error::Schema {
@@ -356,6 +378,23 @@ impl ShardFile {
             expected,
             found,
         })
+    }
+}
+
+/// Compares a shard with the digest in its footer.
+fn check_seal(path: &Path, bytes: &[u8], seal: Option<&str>) -> Result<(), Error> {
+    let seal: Option<Digest> = seal.and_then(|seal| seal.parse().ok());
+    match seal.and_then(|seal| Some((seal, seal::expected(bytes, seal)?))) {
+        Some((seal, expected)) if seal == expected => Ok(()),
+        Some((seal, expected)) => Err(Error::Seal {
+            path: path.to_owned(),
+            expected: seal,
+            found: expected,
+        }),
+        None => Err(Error::Schema {
+            path: path.to_owned(),
+            reason: format!("its footer has no readable {SEAL_KEY}"),
+        }),
     }
 }
 

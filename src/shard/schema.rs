@@ -46,6 +46,9 @@ pub const PACK_STATS_KEY: &str = "remit.pack_stats";
 /// when there are none.
 pub const REJECTS_KEY: &str = "remit.rejects";
 
+/// Key of the footer's metadata that holds the BLAKE3 of the file, these 64 digits read as zeros.
+pub const SEAL_KEY: &str = "remit.content_blake3";
+
 /// Key of an Arrow file's metadata that holds the number of rows of each batch, as a JSON array: its
 /// footer, unlike Parquet's, does not say.
 pub const BATCH_ROWS_KEY: &str = "remit.batch_rows";

@@ -84,7 +84,7 @@ pub(super) fn plan(num_parts: u32) -> Plan {
         formula: Some(Default::default()),
         exact: false,
         format: ShardFormat::Parquet,
-        text_field: "text".to_owned(),
+        text_field: None,
         part_bytes: 1,
         min_tokens: 0,
         limit_docs: None,
@@ -275,7 +275,7 @@ fn a_flipped_bit_anywhere_is_found_before_a_row_is_returned() {
 }
 
 #[test]
-fn a_damaged_shard_without_a_manifest_is_an_error_and_no_panic() {
+fn a_damaged_shard_that_nothing_vouches_for_is_an_error_and_no_panic() {
     let dir = tempfile::tempdir().unwrap();
     let rows: Vec<ScoredRow> = (0..30).map(|i| row(i, 30, true)).collect();
     let intact = shard_bytes(&rows, 0, true, true);
@@ -284,8 +284,10 @@ fn a_damaged_shard_without_a_manifest_is_an_error_and_no_panic() {
         let mut damaged = intact.clone();
         damaged[at] ^= 0x40;
         fs::write_atomic(&path, &damaged).unwrap();
-        // Not every flip is an error here, which is why the manifest has a digest; none may panic.
-        if let Ok(shard) = ShardFile::open(&path, ShardFormat::Parquet, 0, true) {
+        let error = ShardFile::open(&path, ShardFormat::Parquet, 0, true).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::BadData, "byte {at}: {error}");
+        // Not every flip is an error to the parser, which is why there are digests; none may panic.
+        if let Ok(shard) = ShardFile::open_unsealed(&path, ShardFormat::Parquet, 0, true) {
             for group in 0..shard.num_row_groups() {
                 let _ = shard.read_row_group(group);
                 let _ = shard.row_lengths(group);

@@ -20,8 +20,9 @@ use parquet::schema::types::ColumnPath;
 use super::Error;
 use super::schema::{
     self, BATCH_ROWS_KEY, FORMAT_VERSION_KEY, LIST_ELEMENT, PACK_STATS_KEY, PLAN_KEY, REJECTS_KEY,
-    ShardFormat, columns,
+    SEAL_KEY, ShardFormat, columns,
 };
+use super::seal::Sealing;
 use crate::fs::Digest;
 use crate::pack::PackStats;
 use crate::types::{Reject, ScoredRow, round_mantissa};
@@ -108,9 +109,9 @@ pub struct ShardWriter<W: Write + Send> {
 }
 
 enum Sink<W: Write + Send> {
-    Parquet(Box<ArrowWriter<W>>),
+    Parquet(Box<ArrowWriter<Sealing<W>>>),
     /// And the rows of each batch so far.
-    Arrow(Box<FileWriter<W>>, Vec<u64>),
+    Arrow(Box<FileWriter<Sealing<W>>>, Vec<u64>),
 }
 
 impl<W: Write + Send> ShardWriter<W> {
@@ -121,6 +122,7 @@ impl<W: Write + Send> ShardWriter<W> {
     /// When the file can't be written.
     pub fn new(writer: W, options: ShardOptions) -> Result<Self, Error> {
         let schema = schema::schema(options.format, options.has_base);
+        let writer = Sealing::new(writer);
         let sink = match options.format {
             ShardFormat::Parquet => Sink::Parquet(Box::new(ArrowWriter::try_new(
                 writer,
@@ -191,8 +193,8 @@ impl<W: Write + Send> ShardWriter<W> {
         Ok(())
     }
 
-    /// Ends the file; `stats` of the packer go into its footer. The file is not yet durable: that is
-    /// the business of whoever owns the inner writer.
+    /// Ends the file; `stats` of the packer go into its footer, and a digest of all of it. The file is
+    /// not yet durable: that is the business of whoever owns the inner writer.
     ///
     /// # Errors
     ///
@@ -212,21 +214,26 @@ impl<W: Write + Send> ShardWriter<W> {
         }
         let inner = match self.sink {
             Sink::Parquet(mut writer) => {
+                // What lies in a buffer in between is held back too; the digest is the same.
+                let stand_in = writer.inner_mut().hold();
+                entries.push((SEAL_KEY, stand_in.to_string()));
                 for (key, value) in entries {
                     writer.append_key_value_metadata(KeyValue::new(key.to_owned(), value));
                 }
-                writer.into_inner()?
+                writer.into_inner()?.finish(stand_in)
             }
             Sink::Arrow(mut writer, batch_rows) => {
+                let stand_in = writer.get_mut().hold();
+                entries.push((SEAL_KEY, stand_in.to_string()));
                 let batch_rows = serde_json::to_string(&batch_rows).unwrap_or_default();
                 entries.push((BATCH_ROWS_KEY, batch_rows));
                 for (key, value) in entries {
                     writer.write_metadata(key, value);
                 }
-                writer.into_inner()?
+                writer.into_inner()?.finish(stand_in)
             }
         };
-        Ok((inner, self.counts))
+        Ok((inner.map_err(Error::Write)?, self.counts))
     }
 }
 

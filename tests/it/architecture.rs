@@ -25,6 +25,7 @@ const ALLOWED: &[(&[&str], &[&str])] = &[
     (&["shard::schema"], &["types"]),
     (&["shard::error"], &["fs", "shard::schema"]),
     (&["shard::json"], &["fs", "shard::error", "shard::schema"]),
+    (&["shard::seal"], &["fs"]),
     (&["shard::statistics"], &["types", "weight"]),
     // The manifest is made from shards that are read back, and reading checks against the manifest.
     (
@@ -44,12 +45,20 @@ const ALLOWED: &[(&[&str], &[&str])] = &[
             "shard::error",
             "shard::json",
             "shard::schema",
+            "shard::seal",
             "shard::statistics",
         ],
     ),
     (
         &["shard::write"],
-        &["types", "fs", "pack", "shard::error", "shard::schema"],
+        &[
+            "types",
+            "fs",
+            "pack",
+            "shard::error",
+            "shard::schema",
+            "shard::seal",
+        ],
     ),
     (&["batch"], &["shard::error", "shard::read"]),
     (

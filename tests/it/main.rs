@@ -24,3 +24,4 @@ mod resume;
 mod second_implementation;
 mod silence;
 mod training;
+mod worker_mix;

@@ -65,11 +65,101 @@ fn the_same_run_begun_four_times_together_succeeds_four_times() {
 fn shards_without_their_plan_are_not_gone_on_with() {
     let workspace = small_set();
     workspace.remove("set/plan.json");
-    let again = workspace.command(SCORE).args("corpus -o set --exact").run();
-    again.check(
-        again.status.code() == Some(2) && again.stderr.contains("but no plan.json"),
-        "it should be refused",
+    for reason in ["exact was false, is now true", "but no plan.json"] {
+        let again = workspace.command(SCORE).args("corpus -o set --exact").run();
+        again.check(
+            again.status.code() == Some(2) && again.stderr.contains(reason),
+            "it should be refused",
+        );
+        // As long as it is there, the manifest says what the plan was.
+        if workspace.path("set/manifest.json").exists() {
+            workspace.remove("set/manifest.json");
+        }
+    }
+}
+
+/// The plan of a run that made nothing stood in the way of the next one, and nothing said so.
+#[test]
+fn after_a_first_run_that_failed_the_message_says_what_to_remove() {
+    let workspace = corpus();
+    workspace.write("corpus/a0.jsonl", "{\n{\"text\": \"1+1 is 2.\"}\n");
+    let score = |args: &str| workspace.command(SCORE).args("corpus -o set").args(args);
+    let failed = score("").run();
+    failed.check(
+        failed.status.code() == Some(65) && failed.stderr.contains("--on-bad-record skip"),
+        "it says how to go on",
     );
+    let refused = score("--on-bad-record skip").run();
+    refused.check(
+        refused.status.code() == Some(2) && refused.stderr.contains("remove set/plan.json and"),
+        "it says what to remove",
+    );
+    workspace.remove("set/plan.json");
+    score("--on-bad-record skip").ok();
+    workspace.command(INSPECT).args("verify set").ok();
+}
+
+/// A set without a row, since no record could be read, looked like any other.
+#[test]
+fn a_set_without_rows_is_complete_but_warned_of() {
+    let workspace = Workspace::new();
+    workspace.write("corpus/a.jsonl", "{\n[1]\n");
+    let ended = workspace
+        .command(SCORE)
+        .args("corpus -o set --on-bad-record skip")
+        .ok();
+    ended.check(
+        ended.stderr.contains(
+            "the set has no rows: of its records, 0 held no text, 0 were too short, and 2 could not be read",
+        ),
+        "it is warned of",
+    );
+}
+
+/// A rerun of tasks 2 and 5 of an array of 8 took the parts of 0 and 3, which were there, and said that
+/// there was nothing to do.
+#[test]
+fn tasks_of_an_array_that_run_again_take_their_own_parts() {
+    let workspace = corpus();
+    let run = |id: &str, range: [&str; 4]| {
+        let [count, min, max, step] = range;
+        workspace
+            .command(SCORE)
+            .args("corpus -o set --part-bytes 100 --num-workers 8")
+            .env("SLURM_ARRAY_TASK_ID", id)
+            .env("SLURM_ARRAY_TASK_COUNT", count)
+            .env("SLURM_ARRAY_TASK_MIN", min)
+            .env("SLURM_ARRAY_TASK_MAX", max)
+            .env("SLURM_ARRAY_TASK_STEP", step)
+            .ok()
+    };
+    for id in ["0", "1", "3", "4", "6", "7"] {
+        run(id, ["8", "0", "7", "1"]);
+    }
+    assert!(!workspace.path("set/manifest.json").exists());
+    for id in ["2", "5"] {
+        let ended = run(id, ["2", "2", "5", "3"]);
+        ended.check(ended.stdout.starts_with("scored "), "it has parts");
+    }
+    assert!(workspace.path("set/manifest.json").exists());
+}
+
+/// A pattern took a file once more for every round that a link led through its own folder, 41 times.
+#[cfg(unix)]
+#[test]
+fn a_pattern_through_a_folder_that_links_to_itself_is_refused() {
+    let workspace = corpus();
+    std::os::unix::fs::symlink(".", workspace.path("corpus/again")).unwrap();
+    for input in ["corpus", "corpus/**/*.jsonl"] {
+        let ended = workspace.command(SCORE).arg(input).args("-o set").run();
+        ended.check(
+            ended.status.code() == Some(74)
+                && ended
+                    .stderr
+                    .contains("cannot walk corpus/again: the folder contains a link to itself"),
+            "it should be refused",
+        );
+    }
 }
 
 /// The next run took the shards in there for text.

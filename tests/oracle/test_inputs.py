@@ -86,8 +86,24 @@ def arrow(table, path):
         writer.write_table(table, max_chunksize=9)
 
 
+def arrow_of_one_batch(table, path):
+    """A file has one dictionary for all of its batches."""
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
 def feather(table, path):
     pyarrow.feather.write_feather(table, path, compression="lz4")
+
+
+def packed(compress, put):
+    """The whole file compressed, whatever it does inside."""
+
+    def put_packed(path, texts, ids):
+        put(path, texts, ids)
+        path.write_bytes(compress(path.read_bytes()))
+
+    return put_packed
 
 
 CONTAINERS = {
@@ -102,6 +118,11 @@ CONTAINERS = {
     "text.arrow": (put_table(texts(pa.string()), arrow), ()),
     "view.arrow": (put_table(texts(pa.string_view()), arrow), ()),
     "text.feather": (put_table(texts(pa.string()), feather), ()),
+    "text.parquet.gz": (packed(gzip.compress, put_table(texts(pa.string()), parquet)), ()),
+    "text.parquet.zst": (packed(zstandard.compress, put_table(texts(pa.string()), parquet)), ()),
+    "text.feather.zst": (packed(zstandard.compress, put_table(texts(pa.string()), feather)), ()),
+    "uint16.arrow.gz": (packed(gzip.compress, put_table(lists(pa.list_(pa.uint16())), arrow)), ()),
+    "dictionary.arrow": (put_table(texts(pa.dictionary(pa.int16(), pa.string())), arrow_of_one_batch), ()),
     "int32.parquet": (put_table(lists(pa.list_(pa.int32())), parquet), ()),
     "int64.parquet": (put_table(lists(pa.list_(pa.int64())), parquet), ()),
     "large-list.parquet": (put_table(lists(pa.large_list(pa.uint16())), parquet), ()),
@@ -169,7 +190,7 @@ def test_a_bomb_of_a_megabyte_is_refused_in_little_memory(tmp_path):
     """10 GB of zeros in less than 1 MB; remit may take 256 MB."""
     (tmp_path / "corpus").mkdir()
     frame = zstandard.ZstdCompressor(level=3).compress(bytes(100_000_000))
-    for name in ("bomb.jsonl.zst", "bomb.txt.zst"):
+    for name in ("bomb.jsonl.zst", "bomb.txt.zst", "bomb.parquet.zst"):
         path = tmp_path / "corpus" / name
         path.write_bytes(frame * 100)
         assert path.stat().st_size < 1e6

@@ -169,7 +169,7 @@ def test_every_library_reads_both_formats(library, stored, tmp_path):
             assert found == value, f"{library}, {kind}, row {wanted['row_id']}: {name}"
 
 
-FOOTER_KEYS = {"remit.format_version", "remit.plan_blake3", "remit.pack_stats"}
+FOOTER_KEYS = {"remit.format_version", "remit.plan_blake3", "remit.pack_stats", "remit.content_blake3"}
 
 
 def test_footers_of_both_formats_have_the_documented_metadata(stored):
@@ -184,6 +184,8 @@ def test_footers_of_both_formats_have_the_documented_metadata(stored):
         metadata = {key.decode(): value.decode() for key, value in metadata.items()}
         assert metadata.keys() == FOOTER_KEYS | more
         assert metadata["remit.format_version"] == "1"
+        seal = metadata["remit.content_blake3"]
+        assert len(seal) == 64 and path.read_bytes().count(seal.encode()) == 1
         stats = json.loads(metadata["remit.pack_stats"])
         assert stats["rows"] > 0 and stats["rejected_records"] == 0
         if kind == "arrow":

@@ -78,7 +78,10 @@ const RECORDS: &[Case] = &[
         prepare: |w| w.write("corpus/bad.jsonl", format!("{DOCUMENT}{{\"text\": \"a\"\n")),
         command: SCORE_CORPUS,
         exit: BAD_DATA,
-        stderr: &["error: corpus/bad.jsonl, line 2: not valid JSON: EOF while parsing an object"],
+        stderr: &[
+            "error: corpus/bad.jsonl, line 2: not valid JSON: EOF while parsing an object",
+            "\nhint: --on-bad-record skip leaves out what can't be read, and lists it in rejects.jsonl\n",
+        ],
     },
     Case {
         input: "a line that is JSON, but no object",
@@ -325,6 +328,21 @@ const LIMITS: &[Case] = &[
         exit: BAD_DATA,
         stderr: &[
             "error: corpus/bomb.jsonl.gz: the gzip data unpacks to more than 256 times its size; ",
+        ],
+    },
+    Case {
+        input: "a table that expands far too much",
+        prepare: |w| {
+            let zeros = std::io::repeat(0).take(200 << 20);
+            w.write(
+                "corpus/bomb.parquet.zst",
+                zstd::encode_all(zeros, 1).unwrap(),
+            );
+        },
+        command: SCORE_CORPUS,
+        exit: BAD_DATA,
+        stderr: &[
+            "error: corpus/bomb.parquet.zst: the zstd data unpacks to more than 256 times its size; ",
         ],
     },
     Case {

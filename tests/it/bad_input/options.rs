@@ -1,5 +1,7 @@
 //! Options that make no sense, alone or with the inputs.
 
+use std::path::Path;
+
 use super::{Case, IO, MISSING, OTHER, USAGE, check, nothing, scored, unscored};
 
 const ALONE: &[Case] = &[
@@ -187,7 +189,52 @@ const ALONE: &[Case] = &[
         prepare: |w| w.write("out", "a file"),
         command: "remit-score corpus -o out --rl-model rl",
         exit: IO,
-        stderr: &["error: cannot create the folder out: "],
+        stderr: &["error: cannot create the folder out: a file is there\n"],
+    },
+    Case {
+        input: "a dry run with an output that is a file",
+        prepare: |w| w.write("out", "a file"),
+        command: "remit-score corpus -o out --rl-model rl --dry-run",
+        exit: IO,
+        stderr: &["error: cannot create the folder out: a file is there\n"],
+    },
+    Case {
+        input: "an output in no bucket",
+        prepare: nothing,
+        command: "remit-score corpus -o s3:// --rl-model rl",
+        exit: USAGE,
+        stderr: &["error: s3:// names no bucket\nhint: a URL is like s3://BUCKET/PREFIX\n"],
+    },
+    Case {
+        input: "an input in no bucket",
+        prepare: nothing,
+        command: "remit-score gs:///texts -o out --rl-model rl",
+        exit: USAGE,
+        stderr: &["error: gs:///texts names no bucket\nhint: a URL is like gs://BUCKET/PREFIX\n"],
+    },
+    Case {
+        input: "more threads than a machine can run, for scoring",
+        prepare: nothing,
+        command: "remit-score corpus -o out --rl-model rl --threads 100000",
+        exit: USAGE,
+        stderr: &[
+            "error: --threads 100000 is more than ",
+            "\nhint: without it there is one a core, ",
+        ],
+    },
+    Case {
+        input: "more threads than a machine can run, for annealing",
+        prepare: nothing,
+        command: "remit-anneal --weights set -o out --threads 100000",
+        exit: USAGE,
+        stderr: &["error: --threads 100000 is more than "],
+    },
+    Case {
+        input: "more threads than a machine can run, for verifying",
+        prepare: nothing,
+        command: "remit-inspect verify set --threads 100000",
+        exit: USAGE,
+        stderr: &["error: --threads 100000 is more than "],
     },
     Case {
         input: "an unknown packing",
@@ -277,6 +324,30 @@ const CHANGED: &[Case] = &[
         command: "remit-score corpus -o set --rl-model rl --base-model base --part-bytes 1000 --limit-docs 2",
         exit: USAGE,
         stderr: &["\n  limit_docs "],
+    },
+    Case {
+        input: "other options for a set of which nothing is made yet",
+        prepare: |w| {
+            for name in w.snapshot("set").keys() {
+                if *name != Path::new("plan.json") {
+                    w.remove(&format!("set/{}", name.display()));
+                }
+            }
+        },
+        command: "remit-score corpus -o set --rl-model rl --base-model base --part-bytes 1000 --on-bad-record skip",
+        exit: USAGE,
+        stderr: &[
+            "\n  on_bad_record was \"fail\", is now \"skip\"\n",
+            "hint: no shard was made under that plan yet: if no worker runs with it any more, remove \
+             set/plan.json and run this command again; else give another -o\n",
+        ],
+    },
+    Case {
+        input: "the default text field by its name",
+        prepare: nothing,
+        command: "remit-score corpus -o set --rl-model rl --base-model base --part-bytes 1000 --text-field text",
+        exit: USAGE,
+        stderr: &["\n  text_field was null, is now \"text\"\n"],
     },
     Case {
         input: "a plan that can't be parsed",

@@ -45,7 +45,7 @@ const SETS: &[Case] = &[
         exit: BAD_DATA,
         stderr: &[
             "error: the shard set/part-000001.parquet is damaged: its BLAKE3 is ",
-            "\nhint: remove this shard and manifest.json, and run the same remit-score command again;",
+            "\nhint: remove this file and run the same remit-score command again; it makes what is missing\n",
         ],
     },
     Case {
