@@ -10,8 +10,8 @@ goes on, so that it has to go back to the one before. When a run has ended with 
 aside), config.json and the weights must be bit for bit those of a run that nobody disturbed, and no temporary file be
 left.
 
-In some rounds a run goes on with another micro-batch. From 512 tokens on that must not change a bit, since gradients
-are summed in units of up to 512 whatever the micro-batch. With less, sums are added in another order: every tensor has
+In some rounds a run goes on with another micro-batch. From 1024 tokens on that must not change a bit, since gradients
+are summed in units of up to 1024 whatever the micro-batch. With less, sums are added in another order: every tensor has
 to agree to 1e-6 of its norm. (Not every single number: where a gradient all but vanishes, AdamW makes of its last bits
 a step of some percent of the learning rate.) The argument is the number of kills that have to hit a live process.
 """
@@ -38,8 +38,8 @@ TEMP_SUFFIX = ".remit-tmp"
 INTERRUPTED = 75
 TIMINGS = {"tokens_per_second", "seconds"}
 # Tokens: the usual size first; below UNIT_TOKENS sums are added in another order.
-MICRO_BATCHES = (1024, 512, 256)
-UNIT_TOKENS = 512
+MICRO_BATCHES = (2048, 1024, 512, 256)
+UNIT_TOKENS = 1024
 TOLERANCE = 1e-6
 
 

@@ -178,7 +178,6 @@ impl AdamW {
             };
             model.adamw_step(index, gradients, moments, step)?;
         }
-        gradients.clear()?;
         Ok(norm)
     }
 }

@@ -154,7 +154,7 @@ pub struct AnnealArgs {
     seed: u64,
 
     /// Tokens that are in memory at a time; gradients of a step are summed over its micro-batches, and
-    /// on the CPU their size changes no bit of them from 512 tokens on
+    /// on the CPU their size changes no bit of them from 1024 tokens on
     #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT_MICRO_BATCH_TOKENS, value_parser = super::positive, help_heading = COMPUTE)]
     micro_batch_tokens: usize,
 

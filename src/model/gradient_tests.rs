@@ -510,7 +510,7 @@ fn check(case: &Case, seed: u64) -> Result<(), TestCaseError> {
             let found = dot(gradient_values.iter().copied(), &direction);
             let length = direction.iter().map(|d| d * d).sum::<f64>().sqrt();
             prop_assert!(
-                (found - slope).abs() < 1e-4 * (size * length).max(1e-2),
+                (found - slope).abs() < 1e-4 * (size * length).max(1e-1),
                 "{} {} {:?}: {found} instead of {slope}",
                 case.op,
                 gradient.0,

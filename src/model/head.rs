@@ -8,8 +8,8 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::gemm::{self, Mat, MatMut, Threads, Write};
-use super::ops::{RowLayout, UNIT_TOKENS, is_ours, tensor, update, view, widened};
-use super::simd::{exp, exp_shifted, max, soft_cap, soft_cap_slope, sum_exp_shifted, vectorized};
+use super::ops::{RowLayout, UNIT_TOKENS, is_ours, tensor, update, view, widened, zeros};
+use super::simd::{exp, max, soft_cap, soft_cap_slope, sum_exp_shifted, vectorized};
 use super::{Error, composed_head};
 
 /// Targets of a tile when only log-probs are wanted.
@@ -19,7 +19,7 @@ const TOKEN_TILE: usize = 256;
 const VOCAB_TILE: usize = 4096;
 
 /// Memory for the logits of a tile when gradients are wanted, at least.
-const LOGITS_BYTES: usize = 64 << 20;
+const LOGITS_BYTES: usize = 128 << 20;
 
 /// Targets whose logits are held at a time when gradients are wanted: as many as make logits of the size of
 /// the head `[vocab, width]`, or of [`LOGITS_BYTES`] if that is more.
@@ -235,7 +235,7 @@ pub(crate) fn gradients(
     let cap = head.soft_cap;
     let tile_rows = logits_rows(vocab, width);
     let (hidden_values, head): (&[f32], &[f32]) = (&view(hidden)?, &widened(head.weight)?);
-    let mut d_hidden = vec![0.0_f32; hidden_values.len()];
+    let mut d_hidden = zeros(hidden_values.len());
     let mut logits = Vec::new();
     let rows: Vec<_> = layout.rows().collect();
     let mut failed = None;
@@ -383,9 +383,8 @@ impl Tile<'_> {
                         let rest = (f64::from(shift) - sum).exp() as f32;
                         let pull = rest * (weight + z_slope(z_loss, sum));
                         let Some(cap) = cap else {
-                            exp_shifted(logits, shift);
-                            for p in logits.iter_mut() {
-                                *p *= pull;
+                            for logit in logits.iter_mut() {
+                                *logit = exp(*logit - shift) * pull;
                             }
                             logits[id as usize] -= weight;
                             return;

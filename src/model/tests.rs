@@ -193,7 +193,7 @@ fn gradient_bits(model: &Decoder, rows: &[&[u32]], ends: &[usize], how: &Backwar
 /// Rows whose units end after these numbers of rows.
 fn rows_of_units(vocab_size: usize) -> (Vec<Vec<u32>>, Vec<usize>) {
     let id = |i: usize| u32::try_from((i * 7919 + i * i * 31) % vocab_size).unwrap();
-    let lengths = [200, 300, 9, 4, 250, 130, 130, 600, 2, 3];
+    let lengths = [400, 600, 9, 16, 500, 260, 260, 1200, 2, 3];
     let rows: Vec<Vec<u32>> = lengths.map(|len| (0..len).map(id).collect()).to_vec();
     let layout = RowLayout::new(lengths);
     let ends: Vec<usize> = layout.units().map(|unit| unit.end).collect();

@@ -362,7 +362,7 @@ fn a_checkpoint_goes_on_with_its_own_settings_only() {
     anneal(
         &workspace,
         "run",
-        "--micro-batch-tokens 600 --threads 1 --keep 1 --activation-checkpointing --resume",
+        "--micro-batch-tokens 1100 --threads 1 --keep 1 --activation-checkpointing --resume",
     )
     .ok();
     anneal(&workspace, "whole", "").ok();
@@ -392,7 +392,7 @@ fn a_finished_run_is_recognized_and_another_is_refused() {
 fn the_micro_batch_changes_no_bit() {
     let workspace = scored();
     let mut expected = None;
-    for micro in [512, 700, 1500, 100_000] {
+    for micro in [1024, 1100, 1500, 100_000] {
         let options = format!("--z-loss 1e-4 --micro-batch-tokens {micro}");
         anneal(&workspace, "run", &options).ok();
         let found = result(&workspace, "run");

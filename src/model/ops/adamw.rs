@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{CHUNK, assign, is_ours, tensor, to_host, update, view};
+use super::{CHUNK, assign, clear, is_ours, tensor, to_host, update};
 use crate::model::Error;
 use crate::model::simd::vectorized;
 
@@ -94,7 +94,7 @@ pub(crate) struct Step {
     pub eps: f32,
 }
 
-/// Changes a parameter and its moments in place.
+/// Changes a parameter and its moments in place, and sets the gradient to zero.
 pub(crate) fn step(
     parameter: &Tensor,
     gradient: &Tensor,
@@ -103,29 +103,35 @@ pub(crate) fn step(
 ) -> Result<(), Error> {
     match moments {
         Moments::Host { first, second } => {
-            let gradient: &[f32] = &view(gradient)?;
+            let mut outcome = Ok(());
             update(parameter, |parameter| {
-                parameter
-                    .par_chunks_mut(CHUNK)
-                    .zip(gradient.par_chunks(CHUNK))
-                    .zip(first.par_chunks_mut(CHUNK))
-                    .zip(second.par_chunks_mut(CHUNK))
-                    .for_each(|(((p, g), m), v)| {
-                        vectorized(
-                            #[inline(always)]
-                            || {
-                                let moments = m.iter_mut().zip(v.iter_mut());
-                                for ((p, g), (m, v)) in p.iter_mut().zip(g).zip(moments) {
-                                    let g = g * c.gradient_scale;
-                                    *m += (g - *m) * (1.0 - c.beta1);
-                                    *v = *v * c.beta2 + g * g * (1.0 - c.beta2);
-                                    let root = v.sqrt() / c.root_correction + c.eps;
-                                    *p = *p * c.keep - c.step_size * *m / root;
-                                }
-                            },
-                        );
-                    });
-            })
+                outcome = update(gradient, |gradient| {
+                    parameter
+                        .par_chunks_mut(CHUNK)
+                        .zip(gradient.par_chunks_mut(CHUNK))
+                        .zip(first.par_chunks_mut(CHUNK))
+                        .zip(second.par_chunks_mut(CHUNK))
+                        .for_each(|(((p, g), m), v)| {
+                            vectorized(
+                                #[inline(always)]
+                                || {
+                                    let moments = m.iter_mut().zip(v.iter_mut());
+                                    for ((p, sum), (m, v)) in
+                                        p.iter_mut().zip(g.iter_mut()).zip(moments)
+                                    {
+                                        let g = *sum * c.gradient_scale;
+                                        *sum = 0.0;
+                                        *m += (g - *m) * (1.0 - c.beta1);
+                                        *v = *v * c.beta2 + g * g * (1.0 - c.beta2);
+                                        let root = v.sqrt() / c.root_correction + c.eps;
+                                        *p = *p * c.keep - c.step_size * *m / root;
+                                    }
+                                },
+                            );
+                        });
+                });
+            })?;
+            outcome
         }
         Moments::Device { first, second } => {
             let scaled = |x: &Tensor, factor: f32| x * f64::from(factor);
@@ -134,7 +140,8 @@ pub(crate) fn step(
             *second = (scaled(second, c.beta2)? + scaled(&g.sqr()?, 1.0 - c.beta2)?)?;
             let root = (scaled(&second.sqrt()?, c.root_correction.recip())? + f64::from(c.eps))?;
             let change = scaled(first, c.step_size)?.div(&root)?;
-            assign(parameter, &scaled(parameter, c.keep)?.sub(&change)?)
+            assign(parameter, &scaled(parameter, c.keep)?.sub(&change)?)?;
+            clear(gradient)
         }
     }
 }

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 use std::ops::Range;
 
-use super::{RowLayout, composed, is_ours, tensor, view};
+use super::{RowLayout, composed, is_ours, tensor, view, zeros};
 use crate::model::Error;
 use crate::model::gemm::{Mat, MatMut, Threads, Write, matmul};
 use crate::model::simd::{dot, exp_shifted, max, soft_cap, soft_cap_slope, vectorized};
@@ -160,7 +160,7 @@ pub(crate) fn forward(
     let (width, k_width, dim) = (shape.query_width(), shape.key_width(), shape.head_dim);
     let (v_width, out_width, v_dim) = (shape.value_width(), shape.out_width(), shape.value_dim);
     let tokens = layout.num_tokens();
-    let mut out = vec![0.0; tokens * out_width];
+    let mut out = zeros(tokens * out_width);
     // One task a query tile, each with its own slice of the output.
     let mut tasks = Vec::new();
     let mut rest = out.as_mut_slice();
@@ -342,7 +342,7 @@ fn gathered<'a>(
     dim: usize,
     head_of: impl Fn(usize, usize) -> &'a [f32] + Sync,
 ) -> Vec<f32> {
-    let mut all = vec![0.0; rows.last().map_or(0, |row| row.end) * width];
+    let mut all = zeros(rows.last().map_or(0, |row| row.end) * width);
     let mut tasks = Vec::new();
     let mut rest = all.as_mut_slice();
     for (row, range) in rows.iter().enumerate() {

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{CHUNK, composed, is_ours, tensor, update, view};
+use super::{CHUNK, composed, is_ours, tensor, update, view, zeros};
 use crate::model::Error;
 use crate::model::architecture::Activation;
 use crate::model::simd::{exp, vectorized};
@@ -88,7 +88,7 @@ pub(crate) fn backward(
 
 fn forward_as<C: Curve>(gate: &Tensor, up: &Tensor) -> Result<Tensor, Error> {
     let (g, u): (&[f32], &[f32]) = (&view(gate)?, &view(up)?);
-    let mut y = vec![0.0; g.len()];
+    let mut y = zeros(g.len());
     y.par_chunks_mut(CHUNK)
         .zip(g.par_chunks(CHUNK))
         .zip(u.par_chunks(CHUNK))

@@ -30,7 +30,7 @@ use super::simd::vectorized;
 /// Most tokens whose gradients are summed in one go, unless a single row has more.
 ///
 /// See [`RowLayout::units`].
-pub const UNIT_TOKENS: usize = 512;
+pub const UNIT_TOKENS: usize = 1024;
 
 /// Where the rows of a batch lie among its tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,6 +133,22 @@ pub(crate) fn view(tensor: &Tensor) -> Result<View<'_>, Error> {
         guard: Box::new(guard),
         range: start..end,
     })
+}
+
+/// Zeros, written by all threads of the pool where they are many.
+pub(crate) fn zeros(len: usize) -> Vec<f32> {
+    if len < CHUNK {
+        return vec![0.0; len];
+    }
+    rayon::iter::repeat_n(0.0, len).collect()
+}
+
+/// A copy, made by all threads of the pool where there is much to copy.
+pub(crate) fn copied(values: &[f32]) -> Vec<f32> {
+    if values.len() < CHUNK {
+        return values.to_vec();
+    }
+    values.par_iter().copied().collect()
 }
 
 /// A tensor that owns `values`; nothing is copied.
@@ -267,7 +283,12 @@ pub(crate) fn assign(to: &Tensor, from: &Tensor) -> Result<(), Error> {
 
 /// Sets every element to zero; every clone of the tensor sees it.
 pub(crate) fn clear(x: &Tensor) -> Result<(), Error> {
-    Ok(x.zero_set()?)
+    if !is_ours(x) {
+        return Ok(x.zero_set()?);
+    }
+    update(x, |x| {
+        x.par_chunks_mut(CHUNK).for_each(|x| x.fill(0.0));
+    })
 }
 
 /// Zeros in f32, of the shape of a tensor and where it is.

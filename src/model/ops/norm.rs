@@ -4,7 +4,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{RowLayout, composed, is_ours, rows_per_task, tensor, update, view};
+use super::{RowLayout, composed, is_ours, rows_per_task, tensor, update, view, zeros};
 use crate::model::Error;
 use crate::model::simd::{dot, vectorized};
 
@@ -33,7 +33,7 @@ pub(crate) fn forward(x: &Tensor, w: &Tensor, rms: Rms) -> Result<Tensor, Error>
     }
     let (values, w): (&[f32], &[f32]) = (&view(x)?, &view(w)?);
     let width = w.len();
-    let mut y = vec![0.0; values.len()];
+    let mut y = zeros(values.len());
     let block = width * rows_per_task(width);
     y.par_chunks_mut(block)
         .zip(values.par_chunks(block))
@@ -71,7 +71,7 @@ pub(crate) fn backward(
     }
     let dx = match onto {
         Some(dx) => dx,
-        None => tensor(vec![0.0; x.elem_count()], x.dims())?,
+        None => tensor(zeros(x.elem_count()), x.dims())?,
     };
     let (_, features) = x.dims2()?;
     let (dy, x, w): (&[f32], &[f32], &[f32]) = (&view(dy)?, &view(x)?, &view(w)?);

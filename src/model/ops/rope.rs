@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{RowLayout, composed, is_ours, rows_per_task, tensor, view};
+use super::{RowLayout, composed, copied, is_ours, rows_per_task, tensor, view};
 use crate::model::Error;
 use crate::model::architecture::Rotary;
 use crate::model::simd::vectorized;
@@ -96,7 +96,7 @@ impl Rotation {
         let (_, features) = x.dims2()?;
         let half = self.half;
         let end = turned.first + 2 * half;
-        let mut y = view(x)?.to_vec();
+        let mut y = copied(&view(x)?);
         let tokens = rows_per_task(features);
         y.par_chunks_mut(features * tokens)
             .zip(self.cos.par_chunks(half * tokens))
