@@ -28,7 +28,13 @@ use crate::weight::{Center, shortest_decimal};
 /// while it goes on: metrics.jsonl with one object a step, tensorboard/, run.json, and checkpoints/, from which
 /// the same command goes on after an interruption.
 #[derive(Debug, Parser, Serialize)]
-#[command(name = "remit-anneal", version, max_term_width = 100, after_help = EXAMPLES)]
+#[command(
+    name = "remit-anneal",
+    version,
+    long_version = super::version::LONG.as_str(),
+    max_term_width = 100,
+    after_help = EXAMPLES
+)]
 #[serde(rename_all = "kebab-case")]
 pub struct AnnealArgs {
     /// Folder that remit-score made

@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
+use super::anneal::AnnealArgs;
 use super::progress::Console;
-use super::{model_report, report, show};
+use super::score::ScoreArgs;
+use super::{generate, model_report, report, show, version};
 use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::pipeline::compare::{self, CompareOptions};
 use crate::pipeline::export::ExportOptions;
@@ -19,6 +21,7 @@ use crate::pipeline::{self, StopFlag, Usage, anneal};
 #[command(
     name = "remit-inspect",
     version,
+    long_version = version::LONG.as_str(),
     max_term_width = 100,
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true
@@ -150,7 +153,20 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Write man pages and shell completions of remit-score, remit-anneal and remit-inspect
+    #[command(after_help = GENERATE_USE)]
+    Generate {
+        /// Folder for man/*.1 and completions/SHELL/; files of the same names are replaced
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
 }
+
+const GENERATE_USE: &str = "\
+Examples:
+  remit-inspect generate share/
+  man -l share/man/remit-score.1
+  source share/completions/bash/remit-score.bash";
 
 /// Runs remit-inspect.
 pub fn run(args: InspectArgs) -> Result<()> {
@@ -269,6 +285,19 @@ pub fn run(args: InspectArgs) -> Result<()> {
             } else {
                 model_report::text(&report)
             })
+        }
+        (Some(Command::Generate { dir }), _) => {
+            let programs = vec![
+                ScoreArgs::command(),
+                AnnealArgs::command(),
+                InspectArgs::command(),
+            ];
+            let written = generate::write(&dir, programs)?;
+            super::print(&format!(
+                "{}: {} man pages and completions\n",
+                dir.display(),
+                written.len()
+            ))
         }
         (None, Some(set)) => {
             let manifest = pipeline::inspect::summary(&set)?;

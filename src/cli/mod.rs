@@ -8,6 +8,7 @@ pub mod anneal;
 mod anneal_tests;
 mod config;
 mod exit;
+mod generate;
 pub mod inspect;
 mod model_report;
 mod progress;
@@ -16,6 +17,7 @@ pub mod score;
 mod show;
 #[cfg(test)]
 mod tests;
+mod version;
 mod worker;
 
 use std::process::ExitCode;

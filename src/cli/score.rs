@@ -7,8 +7,8 @@ use anyhow::Result;
 use clap::Parser;
 
 use super::progress::Console;
-use super::report;
 use super::worker::Worker;
+use super::{report, version};
 use crate::corpus::{DEFAULT_MAX_RECORD_BYTES, DEFAULT_ZSTD_WINDOW_LOG, Input};
 use crate::demo;
 use crate::fs;
@@ -26,7 +26,13 @@ use crate::weight::{DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
 /// .zst; and token ids: lists of integers in any of these, .npy and .bin.
 /// Running the same command again does only what is missing.
 #[derive(Debug, Parser)]
-#[command(name = "remit-score", version, max_term_width = 100, after_help = EXAMPLES)]
+#[command(
+    name = "remit-score",
+    version,
+    long_version = version::LONG.as_str(),
+    max_term_width = 100,
+    after_help = EXAMPLES
+)]
 pub struct ScoreArgs {
     /// Files and folders to score; a pattern with *, ? or [...] is expanded, ** reaches into folders
     #[arg(required_unless_present = "files_from", value_name = "INPUT")]

@@ -6,7 +6,7 @@ use std::io::IsTerminal;
 
 use crate::pipeline::inspect::ShownRow;
 
-/// Whether text is coloured.
+/// Says when text is coloured.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Color {
     /// Coloured on a terminal, unless NO_COLOR is set; else a table
@@ -18,20 +18,21 @@ pub(super) enum Color {
     Never,
 }
 
-/// Foreground and background, of 256 colours, from the lowest weight to the highest.
-const SHADES: [&str; 7] = [
-    "\x1b[30;48;5;33m",
-    "\x1b[30;48;5;117m",
-    "\x1b[30;48;5;195m",
-    "",
+/// Foreground and background, of 256 colours, from slightly to far below the middle of a scale.
+const BELOW: [&str; 3] = ["\x1b[30;48;5;195m", "\x1b[30;48;5;117m", "\x1b[30;48;5;33m"];
+/// The same above it.
+const ABOVE: [&str; 3] = [
     "\x1b[30;48;5;224m",
     "\x1b[30;48;5;217m",
     "\x1b[30;48;5;203m",
 ];
 const RESET: &str = "\x1b[0m";
 
-/// Log-probs, in nats, below which a token has the last shade where there are no weights.
-const SURPRISE_NATS: f32 = 8.0;
+/// Weights nearer to 1 than this are never coloured, however small epsilon is: who trains would not notice.
+const LEAST_VISIBLE: f32 = 0.02;
+/// Surprise, `-log p_RL` in nats, above which a token has the first, second and third shade where there are
+/// no weights.
+const SURPRISE_STEPS: [f32; 3] = [2.0, 4.0, 6.0];
 
 pub(super) fn row(row: &ShownRow, color: Color) -> String {
     let no_color = std::env::var_os("NO_COLOR");
@@ -60,42 +61,103 @@ fn is_coloured(color: Color, is_terminal: bool, no_color: Option<&OsStr>) -> boo
     }
 }
 
-/// What a token is coloured by, from -1 to 1: its weight, or else how unlikely the RL model finds it.
-fn shade_of(row: &ShownRow, position: usize) -> f32 {
-    let scored = &row.stored.scored;
-    let Some(target) = position.checked_sub(1) else {
-        return 0.0;
-    };
-    match (&scored.weights, row.epsilon) {
-        (Some(weights), Some(epsilon)) if epsilon > 0.0 => weights
-            .get(target)
-            .map_or(0.0, |weight| (weight - 1.0) / epsilon),
-        _ => scored
-            .rl_logprobs
-            .get(target)
-            .map_or(0.0, |log_prob| (-log_prob / SURPRISE_NATS).clamp(0.0, 1.0)),
+/// Maps tokens to shades: those within the first step of the middle have none.
+struct Scale {
+    /// Distances from the middle above which a shade begins.
+    steps: [f32; 3],
+    /// By weight, around 1; else by surprise, from 0 up.
+    by_weight: bool,
+}
+
+impl Scale {
+    fn of(row: &ShownRow) -> Self {
+        match (&row.stored.scored.weights, row.epsilon) {
+            (Some(_), Some(epsilon)) => Self {
+                steps: weight_steps(epsilon),
+                by_weight: true,
+            },
+            _ => Self {
+                steps: SURPRISE_STEPS,
+                by_weight: false,
+            },
+        }
+    }
+
+    fn shade(&self, distance: f32) -> &'static str {
+        let level = self.steps.iter().filter(|step| distance.abs() > **step);
+        let shades = if distance < 0.0 { BELOW } else { ABOVE };
+        match level.count() {
+            0 => "",
+            level => shades[level - 1],
+        }
+    }
+
+    /// Returns the shade of the token at `position`; the first of a row is no target and has none.
+    fn shade_at(&self, row: &ShownRow, position: usize) -> &'static str {
+        let scored = &row.stored.scored;
+        let value = position.checked_sub(1).and_then(|target| {
+            if self.by_weight {
+                scored.weights.as_ref()?.get(target).map(|w| w - 1.0)
+            } else {
+                scored.rl_logprobs.get(target).map(|log_prob| -log_prob)
+            }
+        });
+        value.map_or("", |distance| self.shade(distance))
+    }
+
+    fn legend(&self) -> String {
+        let [first, second, third] = self.steps;
+        let swatch = |shade: &str| format!("{shade}  {RESET}");
+        let [a, b, c] = ABOVE.map(swatch);
+        if !self.by_weight {
+            return format!(
+                "surprise of the RL model, -log p: none up to {first} nats, {a} above {first}, {b} above {second}, \
+                 {c} above {third}"
+            );
+        }
+        if first.is_infinite() {
+            return format!(
+                "weight: not coloured, as none of the set can differ from 1 by more than {LEAST_VISIBLE}"
+            );
+        }
+        let [x, y, z] = BELOW.map(swatch);
+        let at = |distance: f32| short(1.0 + distance);
+        format!(
+            "weight: {z} below {}, {y} below {}, {x} below {}, none to {}, {a} above {}, {b} above {}, {c} above {}",
+            at(-third),
+            at(-second),
+            at(-first),
+            at(first),
+            at(first),
+            at(second),
+            at(third)
+        )
     }
 }
 
-fn coloured(text: &mut String, row: &ShownRow, pieces: &[(usize, String)]) {
-    let what = if row.stored.scored.weights.is_some() {
-        "weight: lowest"
-    } else {
-        "surprise of the RL model: none"
-    };
-    let _ = write!(text, "{what} ");
-    for shade in SHADES {
-        let _ = write!(text, "{shade}  {RESET}");
+/// Divides weights up to a distance of epsilon from 1: a neutral quarter, and three shades. None where all are
+/// too near to 1 to matter.
+fn weight_steps(epsilon: f32) -> [f32; 3] {
+    if epsilon <= LEAST_VISIBLE {
+        return [f32::INFINITY; 3];
     }
-    let _ = writeln!(text, " highest\n");
+    let neutral = (epsilon / 4.0).max(LEAST_VISIBLE);
+    let step = (epsilon - neutral) / 3.0;
+    [neutral, neutral + step, neutral + 2.0 * step]
+}
+
+/// A number with at most three decimals.
+fn short(value: f32) -> String {
+    let text = format!("{value:.3}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+fn coloured(text: &mut String, row: &ShownRow, pieces: &[(usize, String)]) {
+    let scale = Scale::of(row);
+    let _ = writeln!(text, "{}\n", scale.legend());
     let mut position = 0;
     for (len, piece) in pieces {
-        let last = position + len - 1;
-        let level = (shade_of(row, last) + 1.0) / 2.0 * (SHADES.len() - 1) as f32;
-        // In range: a shade lies within -1 and 1, rounding errors aside.
-        let shade = SHADES
-            .get(level.round().max(0.0) as usize)
-            .unwrap_or(&SHADES[0]);
+        let shade = scale.shade_at(row, position + len - 1);
         // A background that reaches over the end of a line would fill the next one.
         for (i, line) in piece.split('\n').enumerate() {
             if i > 0 {
@@ -193,15 +255,75 @@ mod tests {
         }
     }
 
+    /// The last line of a row that is printed in colour.
+    fn tokens(shown: &ShownRow) -> String {
+        let text = row(shown, Color::Always);
+        text.lines().last().unwrap().to_owned()
+    }
+
     #[test]
     fn the_bounds_have_the_outer_shades_and_1_has_none() {
-        let text = row(&shown("a.txt", &[0.8, 1.0, 1.2]), Color::Always);
-        let tokens = text.lines().last().unwrap();
-        let [low, .., high] = SHADES;
+        let [_, _, low] = BELOW;
+        let [_, _, high] = ABOVE;
         assert_eq!(
-            tokens,
+            tokens(&shown("a.txt", &[0.8, 1.0, 1.2])),
             format!("t0{RESET}{low}t1{RESET}t2{RESET}{high}t3{RESET}")
         );
+    }
+
+    #[test]
+    fn weights_near_1_have_no_colour_whatever_epsilon_is() {
+        let near = "t0\x1b[0mt1\x1b[0mt2\x1b[0mt3\x1b[0mt4\x1b[0m";
+        for (epsilon, weights) in [
+            (0.2, [1.002, 0.998, 1.049, 0.951]),
+            (0.05, [1.002, 0.998, 1.019, 0.981]),
+            (0.002, [1.002, 0.998, 1.001, 1.0]),
+        ] {
+            let mut shown = shown("a.txt", &weights);
+            shown.epsilon = Some(epsilon);
+            assert_eq!(tokens(&shown), near, "epsilon {epsilon}");
+        }
+    }
+
+    #[test]
+    fn shades_are_as_the_legend_says() {
+        let shown = shown("a.txt", &[0.84, 0.89, 0.94, 1.06, 1.11, 1.16]);
+        let [x, y, z] = BELOW;
+        let [a, b, c] = ABOVE;
+        let text = row(&shown, Color::Always);
+        let mut lines = text.lines().skip(1);
+        let swatch = |shade| format!("{shade}  {RESET}");
+        assert_eq!(
+            lines.next().unwrap(),
+            format!(
+                "weight: {} below 0.85, {} below 0.9, {} below 0.95, none to 1.05, {} above 1.05, {} above 1.1, {} above 1.15",
+                swatch(z),
+                swatch(y),
+                swatch(x),
+                swatch(a),
+                swatch(b),
+                swatch(c)
+            )
+        );
+        let tokens: String = [z, y, x, a, b, c]
+            .iter()
+            .zip(1..)
+            .map(|(shade, i)| format!("{shade}t{i}{RESET}"))
+            .collect();
+        assert_eq!(lines.last().unwrap(), format!("t0{RESET}{tokens}"));
+    }
+
+    #[test]
+    fn without_weights_surprise_is_coloured() {
+        let mut shown = shown("a.txt", &[1.0; 4]);
+        shown.stored.scored.weights = None;
+        shown.stored.scored.rl_logprobs = vec![-0.1, -1.9, -2.1, -9.0];
+        let [a, _, c] = ABOVE;
+        assert_eq!(
+            tokens(&shown),
+            format!("t0{RESET}t1{RESET}t2{RESET}{a}t3{RESET}{c}t4{RESET}")
+        );
+        assert!(row(&shown, Color::Always).contains("none up to 2 nats"));
     }
 
     #[test]
@@ -213,11 +335,7 @@ mod tests {
         ]);
         for color in [Color::Always, Color::Never] {
             let mut text = row(&shown, color);
-            for shade in SHADES
-                .into_iter()
-                .chain([RESET])
-                .filter(|shade| !shade.is_empty())
-            {
+            for shade in BELOW.into_iter().chain(ABOVE).chain([RESET]) {
                 text = text.replace(shade, "");
             }
             let moves = text.chars().any(|c| c.is_control() && c != '\n');

@@ -22,6 +22,7 @@ fn help_texts_are_as_frozen() {
         (INSPECT, "show --help", "remit-inspect-show.txt"),
         (INSPECT, "export --help", "remit-inspect-export.txt"),
         (INSPECT, "model --help", "remit-inspect-model.txt"),
+        (INSPECT, "generate --help", "remit-inspect-generate.txt"),
     ] {
         let ended = workspace.command(program).args(args).ok();
         ended.check(ended.stderr.is_empty(), "help goes to stdout alone");
@@ -41,20 +42,97 @@ fn help_texts_are_as_frozen() {
 }
 
 #[test]
-fn versions_are_those_of_the_package() {
+fn versions_are_those_of_the_package_with_commit_and_features() {
     let workspace = Workspace::new();
     for (program, name) in [
         (SCORE, "remit-score"),
         (ANNEAL, "remit-anneal"),
         (INSPECT, "remit-inspect"),
     ] {
-        for flag in ["--version", "-V"] {
-            let ended = workspace.command(program).arg(flag).ok();
-            assert_eq!(
-                ended.stdout,
-                format!("{name} {}\n", env!("CARGO_PKG_VERSION"))
-            );
-            assert_eq!(ended.stderr, "");
+        let first = format!("{name} {}", env!("CARGO_PKG_VERSION"));
+        let short = workspace.command(program).arg("-V").ok();
+        assert_eq!(short.stdout, format!("{first}\n"));
+        let long = workspace.command(program).arg("--version").ok();
+        let lines: Vec<&str> = long.stdout.lines().collect();
+        let [version, commit, features] = lines[..] else {
+            panic!("{}", long.stdout);
+        };
+        assert_eq!(version, first);
+        let commit = commit.strip_prefix("commit: ").unwrap();
+        let is_hash = commit.len() >= 7 && commit.chars().all(|c| c.is_ascii_hexdigit());
+        assert!(is_hash || commit == "not known", "{commit}");
+        let sign = |is_on| if is_on { '+' } else { '-' };
+        assert_eq!(
+            features,
+            format!(
+                "features: {}cuda {}object-store",
+                sign(cfg!(feature = "cuda")),
+                sign(cfg!(feature = "object-store"))
+            )
+        );
+        assert_eq!(short.stderr + &long.stderr, "");
+    }
+}
+
+#[test]
+fn man_pages_and_completions_are_made_by_one_command() {
+    let workspace = Workspace::new();
+    workspace.command(INSPECT).args("generate share").ok();
+    for program in ["remit-score", "remit-anneal", "remit-inspect"] {
+        for (file, names) in [
+            (format!("man/{program}.1"), ".TH"),
+            (format!("completions/bash/{program}.bash"), "complete -F"),
+            (format!("completions/zsh/_{program}"), "#compdef"),
+            (format!("completions/fish/{program}.fish"), "complete -c"),
+            (format!("completions/elvish/{program}.elv"), "edit:"),
+            (
+                format!("completions/powershell/_{program}.ps1"),
+                "Register-",
+            ),
+        ] {
+            let text = String::from_utf8(workspace.read(&format!("share/{file}"))).unwrap();
+            assert!(text.contains(names) && text.contains(program), "{file}");
+        }
+    }
+    let verify = workspace.read("share/man/remit-inspect-verify.1");
+    assert!(
+        String::from_utf8(verify)
+            .unwrap()
+            .contains("\nremit\\-inspect\\-verify")
+    );
+    let before = workspace.snapshot("share");
+    workspace.command(INSPECT).args("generate share").ok();
+    assert_eq!(before, workspace.snapshot("share"), "made again, the same");
+
+    // Where the tools are there, they take the files.
+    let lint = |program: &str, args: &[&str], file: &str| {
+        let path = workspace.path(file);
+        let Ok(done) = std::process::Command::new(program)
+            .args(args)
+            .arg(&path)
+            .output()
+        else {
+            return;
+        };
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(
+            done.status.success() && said.is_empty(),
+            "{program} {file}: {said}"
+        );
+    };
+    for file in before
+        .keys()
+        .map(|path| format!("share/{}", path.display()))
+    {
+        if file.contains("/bash/") {
+            lint("bash", &["-n"], &file);
+        } else if file.contains("/zsh/") {
+            lint("zsh", &["-n"], &file);
+        } else if file.contains("/fish/") {
+            lint("fish", &["-n"], &file);
+        } else if file.contains("/man/") {
+            lint("groff", &["-man", "-Tutf8", "-wall", "-z"], &file);
+            lint("mandoc", &["-Tlint", "-Werror"], &file);
         }
     }
 }
