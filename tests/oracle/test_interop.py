@@ -1,4 +1,4 @@
-"""The shards as other tools see them, and the README's examples, run as they are printed."""
+"""The shards as other tools see them."""
 
 import json
 import re
@@ -20,54 +20,6 @@ LISTS = {
     "base_logprob": pa.float32(),
     "weight": pa.float32(),
 }
-
-
-def readme_blocks(root, heading_word, language):
-    """Fenced blocks of `language` in the README sections whose heading contains `heading_word`."""
-    path = root / "README.md"
-    assert path.exists(), f"{path} is missing"
-    blocks, heading, inside, lines = [], "", None, []
-    for line in path.read_text().splitlines():
-        fence = re.match(r"\s*```(\w*)", line)
-        if fence and inside is None:
-            inside, lines = fence.group(1), []
-        elif fence:
-            if inside == language and heading_word.lower() in heading.lower():
-                blocks.append("\n".join(lines))
-            inside = None
-        elif inside is not None:
-            lines.append(line)
-        elif line.startswith("#"):
-            heading = line
-    return blocks
-
-
-@pytest.fixture
-def beside_weights(demo_weights, monkeypatch):
-    """The working directory holds weights/."""
-    monkeypatch.chdir(demo_weights.parent)
-    return demo_weights
-
-
-def test_readme_sql_returns_rows(root, beside_weights):
-    blocks = readme_blocks(root, "DuckDB", "sql")
-    assert blocks, "README.md has no sql block under a heading with DuckDB"
-    for block in blocks:
-        connection = duckdb.connect()
-        for statement in connection.extract_statements(block):
-            result = connection.execute(statement).fetchall()
-            if statement.type == duckdb.StatementType.SELECT:
-                assert result, f"no rows from:\n{statement.query}"
-
-
-def test_readme_python_returns_rows(root, beside_weights):
-    blocks = readme_blocks(root, "pandas", "python")
-    assert blocks, "README.md has no python block under a heading with pandas"
-    for block in blocks:
-        names = {}
-        exec(compile(block, "README.md", "exec"), names)
-        frames = [v for v in names.values() if isinstance(v, (pandas.DataFrame, pandas.Series))]
-        assert any(len(frame) for frame in frames), f"no table with rows from:\n{block}"
 
 
 def test_schema_has_the_documented_types(demo_weights):
