@@ -16,7 +16,7 @@ use crate::pipeline::inspect::RowChoice;
 use crate::pipeline::score::DEFAULT_BATCH_TOKENS;
 use crate::pipeline::{self, StopFlag, Usage, anneal};
 
-/// Look at what lies between scoring and annealing
+/// Inspect scored sets and models: summary, verification, rows, losses, cost
 #[derive(Debug, Parser)]
 #[command(
     name = "remit-inspect",
@@ -51,7 +51,7 @@ enum Command {
         /// A folder that remit-score made
         #[arg(value_name = "DIR")]
         set: PathBuf,
-        /// Threads [default: one a core]
+        /// Threads [default: one per core]
         #[arg(long, value_name = "N", value_parser = super::positive)]
         threads: Option<usize>,
         /// Print one JSON object that lists every file with a problem
@@ -93,7 +93,7 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         tokenizer: Option<PathBuf>,
     },
-    /// Measure what two models lose on a set, by source: plain, and weighted with the model as the learner
+    /// Measure the losses of two models on a set, by source: plain, and weighted with the model as the learner
     Compare {
         /// The first model, a Hugging Face directory
         #[arg(value_name = "A")]
@@ -113,14 +113,14 @@ enum Command {
         /// Device to compute on: auto, cpu, cuda or cuda:N; auto takes a GPU if it can
         #[arg(long, value_name = "DEVICE", default_value_t)]
         device: DeviceChoice,
-        /// Threads [default: one a core]
+        /// Threads [default: one per core]
         #[arg(long, value_name = "N", value_parser = super::positive)]
         threads: Option<usize>,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
     },
-    /// Print the rows of every optimizer step of a training run, an object a line
+    /// Print the rows of every optimizer step of a training run, one object per line
     Order {
         /// A folder that remit-score made
         #[arg(value_name = "DIR")]
@@ -143,10 +143,10 @@ enum Command {
         /// A Hugging Face directory
         #[arg(value_name = "DIR")]
         model: PathBuf,
-        /// Length of the rows that cost and memory are for [default: 4096, or what the model allows]
+        /// Length of the rows that cost and memory are computed for [default: 4096, or what the model allows]
         #[arg(long, value_name = "TOKENS", value_parser = super::positive)]
         seq_len: Option<usize>,
-        /// Read every weight, and name the first that is not a number
+        /// Read every weight, and name the first that is not finite
         #[arg(long)]
         check_values: bool,
         /// Print one JSON object

@@ -6,7 +6,7 @@ use super::report::grouped;
 use crate::model::{Activation, Architecture, Block, NormPlacement, Projections, QkNorm};
 use crate::pipeline::inspect::ModelReport;
 
-/// The table of `remit-inspect model`.
+/// Returns the table of `remit-inspect model`.
 pub fn text(report: &ModelReport) -> String {
     let architecture = &report.architecture;
     let mut text = String::new();
@@ -34,7 +34,7 @@ pub fn text(report: &ModelReport) -> String {
         line(name, by_layer(&architecture.blocks, describe));
     }
     line(
-        "rotation",
+        "RoPE",
         by_layer(&architecture.blocks, |block| rotation(architecture, block)),
     );
     line("head", head(architecture));
@@ -62,7 +62,7 @@ pub fn text(report: &ModelReport) -> String {
     line(
         "FLOPs",
         format!(
-            "{} a token forward, {} in training, in rows of {} tokens",
+            "{} per token forward, {} in training, in rows of {} tokens",
             flops(report.forward_flops_per_token),
             flops(report.training_flops_per_token),
             grouped(report.seq_len as u64)
@@ -71,7 +71,7 @@ pub fn text(report: &ModelReport) -> String {
     line(
         "memory",
         format!(
-            "to score about {} (with --dtype bf16 {}); to anneal about {} at {} tokens a micro-batch",
+            "to score about {} (with --dtype bf16 {}); to anneal about {} at {} tokens per micro-batch",
             size(report.scoring_bytes),
             size(report.scoring_bytes_bf16),
             size(report.annealing_bytes),
@@ -84,7 +84,7 @@ pub fn text(report: &ModelReport) -> String {
             "all {} are there, in shape and dtype{}",
             report.num_tensors,
             if report.values_checked {
-                "; every value is a number"
+                "; every value is finite"
             } else {
                 "; --check-values reads them too"
             }
@@ -100,7 +100,7 @@ pub fn text(report: &ModelReport) -> String {
     text
 }
 
-/// What `describe` says of the blocks: once if it is the same for all, else with the layers' numbers.
+/// Joins what `describe` says of the blocks: once if it is the same for all, else with the layers' numbers.
 fn by_layer(blocks: &[Block], describe: impl Fn(&Block) -> String) -> String {
     let mut kinds: Vec<(String, Vec<usize>)> = Vec::new();
     for (i, block) in blocks.iter().enumerate() {
@@ -120,7 +120,7 @@ fn by_layer(blocks: &[Block], describe: impl Fn(&Block) -> String) -> String {
     }
 }
 
-/// `[0, 1, 2, 4]` as `0-2, 4`.
+/// Writes `[0, 1, 2, 4]` as `0-2, 4`.
 fn ranges(numbers: &[usize]) -> String {
     let mut runs: Vec<(usize, usize)> = Vec::new();
     for &n in numbers {
@@ -140,7 +140,7 @@ fn ranges(numbers: &[usize]) -> String {
 
 fn attention(block: &Block) -> String {
     let mut text = format!(
-        "{} heads over {} of keys and values, {} features a head",
+        "{} heads over {} of keys and values, {} features per head",
         block.num_heads, block.num_kv_heads, block.head_dim
     );
     if block.value_dim != block.head_dim {
@@ -172,7 +172,7 @@ fn projections(block: &Block) -> String {
     let _ = write!(text, "; output{}", biased(block.output_bias));
     match block.qk_norm {
         None => {}
-        Some(QkNorm::Head) => text.push_str("; queries and keys normalized by head"),
+        Some(QkNorm::Head) => text.push_str("; queries and keys normalized per head"),
         Some(QkNorm::Projection) => text.push_str("; queries and keys normalized across heads"),
     }
     text
@@ -249,7 +249,7 @@ fn head(architecture: &Architecture) -> String {
     text
 }
 
-/// `1234567890` as `1.23 GB`.
+/// Writes `1234567890` as `1.23 GB`.
 fn size(bytes: u64) -> String {
     scaled(bytes as f64, &["B", "kB", "MB", "GB", "TB"])
 }

@@ -1,4 +1,4 @@
-//! A row of a set for the eye.
+//! Shows a row of a set: text coloured by weight, or a table of its tokens.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
