@@ -78,18 +78,17 @@ impl Objective {
         learner: &[f32],
         weights: &mut [f32],
     ) -> Result<(), NoStoredWeights> {
-        let reference = &row.rl_logprobs;
+        let rl = &row.rl_logprobs;
         match self.weighting {
             Weighting::Dynamic => {
-                self.formula
-                    .weights_from(self.center, reference, learner, weights);
+                self.formula.weights_from(self.center, rl, learner, weights);
             }
             Weighting::Static => {
                 weights.copy_from_slice(row.weights.as_ref().ok_or(NoStoredWeights)?);
             }
             Weighting::Uniform => weights.fill(1.0),
             Weighting::ExcessTopK => {
-                excess_top_k(self.top_k_fraction, reference, learner, weights);
+                excess_top_k(self.top_k_fraction, rl, learner, weights);
             }
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! Log-probs to weights: the formula of ReMiT (arXiv 2602.03075), for one context at a time.
 //!
-//! With `delta = reference - current` for every target of a row, and its mean over that row's targets:
+//! With `delta = rl - current` for every target of a row, and its mean over that row's targets:
 //!
 //! ```text
 //! weight = clamp(2 * sigmoid((delta - mean) / temperature), 1 - epsilon, 1 + epsilon)
@@ -25,7 +25,7 @@ pub enum Center {
     /// Their mean over the targets of the row, as in the paper.
     #[default]
     Row,
-    /// Nothing: a row that the reference finds likelier throughout weighs more throughout.
+    /// Nothing: a row that the RL model finds likelier throughout weighs more throughout.
     None,
 }
 
@@ -118,7 +118,7 @@ impl WeightFormula {
         (1.0 - self.epsilon, 1.0 + self.epsilon)
     }
 
-    /// Fills `weights` for the targets of one row, from as many log-probs (nats) of the reference
+    /// Fills `weights` for the targets of one row, from as many log-probs (nats) of the RL model
     /// and of the model being weighted. Differences and their mean are taken in f64.
     ///
     /// # Examples
@@ -131,19 +131,13 @@ impl WeightFormula {
     /// WeightFormula::default().weights(&[-1.0, -2.0, -4.0], &[-2.0, -2.0, -3.0], &mut weights);
     /// assert_eq!(weights, [1.2, 1.0, 0.8]);
     /// ```
-    pub fn weights(&self, reference: &[f32], current: &[f32], weights: &mut [f32]) {
-        self.weights_from(Center::Row, reference, current, weights);
+    pub fn weights(&self, rl: &[f32], current: &[f32], weights: &mut [f32]) {
+        self.weights_from(Center::Row, rl, current, weights);
     }
 
     /// As [`WeightFormula::weights`], with a choice of what the differences are counted from.
-    pub fn weights_from(
-        &self,
-        center: Center,
-        reference: &[f32],
-        current: &[f32],
-        weights: &mut [f32],
-    ) {
-        let pairs = || reference.iter().zip(current);
+    pub fn weights_from(&self, center: Center, rl: &[f32], current: &[f32], weights: &mut [f32]) {
+        let pairs = || rl.iter().zip(current);
         let mean = match center {
             Center::Row => pairs().map(delta).sum::<f64>() / pairs().len().max(1) as f64,
             Center::None => 0.0,
@@ -173,13 +167,13 @@ impl WeightFormula {
     }
 }
 
-/// `log p_reference - log p_current`, nats.
-fn delta((reference, current): (&f32, &f32)) -> f64 {
-    f64::from(*reference) - f64::from(*current)
+/// `log p_rl - log p_current`, nats.
+fn delta((rl, current): (&f32, &f32)) -> f64 {
+    f64::from(*rl) - f64::from(*current)
 }
 
 /// Selects targets of one row as Rho-1 does (Lin et al., arXiv 2404.07965): weight 1 for the `fraction` of
-/// them with the largest excess loss `log p_reference - log p_current`, 0 for the others. The number selected
+/// them with the largest excess loss `log p_rl - log p_current`, 0 for the others. The number selected
 /// is rounded up; among equals the earlier target goes first.
 ///
 /// Rho-1 ranks the targets of a batch together. Here each row is ranked by itself, so that a row's weights
@@ -193,8 +187,8 @@ fn delta((reference, current): (&f32, &f32)) -> f64 {
 /// remit::weight::excess_top_k(0.5, &[-1.0, -2.0, -1.0, -4.0], &[-2.0, -2.0, -4.0, -3.0], &mut weights);
 /// assert_eq!(weights, [1.0, 0.0, 1.0, 0.0]);
 /// ```
-pub fn excess_top_k(fraction: f64, reference: &[f32], current: &[f32], weights: &mut [f32]) {
-    let excess: Vec<f64> = reference.iter().zip(current).map(delta).collect();
+pub fn excess_top_k(fraction: f64, rl: &[f32], current: &[f32], weights: &mut [f32]) {
+    let excess: Vec<f64> = rl.iter().zip(current).map(delta).collect();
     let mut order: Vec<usize> = (0..excess.len()).collect();
     order.sort_by(|&a, &b| excess[b].total_cmp(&excess[a]));
     // Less a trifle, as 0.07 of 100 targets would else be 8.
@@ -210,9 +204,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn weights(formula: WeightFormula, reference: &[f32], current: &[f32]) -> Vec<f32> {
-        let mut out = vec![0.0; reference.len()];
-        formula.weights(reference, current, &mut out);
+    fn weights(formula: WeightFormula, rl: &[f32], current: &[f32]) -> Vec<f32> {
+        let mut out = vec![0.0; rl.len()];
+        formula.weights(rl, current, &mut out);
         out
     }
 
@@ -279,13 +273,13 @@ mod tests {
             temperature in 0.1_f32..10.0,
         ) {
             let formula = WeightFormula::new(epsilon, temperature).unwrap();
-            let (reference, current): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
-            let out = weights(formula, &reference, &current);
+            let (rl, current): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
+            let out = weights(formula, &rl, &current);
             let (lower, upper) = formula.bounds();
             for (i, a) in out.iter().enumerate() {
                 prop_assert!((lower..=upper).contains(a));
                 for (j, b) in out.iter().enumerate() {
-                    let delta = |i: usize| f64::from(reference[i]) - f64::from(current[i]);
+                    let delta = |i: usize| f64::from(rl[i]) - f64::from(current[i]);
                     if delta(i) > delta(j) {
                         prop_assert!(a >= b);
                     }
@@ -298,13 +292,13 @@ mod tests {
             pairs in proptest::collection::vec((-20.0_f32..0.0, -20.0_f32..0.0), 1..40),
             fraction in 0.01_f64..1.0,
         ) {
-            let (reference, current): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
-            let mut out = vec![0.5; reference.len()];
-            excess_top_k(fraction, &reference, &current, &mut out);
+            let (rl, current): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
+            let mut out = vec![0.5; rl.len()];
+            excess_top_k(fraction, &rl, &current, &mut out);
             let selected = out.iter().filter(|w| **w == 1.0).count();
             prop_assert_eq!(selected, ((fraction * out.len() as f64 - 1e-9).ceil() as usize).max(1));
             prop_assert!(out.iter().all(|w| *w == 0.0 || *w == 1.0));
-            let excess = |i: usize| f64::from(reference[i]) - f64::from(current[i]);
+            let excess = |i: usize| f64::from(rl[i]) - f64::from(current[i]);
             for (i, a) in out.iter().enumerate() {
                 for (j, b) in out.iter().enumerate() {
                     prop_assert!(!(a > b && excess(i) < excess(j)));
@@ -317,10 +311,10 @@ mod tests {
             pairs in proptest::collection::vec((-20.0_f32..0.0, -20.0_f32..0.0), 1..40),
             shift in -5.0_f32..0.0,
         ) {
-            let (reference, current): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
-            let shifted: Vec<f32> = reference.iter().map(|v| v + shift).collect();
+            let (rl, current): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
+            let shifted: Vec<f32> = rl.iter().map(|v| v + shift).collect();
             let formula = WeightFormula::default();
-            let a = weights(formula, &reference, &current);
+            let a = weights(formula, &rl, &current);
             let b = weights(formula, &shifted, &current);
             for (a, b) in a.iter().zip(&b) {
                 prop_assert!((a - b).abs() < 1e-5);

@@ -9,7 +9,7 @@ use super::parts::{self, Cuts, LineCutter};
 use super::tokens::{self, TokenCutter};
 use super::{
     ASSUMED_EXPANSION, Compression, Corpus, CorpusFile, CorpusOptions, Error, Format,
-    TokenFileProblem, arrow, parquet, stream,
+    TokenFileProblem, arrow, bytes, parquet,
 };
 use crate::fs;
 
@@ -116,7 +116,7 @@ fn in_order<T: Send>(
 fn look_at(file: &Found, options: &CorpusOptions) -> Result<Sized, Error> {
     let stamp = fs::stamp(&file.path)?;
     let size_bytes = stamp.size_bytes();
-    let table = || stream::open_table(&file.path, file.compression, options);
+    let table = || bytes::open_table(&file.path, file.compression, options);
     let field = options.text_field.as_deref();
     let mut format = file.format;
     let row_groups = match file.format {
@@ -164,23 +164,23 @@ fn scan(
     let plain = Compression::None;
     let (hashed, cuts) = match (format, row_groups) {
         (_, Some(groups)) => {
-            let hashed = stream::scan(&path, plain, options, |_| ())?;
+            let hashed = bytes::scan(&path, plain, options, |_| ())?;
             (hashed, Cuts::RowGroups(groups))
         }
         (Format::Jsonl, _) => {
             let mut cutter = LineCutter::new(part_bytes);
-            let hashed = stream::scan(&path, compression, options, |block| {
+            let hashed = bytes::scan(&path, compression, options, |block| {
                 cutter.observe(block);
             })?;
             (hashed, cutter.finish())
         }
         (Format::Tokens(layout), _) => {
             let mut cutter = TokenCutter::new(layout, options.separator, part_bytes);
-            let hashed = stream::scan(&path, plain, options, |block| cutter.observe(block))?;
+            let hashed = bytes::scan(&path, plain, options, |block| cutter.observe(block))?;
             (hashed, cutter.finish())
         }
         (Format::Text | Format::Parquet | Format::Arrow, _) => {
-            let hashed = stream::scan(&path, plain, options, |_| ())?;
+            let hashed = bytes::scan(&path, plain, options, |_| ())?;
             (hashed, Cuts::Never { size_bytes })
         }
     };

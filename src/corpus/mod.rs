@@ -40,6 +40,7 @@ use crate::fs::{self, Digest, Stamp};
 use crate::types::{TokenDtype, TokenId};
 
 mod arrow;
+mod bytes;
 mod columns;
 mod discover;
 mod error;
@@ -48,7 +49,6 @@ mod jsonl;
 mod parquet;
 mod parts;
 mod read;
-mod stream;
 mod tokens;
 
 pub use error::{Error, ErrorKind, Place, RecordProblem, TokenFileProblem};
@@ -372,7 +372,7 @@ impl Corpus {
 
     fn read_error(&self, file: &CorpusFile, error: io::Error) -> Error {
         let window_log = self.options.zstd_window_log;
-        stream::read_error(&file.path, file.compression, window_log, error)
+        bytes::read_error(&file.path, file.compression, window_log, error)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
 
-use super::stream::{self, Stream};
+use super::bytes::{self, ByteStream};
 use super::{
     Compression, Corpus, CorpusFile, Error, Format, Part, Place, RecordProblem, Slice, SliceRange,
     arrow, jsonl, parquet, tokens,
@@ -41,7 +41,7 @@ struct OpenSlice<'a> {
 
 /// An open slice of a file.
 enum Records {
-    Text(Option<Box<Stream>>),
+    Text(Option<Box<ByteStream>>),
     Lines(Lines),
     Parquet(Box<parquet::Rows>),
     Arrow(Box<arrow::Rows>),
@@ -142,7 +142,7 @@ impl<'a> Documents<'a> {
             ));
         }
         self.unpacked = None;
-        let table = stream::open_table(&file.path, file.compression, &self.corpus.options)?;
+        let table = bytes::open_table(&file.path, file.compression, &self.corpus.options)?;
         if file.compression != Compression::None {
             let copy = table.try_clone();
             let copy = copy.map_err(|error| self.corpus.read_error(file, error))?;
@@ -195,7 +195,7 @@ impl Records {
         file.expect_unchanged()?;
         let options = &corpus.options;
         let field = options.text_field.as_deref();
-        let unpack = || stream::open(&file.path, file.compression, options.zstd_window_log);
+        let unpack = || bytes::open(&file.path, file.compression, options.zstd_window_log);
         let misfit = || Error::Changed {
             path: file.path.clone(),
             how: "the part is of another kind of file".to_owned(),
@@ -212,7 +212,7 @@ impl Records {
             ) => {
                 let mut lines = match parked {
                     _ if file.compression == Compression::None => {
-                        let plain = stream::open_range(&file.path, start, end)?;
+                        let plain = bytes::open_range(&file.path, start, end)?;
                         Lines::new(Box::new(plain), start, first_record)
                     }
                     Some((parked, lines)) if parked == slice.file && lines.offset <= start => lines,
@@ -264,7 +264,7 @@ impl Records {
                     first_record,
                 },
             ) => Self::Tokens(Box::new(tokens::Documents::new(
-                stream::open_range(&file.path, start, end)?,
+                bytes::open_range(&file.path, start, end)?,
                 layout,
                 options.separator,
                 options.num_ids,

@@ -21,8 +21,9 @@ use crate::model::{
     Checkpoint, Compute, ComputeDtype, Decoder, DeviceChoice, ModelSource, SCORING_ACTIVATION_BYTES,
 };
 use crate::pack::{Packer, Packing};
-use crate::shard::manifest::{CorpusEntry, Manifest, ModelIdentity, Plan, TokenizerIdentity};
-use crate::shard::schema::{FORMAT_VERSION, ShardFormat};
+use crate::shard::manifest::Manifest;
+use crate::shard::plan::{CorpusEntry, FORMAT_VERSION, ModelIdentity, Plan, TokenizerIdentity};
+use crate::shard::schema::ShardFormat;
 use crate::shard::write::{ShardOptions, round_log_probs};
 use crate::tokenize::TextTokenizer;
 use crate::types::{OnBadRecord, Row, ScoredRow, TokenDtype, TokenId};
@@ -353,7 +354,7 @@ impl Models {
         Ok(Plan {
             format_version: FORMAT_VERSION,
             tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-            reference: identity(&options.rl)?,
+            rl: identity(&options.rl)?,
             base: options.base.as_ref().map(identity).transpose()?,
             tokenizer: TokenizerIdentity {
                 path: options.rl.to_string(),
@@ -462,12 +463,7 @@ impl RowScorer for Scorer<'_> {
                             .weights(&rl_logprobs, base, &mut weights);
                         weights
                     });
-                    ScoredRow {
-                        row,
-                        rl_logprobs,
-                        base_logprobs,
-                        weights,
-                    }
+                    row.scored(rl_logprobs, base_logprobs, weights)
                 });
         Ok(scored.collect())
     }

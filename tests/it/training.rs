@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::{Duration, Instant};
 
+use remit::shard::layout::Description;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -289,7 +290,7 @@ fn no_document_is_on_both_sides_of_a_holdout_also_where_rows_are_windows() {
     for pair in all.windows(2) {
         let [before, after] = pair else { continue };
         let goes_on =
-            after.row_id == before.row_id + 1 && after.scored.row.doc_starts.first() != Some(&0);
+            after.row_id == before.row_id + 1 && after.scored.doc_starts.first() != Some(&0);
         let sides = |id: &u64| (trained.contains(id), held.contains(id));
         if goes_on {
             shared += 1;
@@ -773,7 +774,7 @@ fn the_printed_order_is_that_of_training() {
     assert_eq!(ids("--steps 8").len(), 8);
     assert_eq!(ids("--steps 2"), epoch[..2]);
     assert_ne!(ids("--seed 1"), epoch);
-    let manifest: Value = serde_json::from_slice(&workspace.read("set/manifest.json")).unwrap();
+    let manifest: Value = workspace.description("set", Description::Manifest);
     let mut all = epoch.concat();
     all.sort_unstable();
     assert_eq!(manifest["totals"]["rows"], all.len());

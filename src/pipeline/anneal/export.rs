@@ -84,7 +84,7 @@ fn provenance(options: &AnnealOptions, outcome: &Outcome<'_>) -> Value {
         "model_fingerprint": settings.model_fingerprint,
         "weights": options.weights.display().to_string(),
         "manifest_blake3": settings.manifest_blake3,
-        "reference": manifest.plan.reference,
+        "rl": manifest.plan.rl,
         "weighting": objective.weighting,
         "formula": objective.formula,
         "center": objective.center,
@@ -138,14 +138,14 @@ fn card(options: &AnnealOptions, outcome: &Outcome<'_>) -> String {
     format!(
         "---\nbase_model: {base}\ntags:\n  - remit\n  - mid-training\n---\n\n# {name}\n\n\
          `{source}`, annealed with [ReMiT](https://arxiv.org/abs/2602.03075) by remit {version}: {weighting} weighting \
-         of the next-token loss by `{reference}`, {steps} steps, {tokens} tokens, learning rate {lr:e} ({schedule}).\n\
+         of the next-token loss by `{rl}`, {steps} steps, {tokens} tokens, learning rate {lr:e} ({schedule}).\n\
          {losses}\n\
          - Corpus, tokens and log-probs: the set `{weights}`, manifest {digest}.\n\
          - Everything that decided the result: {PROVENANCE_FILE} and {RUN_FILE}; every step: {METRICS_FILE}.\n\n\
          ## Intended use, limits, evaluation\n\nTo be filled in.\n",
         version = env!("CARGO_PKG_VERSION"),
         weighting = objective.weighting,
-        reference = manifest.plan.reference.path,
+        rl = manifest.plan.rl.path,
         lr = settings.schedule.peak,
         schedule = settings.schedule.decay,
         weights = options.weights.display(),

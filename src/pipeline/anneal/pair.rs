@@ -9,7 +9,7 @@ use super::AnnealOptions;
 use crate::demo;
 use crate::loss::{Normalize, Objective, Weighting};
 use crate::model::{Checkpoint, ModelSource};
-use crate::shard::manifest::{MANIFEST_FILE, Manifest};
+use crate::shard::manifest::Manifest;
 use crate::weight::{Center, DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
 
 /// The model to begin with.
@@ -29,8 +29,8 @@ pub(super) fn learner(options: &AnnealOptions, manifest: &Manifest) -> Result<Mo
     let found = Checkpoint::open(&source)
         .with_context(|| {
             format!(
-                "cannot open the base model {} of {}; give --model DIR if it has moved",
-                base.path, MANIFEST_FILE
+                "cannot open the base model {} of the manifest; give --model DIR if it has moved",
+                base.path
             )
         })?
         .fingerprint()?;

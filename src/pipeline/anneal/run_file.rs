@@ -13,7 +13,8 @@ use super::{AnnealOptions, EVAL_FILE, METRICS_FILE, Settings};
 use crate::checkpoint::CHECKPOINTS_DIR;
 use crate::fs;
 use crate::model::ModelSource;
-use crate::shard::manifest::{MANIFEST_FILE, PLAN_FILE};
+use crate::shard::layout::DESCRIPTION_DIR;
+use crate::shard::version1;
 use crate::tensorboard::EVENTS_DIR;
 
 /// Name of the file in the output folder that says how to repeat the run.
@@ -82,7 +83,12 @@ pub(super) fn refuse_foreign_files(output: &Path) -> Result<()> {
 /// Whether a run writes a file of this name, or another command of remit does.
 fn is_written(name: &str) -> bool {
     const LOGS: [&str; 4] = [METRICS_FILE, EVAL_FILE, CHECKPOINTS_DIR, EVENTS_DIR];
-    LOGS.contains(&name) || [MANIFEST_FILE, PLAN_FILE].contains(&name) || export::is_exported(name)
+    const SETS: [&str; 3] = [
+        DESCRIPTION_DIR,
+        version1::MANIFEST_FILE,
+        version1::PLAN_FILE,
+    ];
+    LOGS.contains(&name) || SETS.contains(&name) || export::is_exported(name)
 }
 
 /// Whether a folder holds the finished model of a run with these settings.

@@ -6,12 +6,12 @@ use anyhow::{Context, Result};
 
 use super::super::StopFlag;
 use super::{AnnealOptions, RESUMES, StepMetrics};
-use crate::batch::{Step, micro_batches, row_tokens};
+use crate::batch::{Step, micro_batches};
 use crate::loss::{LossSums, Objective};
 use crate::model::{self, Backward, Decoder, Gradients, UNIT_TOKENS};
 use crate::optim::AdamW;
 use crate::schedule::Schedule;
-use crate::shard::read::StoredRow;
+use crate::shard::row::StoredRow;
 
 /// Most rows that an error names.
 const MAX_ROWS_NAMED: usize = 8;
@@ -61,14 +61,11 @@ impl Trainer<'_> {
             &step.rows,
             self.options.micro_batch_tokens,
             UNIT_TOKENS,
-            row_tokens,
+            StoredRow::num_tokens,
         );
         for rows in runs {
             stop.check(RESUMES)?;
-            let ids: Vec<&[u32]> = rows
-                .iter()
-                .map(|row| row.scored.row.input_ids.as_slice())
-                .collect();
+            let ids: Vec<&[u32]> = rows.iter().map(StoredRow::ids).collect();
             self.model
                 .accumulate_gradients(&ids, &mut self.gradients, &how, &mut |outputs, weights| {
                     objective
@@ -124,7 +121,7 @@ impl Trainer<'_> {
         self.gradients.clear()?;
         let step_tokens = step.num_tokens();
         self.tokens += step_tokens;
-        let targets = step.rows.iter().map(|row| row.scored.row.num_targets());
+        let targets = step.rows.iter().map(StoredRow::num_targets);
         Ok(StepMetrics {
             step: number,
             epoch: step.epoch,
@@ -182,13 +179,13 @@ fn nonfinite(step: u64, what: String, rows: &[StoredRow]) -> anyhow::Error {
         .iter()
         .take(MAX_ROWS_NAMED)
         .map(|stored| {
-            let row = &stored.scored.row;
+            let row = &stored.scored;
             format!(
                 "row_id {}: document {} of {}, {} tokens",
                 stored.row_id,
                 row.doc_index,
                 row.source,
-                row.input_ids.len()
+                row.num_tokens()
             )
         })
         .collect();

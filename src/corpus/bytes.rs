@@ -15,14 +15,14 @@ const BUFFER_BYTES: usize = 1 << 18;
 const FREE_BYTES: u64 = 64 << 20;
 
 /// A file that is read from its start, unpacked.
-pub(super) type Stream = BufReader<Unpacker<BufReader<fs::HashingFile>>>;
+pub(super) type ByteStream = BufReader<Unpacker<BufReader<fs::HashingFile>>>;
 
 /// Opens a file and unpacks it; `window_log` bounds the window of a Zstandard frame.
 pub(super) fn open(
     path: &Path,
     compression: Compression,
     window_log: u32,
-) -> Result<Stream, Error> {
+) -> Result<ByteStream, Error> {
     let failed = |error| read_error(path, compression, window_log, error);
     let mut packed = BufReader::with_capacity(BUFFER_BYTES, fs::HashingFile::open(path)?);
     if compression != Compression::None && packed.fill_buf().map_err(failed)?.is_empty() {
