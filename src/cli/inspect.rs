@@ -138,7 +138,7 @@ enum Command {
         #[arg(long, value_name = "SHARE", value_parser = super::part)]
         holdout: Option<f64>,
     },
-    /// Print the records that could not be read, an object a line
+    /// Print the records that could not be read, one object per line
     Rejects {
         /// A folder that remit-score made
         #[arg(value_name = "DIR")]

@@ -74,10 +74,7 @@ fn values_are_read_when_asked_for_and_the_first_bad_one_is_named() {
         .command(INSPECT)
         .args("model m --check-values")
         .ok();
-    ended.check(
-        ended.stdout.contains("every value is finite"),
-        "it says so",
-    );
+    ended.check(ended.stdout.contains("every value is finite"), "it says so");
     workspace.damage("m/model.safetensors", |bytes| {
         let last = bytes.len() - 2;
         // NaN in bf16.
