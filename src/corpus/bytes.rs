@@ -5,7 +5,9 @@ use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use super::{Compression, CorpusOptions, Error, MAX_EXPANSION};
+use super::Error;
+use super::compression::{Compression, MAX_EXPANSION};
+use super::options::CorpusOptions;
 use crate::fs;
 
 /// Bytes read from a file at a time.
@@ -114,7 +116,7 @@ pub(super) fn read_error(
     }
     if compression == Compression::None || fs::is_of_system(&source) {
         return Error::Io(fs::Error {
-            action: "read",
+            operation: fs::Operation::Read,
             path,
             source,
         });

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use ::parquet::errors::ParquetError;
 
-use super::{Compression, MAX_EXPANSION};
+use super::compression::{Compression, MAX_EXPANSION};
 use crate::fs;
 use crate::types::Reject;
 

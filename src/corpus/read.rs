@@ -4,10 +4,11 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
 
 use super::bytes::{self, ByteStream};
-use super::{
-    Compression, Corpus, CorpusFile, Error, Format, Part, Place, RecordProblem, Slice, SliceRange,
-    arrow, jsonl, parquet, tokens,
-};
+use super::compression::Compression;
+use super::files::{Corpus, CorpusFile};
+use super::format::Format;
+use super::parts::{Part, Slice, SliceRange};
+use super::{Error, Place, RecordProblem, arrow, jsonl, parquet, tokens};
 use crate::fs;
 use crate::types::{Content, Document};
 
@@ -48,8 +49,28 @@ enum Records {
     Tokens(Box<tokens::Documents<BufReader<io::Take<fs::File>>>>),
 }
 
+impl Corpus {
+    /// A reader of documents, to be told with which part to begin. One reader for several parts
+    /// unpacks a compressed file only once.
+    ///
+    /// Memory holds one record of a text file, or one batch of rows of a table, never a whole part.
+    /// A document's index is its line number (from 0; blank lines count and are no documents), its
+    /// row number, its number in a file of token ids, or 0 for a text file. Documents without any
+    /// text are yielded as they are.
+    pub fn reader(&self) -> Documents<'_> {
+        Documents::new(self)
+    }
+
+    /// Streams the documents of a part, in order.
+    pub fn documents<'a>(&'a self, part: &'a Part) -> Documents<'a> {
+        let mut documents = self.reader();
+        documents.begin(part);
+        documents
+    }
+}
+
 impl<'a> Documents<'a> {
-    pub(super) fn new(corpus: &'a Corpus) -> Self {
+    fn new(corpus: &'a Corpus) -> Self {
         Self {
             corpus,
             slices: [].iter(),

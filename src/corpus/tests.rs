@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::fs;
+use crate::fs::{self, Digest};
 use crate::types::{Content, Document};
 
 pub(super) fn put(dir: &Path, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {

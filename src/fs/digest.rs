@@ -7,7 +7,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Context, File, Result, open};
+use super::error::{Context, Result};
+use super::file::{File, open};
+use super::operation::Operation;
 
 /// Bytes read at a time where a file is streamed.
 const STREAM_BUFFER_BYTES: usize = 1 << 20;
@@ -92,7 +94,7 @@ pub fn hash_file(path: &Path, mut observe: impl FnMut(&[u8])) -> Result<(u64, Di
             Ok(0) => break,
             Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error).during("read", path),
+            Err(error) => return Err(error).during(Operation::Read, path),
         };
         let block = buffer.get(..read).unwrap_or_default();
         hasher.update_rayon(block);
@@ -121,9 +123,9 @@ impl HashingFile {
         })
     }
 
-    /// Reads what is left; size and digest of the whole file.
+    /// Reads what is left; returns size and digest of all of the file.
     pub fn finish(mut self) -> Result<(u64, Digest)> {
-        io::copy(&mut self, &mut io::sink()).during("read", &self.path.clone())?;
+        io::copy(&mut self, &mut io::sink()).during(Operation::Read, &self.path.clone())?;
         Ok((self.size_bytes, Digest(*self.hasher.finalize().as_bytes())))
     }
 }

@@ -4,17 +4,19 @@ use std::io::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::Operation;
+
 const ENOSPC: i32 = 28;
 const EIO: i32 = 5;
 
-/// What goes wrong.
+/// A kind of failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// Whatever is done, once, fails with EIO.
     Io,
     /// From some moment on the disk is full; a write there takes half of its bytes.
     Full,
-    /// A write takes half of its bytes, and the next one goes on.
+    /// A write takes half of its bytes, and the next one writes the rest.
     ShortWrite,
     /// A rename fails with EIO.
     Rename,
@@ -56,7 +58,7 @@ impl Injection {
         Self(turn)
     }
 
-    /// Whether the call came and failed.
+    /// Returns whether the call came and failed.
     pub(crate) fn tripped(&self) -> bool {
         state().as_ref().is_some_and(|state| state.tripped)
     }
@@ -82,30 +84,35 @@ impl State {
     }
 }
 
-pub(super) fn check(action: &'static str, path: &Path) -> Result<()> {
+pub(super) fn check(operation: Operation, path: &Path) -> Result<()> {
     let mut state = state();
     let Some(state) = state.as_mut().filter(|state| path.starts_with(&state.root)) else {
         return Ok(());
     };
     let grows = matches!(
-        action,
-        "create a temporary file beside" | "create the folder" | "create" | "publish" | "sync"
+        operation,
+        Operation::CreateTemp
+            | Operation::CreateFolder
+            | Operation::Create
+            | Operation::Publish
+            | Operation::Sync
     );
+    let syncs = matches!(operation, Operation::Sync | Operation::SyncFolder);
     let fault = state.fault;
     match fault {
         Fault::Full if grows && (state.tripped || state.trips()) => {
             Err(Error::from_raw_os_error(ENOSPC))
         }
         Fault::Io if state.trips() => Err(Error::from_raw_os_error(EIO)),
-        Fault::Rename if action == "publish" && state.trips() => Err(Error::from_raw_os_error(EIO)),
-        Fault::Sync if action.starts_with("sync") && state.trips() => {
+        Fault::Rename if operation == Operation::Publish && state.trips() => {
             Err(Error::from_raw_os_error(EIO))
         }
+        Fault::Sync if syncs && state.trips() => Err(Error::from_raw_os_error(EIO)),
         _ => Ok(()),
     }
 }
 
-/// How many of `len` bytes a write takes.
+/// Returns how many of `len` bytes a write takes.
 pub(super) fn writable(path: &Path, len: usize) -> Result<usize> {
     let mut state = state();
     let Some(state) = state.as_mut().filter(|state| path.starts_with(&state.root)) else {

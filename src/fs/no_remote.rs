@@ -1,4 +1,4 @@
-//! What stands for object stores in a build without them.
+//! Stands for object stores in a build without them.
 
 use std::fs::File;
 use std::io::{Error, ErrorKind, Result};
@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::Url;
+use super::url::Url;
 
 fn absent<T>() -> Result<T> {
     Err(Error::new(

@@ -1,11 +1,14 @@
-//! What tells that a file was written to, without reading it.
+//! Recognizes that a file was written to, without reading it.
 
 use std::path::Path;
 use std::time::SystemTime;
 
-use super::{Result, Url, attempt, remote};
+use super::error::{Result, attempt};
+use super::operation::Operation;
+use super::remote;
+use super::url::Url;
 
-/// What changes when a file is written to: size and times, or of an object what its store says.
+/// Marks that change when a file is written to: size and times, or of an object what its store says.
 ///
 /// The inode is not part of it, since some network file systems number files anew; the time of the
 /// last change of the inode is, and a file that was put in another's place has its own. Times are as
@@ -19,7 +22,7 @@ pub struct Stamp {
 
 /// Looks at a file.
 pub fn stamp(path: &Path) -> Result<Stamp> {
-    attempt("read the size of", path, || {
+    attempt(Operation::ReadSize, path, || {
         if let Some(url) = Url::of(path) {
             let (size_bytes, version) = remote::version(&url)?;
             return Ok(Stamp {
@@ -49,12 +52,12 @@ fn changed(_: &std::fs::Metadata) -> String {
 }
 
 impl Stamp {
-    /// Size of the file.
+    /// Returns the size of the file.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
 
-    /// How a later stamp of the same path differs; `None` when it does not.
+    /// Returns how a later stamp of the same path differs; `None` when it does not.
     pub fn difference(&self, now: &Self) -> Option<String> {
         if self == now {
             return None;

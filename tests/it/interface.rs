@@ -214,7 +214,7 @@ fn results_for_people_go_to_stdout() {
     scored.check(
         scored
             .stdout
-            .contains("\nset is complete\n\nreference   builtin:demo-rl (qwen3)\n"),
+            .contains("\nset is complete\n\nRL model    builtin:demo-rl (qwen3)\n"),
         "the summary is a result",
     );
     let inspected = workspace.command(INSPECT).arg("set").ok();
