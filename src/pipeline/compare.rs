@@ -1,4 +1,4 @@
-//! remit-inspect compare and order: what two models lose on a set, and in which order training sees it.
+//! remit-inspect compare and order: the losses of two models on a set, and the order in which training sees it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,8 +8,11 @@ use std::time::Instant;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::anneal::{Evaluation, Rows, check, check_positions, evaluation, losses};
-use super::{BadInput, Progress, StopFlag, open_device};
+use super::anneal::{
+    Evaluation, Rows, check_positions, check_tokenizer, evaluation, longest_row, losses,
+};
+use super::device::open_device;
+use super::{BadInput, Progress, StopFlag};
 use crate::batch::Order;
 use crate::loss::{LossSums, Normalize, Objective, Weighting};
 use crate::model::{Compute, ComputeDtype, Decoder, DeviceChoice, ModelSource};
@@ -36,7 +39,7 @@ pub struct CompareOptions {
 pub struct ComparedLosses {
     /// Number of targets.
     pub targets: u64,
-    /// The plain next-token loss under each model, nats a target.
+    /// The plain next-token loss under each model, nats per target.
     pub ntp_loss: [f64; 2],
     /// The loss weighted as dynamic weighting does with that model as the learner.
     pub loss: [f64; 2],
@@ -55,7 +58,7 @@ pub struct Comparison {
     pub sources: BTreeMap<String, ComparedLosses>,
 }
 
-/// Measures what two models lose on the rows of a set, by source.
+/// Measures the losses of two models on the rows of a set, by source.
 ///
 /// # Errors
 ///
@@ -65,6 +68,7 @@ pub fn compare(
     stop: &StopFlag,
     progress: &dyn Progress,
 ) -> Result<Comparison> {
+    let device = open_device(options.device, progress)?;
     let set = ShardSet::open(&options.weights)?;
     let manifest = set.manifest();
     if manifest.totals.rows == 0 {
@@ -80,16 +84,16 @@ pub fn compare(
         center: Center::Row,
         normalize: Normalize::Targets,
         top_k_fraction: 1.0,
-        z_loss: 0.0,
+        z_loss: None,
     };
-    let longest_row = Order::new(&set, 0, None)?.longest_row() as usize;
     let sources = options.models.clone().map(ModelSource::Directory);
     for source in &sources {
-        check(source, objective.weighting, &options.weights, manifest)?;
-        check_positions(source, longest_row)?;
+        check_tokenizer(source, &options.weights, manifest)?;
+        let positions = source.architecture()?.max_position_embeddings;
+        check_positions(source, positions, longest_row(&set, positions)?)?;
     }
     let compute = Compute {
-        device: open_device(options.device, progress)?,
+        device,
         dtype: options.dtype,
         trained: false,
     };

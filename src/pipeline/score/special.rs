@@ -1,22 +1,19 @@
-//! Which ids are put around documents, as the options and the models' files have them.
+//! The ids that are put around documents, as the options and the models' files have them.
 
 use anyhow::Result;
 
-use super::score::{AddToken, ScoreOptions};
-use super::{BadInput, json_of};
+use super::super::{BadInput, json_of};
+use super::options::{AddToken, RowOptions};
 use crate::model::ModelSource;
 use crate::tokenize::{SpecialTokens, TextTokenizer};
 use crate::types::TokenId;
 
-/// BOS and EOS of documents.
-///
-/// The base's files come first: an RL-tuned chat model often ends its turns with another token than
-/// the one that ends documents in pre-training.
+/// Returns BOS and EOS of documents, as the files of a model name them.
 pub(super) fn special_tokens(
-    options: &ScoreOptions,
+    options: &RowOptions,
+    source: &ModelSource,
     tokenizer: &TextTokenizer,
 ) -> Result<SpecialTokens> {
-    let source = options.base.as_ref().unwrap_or(&options.rl);
     let named = |key: &str| named(source, tokenizer, key);
     let required = |key: &str, flag: &str| -> Result<Option<TokenId>> {
         match named(key)? {
@@ -45,8 +42,7 @@ pub(super) fn special_tokens(
     })
 }
 
-/// Whether tokenizer_config.json puts its own template in place of tokenizer.json's, and if so,
-/// whether with BOS. As in transformers, naming either of the two fields does that.
+/// Returns whether tokenizer_config.json's own template begins with BOS; `None` if that of tokenizer.json is used. As in transformers, naming either of the two fields does that.
 fn explicit_bos(source: &ModelSource) -> Result<Option<bool>> {
     let config = json_of(source, "tokenizer_config.json")?;
     let flag = |key: &str| config.as_ref()?.get(key)?.as_bool();
@@ -56,7 +52,7 @@ fn explicit_bos(source: &ModelSource) -> Result<Option<bool>> {
     })
 }
 
-/// The id of a special token, whether or not it is put around documents.
+/// Returns the id of a special token, whether or not it is put around documents.
 pub(super) fn named(
     source: &ModelSource,
     tokenizer: &TextTokenizer,

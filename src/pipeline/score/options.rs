@@ -1,0 +1,138 @@
+//! What a run is asked for.
+
+use std::path::PathBuf;
+
+use crate::corpus::Input;
+use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
+use crate::pack::Packing;
+use crate::shard::schema::ShardFormat;
+use crate::types::{OnBadRecord, TokenDtype, TokenId};
+use crate::weight::WeightFormula;
+
+/// Default for the most tokens of a batch.
+pub const DEFAULT_BATCH_TOKENS: usize = 16_384;
+/// Default for the longest row, in tokens, where the models allow it.
+pub const DEFAULT_SEQ_LEN: u32 = 4096;
+
+/// Whether to put a special token around documents.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+#[non_exhaustive]
+pub enum AddToken {
+    /// BOS where the tokenizer's own template has one; EOS where the model has one.
+    #[default]
+    Auto,
+    /// Yes; an error when the model has none.
+    Always,
+    /// No.
+    Never,
+}
+
+/// Everything that a run is asked for.
+#[derive(Debug, Clone)]
+pub struct ScoreOptions {
+    /// What is scored.
+    pub corpus: InputOptions,
+    /// How documents become rows.
+    pub rows: RowOptions,
+    /// Which models score them, and where.
+    pub compute: ComputeOptions,
+    /// What is written.
+    pub shards: SetOptions,
+    /// Which parts of the work are this worker's.
+    pub worker: WorkerOptions,
+}
+
+/// What is scored.
+#[derive(Debug, Clone)]
+pub struct InputOptions {
+    /// Files, folders, patterns, lists of files.
+    pub inputs: Vec<Input>,
+    /// Key or column that holds the text, or token ids; `None` for the default.
+    pub text_field: Option<String>,
+    /// What to do with records that can't be read.
+    pub on_bad_record: OnBadRecord,
+    /// Most bytes of one record.
+    pub max_record_bytes: u64,
+    /// Documents after this many are left out.
+    pub limit_docs: Option<u64>,
+    /// How ids are stored in files of token ids without a header.
+    pub token_dtype: Option<TokenDtype>,
+    /// The id that ends a document in files of token ids; `None` for the model's EOS.
+    pub separator: Option<TokenId>,
+    /// The largest window that a Zstandard frame may ask for, as a power of two.
+    pub zstd_window_log: u32,
+    /// Target size of a part in bytes; `None` for the default.
+    pub part_bytes: Option<u64>,
+}
+
+/// How documents become rows.
+#[derive(Debug, Clone, Copy)]
+pub struct RowOptions {
+    /// Whether rows are documents or windows over them.
+    pub packing: Packing,
+    /// Longest row in tokens; `None` for the default.
+    pub seq_len: Option<u32>,
+    /// Documents of fewer tokens are left out.
+    pub min_tokens: usize,
+    /// Whether documents begin with BOS.
+    pub bos: AddToken,
+    /// Whether documents end with EOS.
+    pub eos: AddToken,
+}
+
+/// Which models score the rows, and where.
+#[derive(Debug, Clone)]
+pub struct ComputeOptions {
+    /// The RL-tuned model.
+    pub rl: ModelSource,
+    /// The frozen base, if static weights are wanted.
+    pub base: Option<ModelSource>,
+    /// Most tokens of a batch.
+    pub batch_tokens: usize,
+    /// Dtype that the models compute in.
+    pub dtype: ComputeDtype,
+    /// Device that the models compute on.
+    pub device: DeviceChoice,
+}
+
+/// What is written.
+#[derive(Debug, Clone)]
+pub struct SetOptions {
+    /// Folder for the set.
+    pub output: PathBuf,
+    /// How shards are stored.
+    pub format: ShardFormat,
+    /// Whether to keep all 23 bits of the mantissas.
+    pub exact: bool,
+    /// Formula of the static weights.
+    pub formula: WeightFormula,
+}
+
+/// Which of several workers this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkerOptions {
+    /// Number of workers.
+    pub count: u32,
+    /// Number of this worker, from 0.
+    pub index: u32,
+}
+
+impl WorkerOptions {
+    /// Returns the number of the worker that a part belongs to.
+    pub fn of_part(&self, part: u32) -> u32 {
+        part % self.count.max(1)
+    }
+
+    /// Returns whether a part is this worker's.
+    pub(in super::super) fn has_part(&self, part: u32) -> bool {
+        self.of_part(part) == self.index
+    }
+}
+
+impl ComputeOptions {
+    /// Returns the model whose files name the special tokens of documents: the base, if there is one. An RL-tuned
+    /// chat model often ends its turns with another token than the one that ends documents in pre-training.
+    pub(super) fn pretrained(&self) -> &ModelSource {
+        self.base.as_ref().unwrap_or(&self.rl)
+    }
+}
