@@ -150,7 +150,7 @@ impl Run<'_> {
         logs.evaluation(&evaluation)?;
         self.state.evaluated_step = Some(step);
         self.progress.note(&format!(
-            "after step {}: loss {:.4}, plain {:.4} on {} targets of {} sources that are not trained on",
+            "after step {}: loss {:.4}, plain {:.4} on {} evaluation targets of {} sources",
             evaluation.step,
             evaluation.loss,
             evaluation.ntp_loss,
