@@ -124,3 +124,79 @@ impl OpenModel {
         self.file(name)?.ok_or_else(|| self.source.missing(name))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+    use crate::fs;
+    use crate::model::{Compute, Decoder};
+
+    fn fixture(name: &str) -> PathBuf {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        root.join("fixtures/models").join(name)
+    }
+
+    /// A copy of a model that a test may change.
+    fn copy(name: &str) -> (tempfile::TempDir, ModelSource) {
+        let dir = tempfile::tempdir().unwrap();
+        for file in fs::list(&fixture(name)).unwrap() {
+            let bytes = fs::read(&fixture(name).join(&file)).unwrap();
+            fs::write_atomic(&dir.path().join(&file), &bytes).unwrap();
+        }
+        let source = ModelSource::Directory(dir.path().to_owned());
+        (dir, source)
+    }
+
+    #[test]
+    fn a_fingerprint_is_that_of_config_json_and_of_the_weight_files_in_their_order() {
+        let names = [
+            "config.json",
+            "model-00001-of-00003.safetensors",
+            "model-00002-of-00003.safetensors",
+            "model-00003-of-00003.safetensors",
+        ];
+        let lines = names.map(|name| {
+            let (_, digest) = fs::hash_file(&fixture("odd-youtu").join(name), |_| {}).unwrap();
+            format!("{name} {digest}\n")
+        });
+        let model = OpenModel::open(&ModelSource::Directory(fixture("odd-youtu"))).unwrap();
+        assert_eq!(model.fingerprint(), Digest::of(lines.concat().as_bytes()));
+    }
+
+    #[test]
+    fn files_that_are_replaced_while_a_model_is_open_change_nothing_of_it() {
+        let (dir, source) = copy("tiny-llama");
+        let rows: [&[u32]; 2] = [&[5, 6, 7, 8], &[9, 10]];
+        let expected = OpenModel::open(&source).unwrap().fingerprint();
+        let log_probs = Decoder::load(&source)
+            .unwrap()
+            .target_log_probs(&rows)
+            .unwrap();
+
+        let model = OpenModel::open(&source).unwrap();
+        let tokenizer = model.require("tokenizer.json").unwrap().to_vec();
+        for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+            fs::write_atomic(&dir.path().join(name), b"something else").unwrap();
+        }
+        assert_eq!(model.fingerprint(), expected);
+        let decoder = Decoder::from_open(&model, &Compute::default()).unwrap();
+        assert_eq!(decoder.target_log_probs(&rows).unwrap(), log_probs);
+        assert_eq!(*model.require("tokenizer.json").unwrap(), *tokenizer);
+        let config = fs::read(&fixture("tiny-llama").join("config.json")).unwrap();
+        assert_eq!(*model.require("config.json").unwrap(), *config);
+        OpenModel::open(&source).unwrap_err();
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_not_looked_for_twice() {
+        let (dir, source) = copy("tiny-llama");
+        let model = OpenModel::open(&source).unwrap();
+        assert!(model.file("chat_template.jinja").unwrap().is_none());
+        fs::write_atomic(&dir.path().join("chat_template.jinja"), b"new").unwrap();
+        assert!(model.file("chat_template.jinja").unwrap().is_none());
+        let error = model.require("chat_template.jinja").unwrap_err();
+        assert!(error.is_missing());
+    }
+}

@@ -103,9 +103,11 @@ impl ModelSource {
                 if !fs::exists(&path)? {
                     return Ok(None);
                 }
-                Ok(Some(ModelFile::Mapped(MappedFile::open(&path)?)))
+                Ok(Some(ModelFile(Bytes::Mapped(MappedFile::open(&path)?))))
             }
-            Self::Builtin(builtin) => Ok(builtin.file(name).map(ModelFile::Static)),
+            Self::Builtin(builtin) => Ok(builtin
+                .file(name)
+                .map(|bytes| ModelFile(Bytes::Static(bytes)))),
         }
     }
 
@@ -122,28 +124,27 @@ impl ModelSource {
 /// A file of a model that stays open: what is read of it later is what was there when it was opened, also
 /// if another file has taken its place since. Dereferences to its bytes; cheap to clone.
 #[derive(Debug, Clone)]
-#[non_exhaustive]
-pub enum ModelFile {
-    /// Of a model of this program.
+pub struct ModelFile(Bytes);
+
+#[derive(Debug, Clone)]
+enum Bytes {
     Static(&'static [u8]),
-    /// In memory, read in full.
     Read(Arc<[u8]>),
-    /// Mapped into memory.
     Mapped(MappedFile),
 }
 
 impl ModelFile {
     /// Returns the digest of the bytes. Pages of a mapped file are given back as they are hashed.
     pub fn digest(&self) -> Digest {
-        match self {
-            Self::Mapped(map) => fs::hash_mapped(map),
-            bytes => Digest::of(bytes),
+        match &self.0 {
+            Bytes::Mapped(map) => fs::hash_mapped(map),
+            Bytes::Static(_) | Bytes::Read(_) => Digest::of(self),
         }
     }
 
     /// Gives pages back that will not be read again soon.
     pub(super) fn release(&self, range: Range<usize>) {
-        if let Self::Mapped(map) = self {
+        if let Bytes::Mapped(map) = &self.0 {
             map.release(range.start, range.len());
         }
     }
@@ -153,19 +154,19 @@ impl Deref for ModelFile {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        match self {
-            Self::Static(bytes) => bytes,
-            Self::Read(bytes) => bytes,
-            Self::Mapped(map) => map,
+        match &self.0 {
+            Bytes::Static(bytes) => bytes,
+            Bytes::Read(bytes) => bytes,
+            Bytes::Mapped(map) => map,
         }
     }
 }
 
 impl From<Cow<'static, [u8]>> for ModelFile {
     fn from(content: Cow<'static, [u8]>) -> Self {
-        match content {
-            Cow::Borrowed(bytes) => Self::Static(bytes),
-            Cow::Owned(bytes) => Self::Read(bytes.into()),
-        }
+        Self(match content {
+            Cow::Borrowed(bytes) => Bytes::Static(bytes),
+            Cow::Owned(bytes) => Bytes::Read(bytes.into()),
+        })
     }
 }
