@@ -92,7 +92,9 @@ const TOKENIZER_FILE: &str = "tokenizer.json";
 /// Loads the tokenizer of a model, without special tokens.
 pub(crate) fn tokenizer_of(model: &OpenModel) -> anyhow::Result<TextTokenizer> {
     let json = model.require(TOKENIZER_FILE)?;
-    Ok(TextTokenizer::from_bytes(&json, &model.to_string())?)
+    let tokenizer = TextTokenizer::from_bytes(&json, &model.to_string())?;
+    json.release(0..json.len());
+    Ok(tokenizer)
 }
 
 /// Loads the tokenizer of a folder that need hold nothing else of a model.

@@ -33,6 +33,14 @@ const CARRIED_OVER: [&str; 10] = [
     "LICENSE",
 ];
 
+/// Opens the files that an export carries over, so that it has them whatever becomes of the folder meanwhile.
+pub(super) fn open_carried_over(initial: &OpenModel) -> Result<()> {
+    for name in CARRIED_OVER {
+        initial.file(name)?;
+    }
+    Ok(())
+}
+
 /// Whether the file holds weights of a model, or says which files do.
 fn is_of_weights(name: &str) -> bool {
     name == "model.safetensors.index.json"

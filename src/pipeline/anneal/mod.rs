@@ -127,6 +127,7 @@ pub fn run(
     let tokenizer = tokenizer_of(&initial)?.fingerprint();
     let (weights, weighting) = (&options.weights, options.weighting);
     check(&initial, tokenizer, weighting, weights, set.manifest())?;
+    export::open_carried_over(&initial)?;
     let holdout = match options.eval {
         Some(EvalRows::Holdout(fraction)) => Some(fraction),
         _ => None,
