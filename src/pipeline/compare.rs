@@ -12,10 +12,10 @@ use super::anneal::{
     Evaluation, Rows, check_positions, check_tokenizer, evaluation, longest_row, losses,
 };
 use super::device::open_device;
-use super::{BadInput, Progress, StopFlag};
+use super::{BadInput, Progress, StopFlag, tokenizer_of};
 use crate::batch::Order;
 use crate::loss::{LossSums, Normalize, Objective, Weighting};
-use crate::model::{Compute, ComputeDtype, Decoder, DeviceChoice, ModelSource};
+use crate::model::{Compute, ComputeDtype, Decoder, DeviceChoice, ModelSource, OpenModel};
 use crate::shard::read::ShardSet;
 use crate::weight::Center;
 
@@ -86,28 +86,32 @@ pub fn compare(
         top_k_fraction: 1.0,
         z_loss: None,
     };
-    let sources = options.models.clone().map(ModelSource::Directory);
-    for source in &sources {
-        check_tokenizer(source, &options.weights, manifest)?;
-        let positions = source.architecture()?.max_position_embeddings;
-        check_positions(source, positions, longest_row(&set, positions)?)?;
-    }
+    let open = |path: &PathBuf| -> Result<OpenModel> {
+        let model = OpenModel::open(&ModelSource::Directory(path.clone()))?;
+        let tokenizer = tokenizer_of(&model)?.fingerprint();
+        check_tokenizer(&model, tokenizer, &options.weights, manifest)?;
+        let positions = model.architecture().max_position_embeddings;
+        check_positions(&model, longest_row(&set, positions)?)?;
+        Ok(model)
+    };
+    let [a, b] = &options.models;
+    let (a, b) = (open(a)?, open(b)?);
     let compute = Compute {
         device,
         dtype: options.dtype,
         trained: false,
     };
     // One after the other, so that there is memory for one.
-    let measure = |source: &ModelSource| -> Result<Evaluation> {
-        progress.note(&format!("measuring {source}"));
+    let measure = |model: &OpenModel| -> Result<Evaluation> {
+        progress.note(&format!("measuring {model}"));
         let started = Instant::now();
-        let model = Decoder::load_on(source, &compute)?;
+        let model = Decoder::from_open(model, &compute)?;
         let (rows, tokens) = (Rows::Set(&set), options.batch_tokens);
         let sums: BTreeMap<Arc<str>, LossSums> =
             losses(&model, &rows, &objective, tokens, 0, stop, "it starts over")?;
         Ok(evaluation(0, &sums, &objective, started))
     };
-    let [a, b] = [measure(&sources[0])?, measure(&sources[1])?];
+    let [a, b] = [measure(&a)?, measure(&b)?];
     let both = |targets: u64, a: (f64, f64), b: (f64, f64)| ComparedLosses {
         targets,
         ntp_loss: [a.0, b.0],

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde::Serialize;
 
-use super::score::{Prepared, ScoreOptions, compare_plan, load, missing_parts, shard_options};
+use super::score::{Prepared, ScoreOptions, compare_plan, missing_parts, shard_options};
 use super::stages::RowScorer;
 use super::{Progress, StopFlag};
 use crate::corpus::Part;
@@ -75,8 +75,8 @@ pub fn run(options: &ScoreOptions, stop: &StopFlag, progress: &dyn Progress) -> 
         .filter(|part| missing.contains(&part.index) && options.worker.has_part(part.index))
         .collect();
 
-    let scorer = load(
-        &options.compute,
+    let scorer = prepared.models.load(
+        options.compute.batch_tokens,
         &options.shards,
         &prepared.compute,
         progress,

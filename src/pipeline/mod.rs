@@ -12,7 +12,7 @@ pub mod stages;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::model::{self, ModelSource};
+use crate::model::{self, ModelSource, OpenModel};
 use crate::tokenize::TextTokenizer;
 
 /// Receives progress.
@@ -73,24 +73,35 @@ pub struct Usage(pub String);
 #[error("{0}")]
 pub struct BadInput(pub String);
 
-/// Reads the tokenizer of a model, without special tokens.
-pub(crate) fn tokenizer_of(source: &ModelSource) -> anyhow::Result<TextTokenizer> {
-    let json = source.require("tokenizer.json")?;
+/// Name of the file that holds a model's tokenizer.
+const TOKENIZER_FILE: &str = "tokenizer.json";
+
+/// Loads the tokenizer of a model, without special tokens.
+pub(crate) fn tokenizer_of(model: &OpenModel) -> anyhow::Result<TextTokenizer> {
+    let json = model.require(TOKENIZER_FILE)?;
+    let tokenizer = TextTokenizer::from_bytes(&json, &model.to_string())?;
+    json.release(0..json.len());
+    Ok(tokenizer)
+}
+
+/// Loads the tokenizer of a folder that need hold nothing else of a model.
+pub(crate) fn tokenizer_in(source: &ModelSource) -> anyhow::Result<TextTokenizer> {
+    let json = source.require(TOKENIZER_FILE)?;
     Ok(TextTokenizer::from_bytes(&json, &source.to_string())?)
 }
 
-/// Reads a JSON file of a model; `None` when it has none of that name.
+/// Parses a JSON file of a model; `None` when it has none of that name.
 pub(crate) fn json_of(
-    source: &ModelSource,
+    model: &OpenModel,
     file: &str,
 ) -> Result<Option<serde_json::Value>, model::Error> {
-    let Some(text) = source.read(file)? else {
+    let Some(text) = model.file(file)? else {
         return Ok(None);
     };
     serde_json::from_slice(&text)
         .map(Some)
         .map_err(|error| model::Error::Json {
-            model: source.to_string(),
+            model: model.to_string(),
             file: file.to_owned(),
             source: error,
         })

@@ -4,24 +4,25 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::super::{BadInput, Usage, tokenizer_of};
+use super::super::{BadInput, Usage};
 use super::options::LossOptions;
 use crate::batch::Order;
 use crate::demo;
+use crate::fs::Digest;
 use crate::loss::{Normalize, Objective, Weighting};
-use crate::model::{Checkpoint, ModelSource};
+use crate::model::{ModelSource, OpenModel};
 use crate::shard::manifest::{MANIFEST_FILE, Manifest};
 use crate::shard::read::ShardSet;
 use crate::weight::{Center, DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
 
-/// Returns the initial model: the one that was given, else the base that the set in `dir` was scored with.
+/// Opens the initial model: the one that was given, else the base that the set in `dir` was scored with.
 pub(super) fn learner(
     given: Option<&ModelSource>,
     dir: &Path,
     manifest: &Manifest,
-) -> Result<ModelSource> {
-    if let Some(model) = given {
-        return Ok(model.clone());
+) -> Result<OpenModel> {
+    if let Some(source) = given {
+        return Ok(OpenModel::open(source)?);
     }
     let Some(base) = &manifest.plan.base else {
         return Err(Usage(format!(
@@ -32,14 +33,13 @@ pub(super) fn learner(
     };
     let source = demo::by_name(&base.path)
         .unwrap_or_else(|| ModelSource::Directory(PathBuf::from(&base.path)));
-    let found = Checkpoint::open(&source)
-        .with_context(|| {
-            format!(
-                "cannot open the base model {} of {}; give --model DIR if it has moved",
-                base.path, MANIFEST_FILE
-            )
-        })?
-        .fingerprint()?;
+    let model = OpenModel::open(&source).with_context(|| {
+        format!(
+            "cannot open the base model {} of {}; give --model DIR if it has moved",
+            base.path, MANIFEST_FILE
+        )
+    })?;
+    let found = model.fingerprint();
     if found != base.fingerprint {
         return Err(BadInput(format!(
             "the base model {} has changed since the set was scored: its fingerprint is {found}, the manifest says {}\nhint: give --model DIR to train another model on purpose",
@@ -47,24 +47,23 @@ pub(super) fn learner(
         ))
         .into());
     }
-    Ok(source)
+    Ok(model)
 }
 
-/// Checks that the set in `dir` was tokenized with the learner's tokenizer.
+/// Checks that the set in `dir` was tokenized with the learner's tokenizer, whose fingerprint is `tokenizer`.
 pub(in super::super) fn check_tokenizer(
-    source: &ModelSource,
+    model: &OpenModel,
+    tokenizer: Digest,
     dir: &Path,
     manifest: &Manifest,
 ) -> Result<()> {
-    let tokenizer = tokenizer_of(source)?;
     let wanted = &manifest.plan.tokenizer;
-    if tokenizer.fingerprint() != wanted.fingerprint {
+    if tokenizer != wanted.fingerprint {
         return Err(BadInput(format!(
-            "the set in {} was tokenized with the tokenizer of {} (fingerprint {}), but that of {source} is another (fingerprint {}); their ids do not mean the same\nhint: score the corpus again with an RL model that shares the tokenizer of {source}",
+            "the set in {} was tokenized with the tokenizer of {} (fingerprint {}), but that of {model} is another (fingerprint {tokenizer}); their ids do not mean the same\nhint: score the corpus again with an RL model that shares the tokenizer of {model}",
             dir.display(),
             wanted.path,
-            wanted.fingerprint,
-            tokenizer.fingerprint()
+            wanted.fingerprint
         ))
         .into());
     }
@@ -84,14 +83,11 @@ pub(super) fn check_weighting(weighting: Weighting, dir: &Path, manifest: &Manif
 }
 
 /// Checks that a model was made for as many positions as the longest row of a set has.
-pub(in super::super) fn check_positions(
-    source: &ModelSource,
-    positions: usize,
-    longest_row: usize,
-) -> Result<()> {
+pub(in super::super) fn check_positions(model: &OpenModel, longest_row: usize) -> Result<()> {
+    let positions = model.architecture().max_position_embeddings;
     if longest_row > positions {
         return Err(BadInput(format!(
-            "the set has rows of {longest_row} tokens, but {source} was made for {positions} positions\nhint: score \
+            "the set has rows of {longest_row} tokens, but {model} was made for {positions} positions\nhint: score \
              the corpus again with --seq-len {positions}, or train a model that was made for more"
         ))
         .into());

@@ -15,6 +15,7 @@ use super::plan::Plan;
 use super::train::Trained;
 use crate::fs;
 use crate::loss::Objective;
+use crate::model::{self, OpenModel};
 use crate::optim::DecayOn;
 use crate::schedule::Decay;
 use crate::shard::manifest::ModelIdentity;
@@ -55,7 +56,7 @@ impl<'a> Provenance<'a> {
         let (schedule, optimizer) = (&settings.schedule, &settings.optimizer);
         Self {
             tool_version: env!("CARGO_PKG_VERSION"),
-            model: plan.source.to_string(),
+            model: plan.initial.to_string(),
             model_fingerprint: &settings.model_fingerprint,
             weights: plan.weights.display().to_string(),
             manifest_blake3: &settings.manifest_blake3,
@@ -137,6 +138,18 @@ fn sentence(losses: &LossChange) -> String {
     }
 }
 
+/// Opens the files that an export carries over, so that it has them whatever becomes of the folder meanwhile.
+///
+/// # Errors
+///
+/// When one of them can't be read.
+pub(super) fn open_carried_over(initial: &OpenModel) -> Result<()> {
+    for name in CARRIED_OVER {
+        initial.file(name)?;
+    }
+    Ok(())
+}
+
 /// Writes a Hugging Face directory. config.json comes last: without it no library takes the folder for a
 /// model, and an interrupted run resumes.
 ///
@@ -151,11 +164,9 @@ pub(super) fn write(plan: &Plan<'_>, trained: &Trained, losses: Option<&LossChan
             fs::remove_file(&dir.join(&name))?;
         }
     }
-    trained
-        .model
-        .write_weights(dir, plan.output.max_shard_bytes)?;
+    model::write_weights(dir, trained.model.stored(), plan.output.max_shard_bytes)?;
     for name in CARRIED_OVER {
-        if let Some(content) = plan.source.read(name)? {
+        if let Some(content) = plan.initial.file(name)? {
             fs::write_atomic(&dir.join(name), &content)?;
         }
     }
@@ -177,7 +188,7 @@ pub(super) fn write(plan: &Plan<'_>, trained: &Trained, losses: Option<&LossChan
     for name in CARRIED_OVER {
         fs::remove_stale_temps(dir, name)?;
     }
-    let marker = plan.source.require(COMPLETION_MARKER)?;
+    let marker = plan.initial.require(COMPLETION_MARKER)?;
     fs::write_atomic(&dir.join(COMPLETION_MARKER), &marker)?;
     Ok(())
 }

@@ -26,7 +26,7 @@ pub(super) fn finish(
     Ok(AnnealReport {
         output: dir.clone(),
         was_finished: false,
-        model: plan.source.to_string(),
+        model: plan.initial.to_string(),
         weighting: plan.settings.objective.weighting,
         steps: plan.num_steps(),
         resumed_after: trained.resumed_after,

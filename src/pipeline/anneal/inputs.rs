@@ -5,11 +5,11 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::super::device::open_device;
-use super::super::{BadInput, Progress};
+use super::super::{BadInput, Progress, tokenizer_of};
 use super::compat::{check_tokenizer, check_weighting, learner};
 use super::options::{AnnealOptions, EvalOptions, EvalRows};
-use super::run_file;
-use crate::model::{Architecture, ComputeDevice, ModelSource};
+use super::{export, run_file};
+use crate::model::{ComputeDevice, OpenModel};
 use crate::shard::read::ShardSet;
 
 /// The inputs of a run.
@@ -21,9 +21,7 @@ pub(super) struct Inputs {
     /// Another set to measure losses on, if one was given.
     pub eval_set: Option<ShardSet>,
     /// The initial model.
-    pub source: ModelSource,
-    /// Its description.
-    pub architecture: Architecture,
+    pub initial: OpenModel,
 }
 
 impl Inputs {
@@ -38,9 +36,10 @@ impl Inputs {
         run_file::refuse_foreign_files(&options.output.dir)?;
         let device = open_device(options.compute.device, progress)?;
         let set = ShardSet::open(&options.weights)?;
-        let source = learner(options.model.as_ref(), &options.weights, set.manifest())?;
+        let initial = learner(options.model.as_ref(), &options.weights, set.manifest())?;
+        let tokenizer = tokenizer_of(&initial)?.fingerprint();
         let check = |dir: &Path, set: &ShardSet| -> Result<()> {
-            check_tokenizer(&source, dir, set.manifest())?;
+            check_tokenizer(&initial, tokenizer, dir, set.manifest())?;
             check_weighting(options.loss.weighting, dir, set.manifest())
         };
         check(&options.weights, &set)?;
@@ -60,13 +59,12 @@ impl Inputs {
             }
             _ => None,
         };
-        let architecture = source.architecture()?;
+        export::open_carried_over(&initial)?;
         Ok(Self {
             device,
             set,
             eval_set,
-            source,
-            architecture,
+            initial,
         })
     }
 }

@@ -68,7 +68,7 @@ pub(super) fn log_prob_error(error: model::Error, step: u64, rows: &[StoredRow])
 
 /// Checks that every weight is finite in the dtype that it is exported in, `step` being the last one taken.
 pub(super) fn check_weights(model: &Decoder, step: u64) -> anyhow::Result<()> {
-    match model.check_exportable() {
+    match model::check_exportable(model.name(), model.stored()) {
         Err(model::Error::NotFinite {
             tensor,
             element,

@@ -9,14 +9,14 @@ use super::settings::Settings;
 use super::state::State;
 use crate::batch::Order;
 use crate::fs::Log;
-use crate::model::{Compute, ModelSource};
+use crate::model::{Compute, OpenModel};
 use crate::shard::manifest::Manifest;
 use crate::shard::read::ShardSet;
 
 /// A run that nothing speaks against.
 pub(super) struct Plan<'a> {
     /// The initial model.
-    pub source: &'a ModelSource,
+    pub initial: &'a OpenModel,
     /// The set to train on, as its manifest describes it.
     pub manifest: &'a Manifest,
     /// Its rows, in the order of training.

@@ -14,7 +14,7 @@ use super::settings::Settings;
 use super::state::State;
 use super::{logs, memory, resume, run_file};
 use crate::batch::Order;
-use crate::model::{Checkpoint, Compute};
+use crate::model::Compute;
 use crate::schedule::Schedule;
 
 /// Evaluations of a run, besides the one before it, where their interval is left open.
@@ -51,8 +51,7 @@ pub(super) fn prepare<'a>(
         device,
         set,
         eval_set,
-        source,
-        architecture,
+        initial,
     } = inputs;
     let holdout = match &options.eval {
         Some(EvalOptions {
@@ -63,9 +62,9 @@ pub(super) fn prepare<'a>(
     };
     let order = Order::new(set, optimization.seed, holdout)?;
     check_rows(options, &order, holdout)?;
-    let positions = architecture.max_position_embeddings;
+    let positions = initial.architecture().max_position_embeddings;
     let longest_trained_row = order.longest_row() as usize;
-    check_positions(source, positions, longest_trained_row)?;
+    check_positions(initial, longest_trained_row)?;
     let longest_scored_row = match eval_set {
         // Up to the length of a micro-batch it makes no difference to the memory that a run needs.
         Some(set) => {
@@ -74,14 +73,14 @@ pub(super) fn prepare<'a>(
         }
         None => order.longest_held_out_row() as usize,
     };
-    check_positions(source, positions, longest_scored_row)?;
+    check_positions(initial, longest_scored_row)?;
     let num_steps = num_steps(optimization, &order, stop)?;
     let settings = Settings {
         manifest_blake3: set.manifest().content_blake3.to_string(),
         eval_manifest_blake3: eval_set
             .as_ref()
             .map(|set| set.manifest().content_blake3.to_string()),
-        model_fingerprint: Checkpoint::open(source)?.fingerprint()?.to_string(),
+        model_fingerprint: initial.fingerprint().to_string(),
         objective: objective(&options.loss, set.manifest())?,
         schedule: Schedule {
             decay: optimization.decay,
@@ -99,7 +98,7 @@ pub(super) fn prepare<'a>(
         device: device.kind().to_owned(),
     };
     let needs = memory::Needs {
-        architecture,
+        architecture: initial.architecture(),
         compute,
         batch_tokens: optimization.batch_tokens,
         longest_trained_row,
@@ -114,7 +113,7 @@ pub(super) fn prepare<'a>(
             "{} holds the finished model of this very run; nothing is left to do",
             output.dir.display()
         ));
-        let report = report::finished(&output.dir, source, &settings)?;
+        let report = report::finished(&output.dir, initial.source(), &settings)?;
         return Ok(Prepared::Finished(Box::new(report)));
     }
     let resumed = resume::find(&output.dir, checkpoints.resume, &settings, progress)?;
@@ -124,7 +123,7 @@ pub(super) fn prepare<'a>(
     };
     let eval_every = options.eval.as_ref().and_then(|eval| eval.every);
     let plan = Plan {
-        source,
+        initial,
         manifest: set.manifest(),
         order,
         eval_set: eval_set.as_ref(),

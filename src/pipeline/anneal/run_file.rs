@@ -121,7 +121,7 @@ pub(super) fn write(plan: &Plan<'_>, after_step: u64) -> Result<()> {
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
         command: plan.invocation.command.clone(),
         config: plan.invocation.config.clone(),
-        model: plan.source.to_string(),
+        model: plan.initial.to_string(),
         settings: plan.settings.clone(),
         starts,
     };

@@ -51,7 +51,7 @@ pub(super) fn train(
     } = start;
     let dir = &plan.output.dir;
     let checkpoints_dir = dir.join(CHECKPOINTS_DIR);
-    progress.note(&format!("loading {}", plan.source));
+    progress.note(&format!("loading {}", plan.initial));
     let mut trainer = Trainer::load(plan)?;
     if let Some(point) = checkpoint {
         point.checkpoint.restore(

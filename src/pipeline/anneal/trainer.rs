@@ -31,7 +31,7 @@ impl<'a> Trainer<'a> {
     ///
     /// When it can't be read, or the device has not enough memory.
     pub fn load(plan: &'a Plan<'a>) -> Result<Self> {
-        let model = Decoder::load_on(plan.source, &plan.compute)?;
+        let model = Decoder::from_open(plan.initial, &plan.compute)?;
         Ok(Self {
             plan,
             gradients: Gradients::new(model.parameters().len()),

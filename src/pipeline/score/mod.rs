@@ -20,7 +20,6 @@ use crate::fs::{self, Digest};
 use crate::shard::manifest::Manifest;
 use crate::shard::write::ShardOptions;
 
-pub(super) use models::load;
 pub use options::*;
 pub(super) use prepare::Prepared;
 pub(super) use resume::{compare_plan, missing_parts};
@@ -84,7 +83,12 @@ pub fn run(
         if done_before > 0 {
             progress.note(&format!("{done_before} parts are there already"));
         }
-        let scorer = load(&options.compute, &options.shards, &compute, progress)?;
+        let scorer = models.load(
+            options.compute.batch_tokens,
+            &options.shards,
+            &compute,
+            progress,
+        )?;
         let started = std::time::Instant::now();
         let source = models.source(&options.rows, options.corpus.on_bad_record, &corpus);
         let sink = ShardSink {

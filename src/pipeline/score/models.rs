@@ -8,15 +8,19 @@ use super::super::{BadInput, Progress, Usage, tokenizer_of};
 use super::options::{ComputeOptions, DEFAULT_SEQ_LEN, RowOptions, SetOptions};
 use super::special::{named, special_tokens};
 use crate::corpus::Corpus;
-use crate::model::{Compute, Decoder};
+use crate::model::{Compute, Decoder, OpenModel};
 use crate::pack::Packer;
 use crate::shard::write::round_log_probs;
 use crate::tokenize::TextTokenizer;
 use crate::types::{OnBadRecord, Row, ScoredRow, TokenId};
 use crate::weight::WeightFormula;
 
-/// What is known of the models before their weights are read.
+/// The models, open but not loaded, and what is known of them.
 pub(in super::super) struct Models {
+    /// The RL-tuned model.
+    pub rl: OpenModel,
+    /// The frozen base, if there is one.
+    pub base: Option<OpenModel>,
     /// The tokenizer that both share, with the special tokens of documents.
     pub tokenizer: TextTokenizer,
     /// Number of ids that both have embeddings for.
@@ -28,14 +32,15 @@ pub(in super::super) struct Models {
 }
 
 impl Models {
-    /// Checks everything that needs no weights, so that mistakes show at once.
+    /// Opens the models, and checks everything that needs no weights, so that mistakes show at once.
     pub fn examine(rows: &RowOptions, options: &ComputeOptions) -> Result<Self> {
-        let rl = options.rl.architecture()?;
-        let mut longest = rl.max_position_embeddings;
-        let mut vocab_size = rl.vocab_size;
-        let tokenizer = tokenizer_of(&options.rl)?;
-        if let Some(base) = &options.base {
-            let architecture = base.architecture()?;
+        let rl = OpenModel::open(&options.rl)?;
+        let mut longest = rl.architecture().max_position_embeddings;
+        let mut vocab_size = rl.architecture().vocab_size;
+        let tokenizer = tokenizer_of(&rl)?;
+        let base = options.base.as_ref().map(OpenModel::open).transpose()?;
+        if let Some(base) = &base {
+            let architecture = base.architecture();
             longest = longest.min(architecture.max_position_embeddings);
             vocab_size = vocab_size.min(architecture.vocab_size);
             tokenizer.compare(&tokenizer_of(base)?).context(
@@ -46,7 +51,7 @@ impl Models {
         if tokenizer.vocab_size() > vocab_size {
             return Err(BadInput(format!(
                 "the tokenizer of {} has ids up to {}, but the model has {vocab_size} embeddings",
-                options.rl,
+                rl,
                 tokenizer.vocab_size() - 1
             ))
             .into());
@@ -63,7 +68,9 @@ impl Models {
             None => DEFAULT_SEQ_LEN.min(longest),
         };
         Packer::new(rows.packing, seq_len).map_err(|error| Usage(format!("--seq-len: {error}")))?;
-        let source = options.pretrained();
+        // An RL-tuned chat model often ends its turns with another token than the one that ends documents in
+        // pre-training, so the base's files come first.
+        let source = base.as_ref().unwrap_or(&rl);
         let special = special_tokens(rows, source, &tokenizer)?;
         for (name, id) in [("BOS", special.bos), ("EOS", special.eos)] {
             if let Some(id) = id
@@ -79,6 +86,8 @@ impl Models {
         }
         Ok(Self {
             eos: named(source, &tokenizer, "eos_token")?,
+            rl,
+            base,
             tokenizer: tokenizer.with_special_tokens(special),
             vocab_size,
             seq_len,
@@ -101,42 +110,40 @@ impl Models {
             on_bad_record,
         }
     }
-}
 
-/// Loads the weights of both models.
-///
-/// # Errors
-///
-/// When they can't be read, or the device has not enough memory.
-pub(in super::super) fn load(
-    options: &ComputeOptions,
-    shards: &SetOptions,
-    compute: &Compute,
-    progress: &dyn Progress,
-) -> Result<impl RowScorer + use<>> {
-    progress.note(&format!("loading {}", options.rl));
-    let rl = Decoder::load_on(&options.rl, compute)?;
-    let base = match &options.base {
-        Some(source) => {
-            progress.note(&format!("loading {source}"));
-            Some(Decoder::load_on(source, compute)?)
-        }
-        None => None,
-    };
-    let bytes_per_token = [Some(&rl), base.as_ref()]
-        .into_iter()
-        .flatten()
-        .map(|model| model.architecture().scoring_bytes_per_token())
-        .max()
-        .unwrap_or(1);
-    let most_tokens = scoring_budget_bytes(&compute.device) / bytes_per_token;
-    Ok(Scorer {
-        exact: shards.exact,
-        formula: shards.formula,
-        batch_tokens: options.batch_tokens.min(most_tokens).max(1),
-        rl,
-        base,
-    })
+    /// Loads the weights of both models.
+    ///
+    /// # Errors
+    ///
+    /// When they can't be read, or the device has not enough memory.
+    pub fn load(
+        &self,
+        batch_tokens: usize,
+        shards: &SetOptions,
+        compute: &Compute,
+        progress: &dyn Progress,
+    ) -> Result<impl RowScorer + use<>> {
+        let load = |model: &OpenModel| {
+            progress.note(&format!("loading {model}"));
+            Decoder::from_open(model, compute)
+        };
+        let rl = load(&self.rl)?;
+        let base = self.base.as_ref().map(load).transpose()?;
+        let bytes_per_token = [Some(&rl), base.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(|model| model.architecture().scoring_bytes_per_token())
+            .max()
+            .unwrap_or(1);
+        let most_tokens = scoring_budget_bytes(&compute.device) / bytes_per_token;
+        Ok(Scorer {
+            exact: shards.exact,
+            formula: shards.formula,
+            batch_tokens: batch_tokens.min(most_tokens).max(1),
+            rl,
+            base,
+        })
+    }
 }
 
 struct Scorer {

@@ -128,11 +128,3 @@ impl WorkerOptions {
         self.of_part(part) == self.index
     }
 }
-
-impl ComputeOptions {
-    /// Returns the model whose files name the special tokens of documents: the base, if there is one. An RL-tuned
-    /// chat model often ends its turns with another token than the one that ends documents in pre-training.
-    pub(super) fn pretrained(&self) -> &ModelSource {
-        self.base.as_ref().unwrap_or(&self.rl)
-    }
-}

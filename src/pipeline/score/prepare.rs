@@ -5,10 +5,10 @@ use anyhow::{Context, Result};
 use super::super::device::open_device;
 use super::super::{Progress, StopFlag};
 use super::models::Models;
-use super::options::{ComputeOptions, ScoreOptions};
+use super::options::ScoreOptions;
 use super::resume::{check_places, refuse_output_in_corpus, refuse_output_inside_input};
 use crate::corpus::{Corpus, CorpusOptions, Format};
-use crate::model::{Checkpoint, Compute, ModelSource};
+use crate::model::{Compute, OpenModel};
 use crate::shard::manifest::{CorpusEntry, ModelIdentity, Plan, TokenizerIdentity};
 use crate::shard::schema::FORMAT_VERSION;
 
@@ -76,7 +76,7 @@ impl Prepared {
     }
 }
 
-/// Returns what decides the shards, for which the models' weights are opened and hashed.
+/// Returns what decides the shards.
 fn plan(
     options: &ScoreOptions,
     models: &Models,
@@ -86,21 +86,15 @@ fn plan(
     let ScoreOptions {
         corpus: input,
         rows,
-        compute: ComputeOptions { rl, base, .. },
         shards,
         ..
     } = options;
-    let identity = |source: &ModelSource| -> Result<ModelIdentity> {
-        let architecture = source.architecture()?;
-        let checkpoint = Checkpoint::open(source)?;
-        checkpoint.verify(&architecture)?;
-        Ok(ModelIdentity {
-            path: source.to_string(),
-            fingerprint: checkpoint.fingerprint()?,
-            model_type: architecture.model_type,
-            dtype: compute.dtype.to_string(),
-            device: compute.device.kind().to_owned(),
-        })
+    let identity = |model: &OpenModel| ModelIdentity {
+        path: model.to_string(),
+        fingerprint: model.fingerprint(),
+        model_type: model.architecture().model_type.clone(),
+        dtype: compute.dtype.to_string(),
+        device: compute.device.kind().to_owned(),
     };
     let has_token_files = corpus
         .files()
@@ -109,17 +103,17 @@ fn plan(
     Ok(Plan {
         format_version: FORMAT_VERSION,
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-        reference: identity(rl)?,
-        base: base.as_ref().map(identity).transpose()?,
+        reference: identity(&models.rl),
+        base: models.base.as_ref().map(identity),
         tokenizer: TokenizerIdentity {
-            path: rl.to_string(),
+            path: models.rl.to_string(),
             fingerprint: models.tokenizer.fingerprint(),
             vocab_size: models.tokenizer.vocab_size() as u64,
         },
         packing: rows.packing,
         seq_len: models.seq_len,
         special_tokens: models.tokenizer.special_tokens(),
-        formula: base.is_some().then_some(shards.formula),
+        formula: models.base.is_some().then_some(shards.formula),
         exact: shards.exact,
         format: shards.format,
         text_field: input.text_field.clone(),

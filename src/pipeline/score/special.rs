@@ -4,29 +4,29 @@ use anyhow::Result;
 
 use super::super::{BadInput, json_of};
 use super::options::{AddToken, RowOptions};
-use crate::model::ModelSource;
+use crate::model::OpenModel;
 use crate::tokenize::{SpecialTokens, TextTokenizer};
 use crate::types::TokenId;
 
 /// Returns BOS and EOS of documents, as the files of a model name them.
 pub(super) fn special_tokens(
     options: &RowOptions,
-    source: &ModelSource,
+    model: &OpenModel,
     tokenizer: &TextTokenizer,
 ) -> Result<SpecialTokens> {
-    let named = |key: &str| named(source, tokenizer, key);
+    let named = |key: &str| named(model, tokenizer, key);
     let required = |key: &str, flag: &str| -> Result<Option<TokenId>> {
         match named(key)? {
             Some(id) => Ok(Some(id)),
             None => Err(BadInput(format!(
-                "{source} names no {key} in tokenizer_config.json or config.json, but {flag} always was given"
+                "{model} names no {key} in tokenizer_config.json or config.json, but {flag} always was given"
             ))
             .into()),
         }
     };
     Ok(SpecialTokens {
         bos: match options.bos {
-            AddToken::Auto => match explicit_bos(source)? {
+            AddToken::Auto => match explicit_bos(model)? {
                 None => tokenizer.default_bos(),
                 Some(true) => named("bos_token")?,
                 Some(false) => None,
@@ -43,8 +43,8 @@ pub(super) fn special_tokens(
 }
 
 /// Returns whether tokenizer_config.json's own template begins with BOS; `None` if that of tokenizer.json is used. As in transformers, naming either of the two fields does that.
-fn explicit_bos(source: &ModelSource) -> Result<Option<bool>> {
-    let config = json_of(source, "tokenizer_config.json")?;
+fn explicit_bos(model: &OpenModel) -> Result<Option<bool>> {
+    let config = json_of(model, "tokenizer_config.json")?;
     let flag = |key: &str| config.as_ref()?.get(key)?.as_bool();
     Ok(match (flag("add_bos_token"), flag("add_eos_token")) {
         (None, None) => None,
@@ -54,12 +54,12 @@ fn explicit_bos(source: &ModelSource) -> Result<Option<bool>> {
 
 /// Returns the id of a special token, whether or not it is put around documents.
 pub(super) fn named(
-    source: &ModelSource,
+    model: &OpenModel,
     tokenizer: &TextTokenizer,
     key: &str,
 ) -> Result<Option<TokenId>> {
     for file in ["tokenizer_config.json", "special_tokens_map.json"] {
-        let config = json_of(source, file)?;
+        let config = json_of(model, file)?;
         let token = config.as_ref().and_then(|config| {
             let token = config.get(key)?;
             token.as_str().or_else(|| token.get("content")?.as_str())
@@ -68,7 +68,7 @@ pub(super) fn named(
             return Ok(Some(id));
         }
     }
-    let config = json_of(source, "config.json")?;
+    let config = json_of(model, "config.json")?;
     let id = config.as_ref().and_then(|config| {
         let id = config.get(format!("{key}_id"))?;
         id.as_u64().or_else(|| id.get(0)?.as_u64())
