@@ -43,12 +43,7 @@ impl RowScorer for Constant {
                     .iter()
                     .map(|id| round_mantissa(-1e-4 * (*id as f32) - 0.5))
                     .collect();
-                ScoredRow {
-                    row,
-                    rl_logprobs,
-                    base_logprobs: None,
-                    weights: None,
-                }
+                row.scored(rl_logprobs, None, None)
             })
             .collect())
     }

@@ -136,6 +136,12 @@ enum Command {
         #[arg(long, value_name = "SHARE", value_parser = open_fraction)]
         holdout: Option<f64>,
     },
+    /// Print the records that could not be read, an object a line
+    Rejects {
+        /// A folder that remit-score made
+        #[arg(value_name = "DIR")]
+        set: PathBuf,
+    },
     /// Describe a model: its blocks, parameters, cost, and whether every tensor is there
     Model {
         /// A Hugging Face directory
@@ -254,6 +260,12 @@ pub fn run(args: InspectArgs) -> Result<()> {
         ) => compare::order(&set, seed, batch_tokens, steps, holdout, &mut |step| {
             super::print(&format!("{}\n", serde_json::to_string(&step)?))
         }),
+        (Some(Command::Rejects { set }), _) => {
+            for reject in pipeline::inspect::rejects(&set)? {
+                super::print(&format!("{}\n", serde_json::to_string(&reject)?))?;
+            }
+            Ok(())
+        }
         (
             Some(Command::Model {
                 model,

@@ -7,7 +7,7 @@ use crate::pipeline::compare::{ComparedLosses, Comparison};
 use crate::pipeline::estimate::Estimate;
 use crate::pipeline::inspect::Verification;
 use crate::shard::ErrorKind;
-use crate::shard::manifest::{MANIFEST_FILE, Manifest};
+use crate::shard::manifest::Manifest;
 use crate::shard::statistics::Statistics;
 
 /// Writes `1234567` as `1,234,567`.
@@ -38,7 +38,7 @@ pub fn summary(manifest: &Manifest) -> String {
     };
     line(
         "RL model",
-        format!("{} ({})", plan.reference.path, plan.reference.model_type),
+        format!("{} ({})", plan.rl.path, plan.rl.model_type),
     );
     if let Some(base) = &plan.base {
         line("base", format!("{} ({})", base.path, base.model_type));
@@ -83,9 +83,8 @@ pub fn summary(manifest: &Manifest) -> String {
         line(
             "rejects",
             format!(
-                "{} records that can't be read left out, see {}",
-                grouped(rejects.records),
-                rejects.file
+                "{} records that can't be read left out; remit-inspect rejects lists them",
+                grouped(rejects.records)
             ),
         );
     }
@@ -266,7 +265,7 @@ pub fn unverifiable_json(problem: &str) -> String {
         "shards": null,
         "rows": null,
         "tokens": null,
-        "problems": [{"file": MANIFEST_FILE, "kind": "manifest", "problem": problem}],
+        "problems": [{"file": "_remit/manifest", "kind": "manifest", "problem": problem}],
     });
     format!("{object}\n")
 }

@@ -72,7 +72,7 @@ pub struct ScoreArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     min_tokens: usize,
 
-    /// What to do with a record that can't be read: stop, or leave it out and list it in rejects.jsonl
+    /// What to do with a record that can't be read: stop, or leave it out
     #[arg(long, value_enum, default_value_t)]
     on_bad_record: OnBadRecord,
 

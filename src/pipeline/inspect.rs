@@ -11,9 +11,11 @@ use super::{BadInput, Progress, Usage, tokenizer_in, tokenizer_of};
 use crate::demo;
 use crate::model::{AnnealingShape, Architecture, ComputeDtype, ModelSource, OpenModel};
 use crate::shard;
-use crate::shard::manifest::{Manifest, PLAN_FILE, REJECTS_FILE};
-use crate::shard::read::{ShardFile, StoredRow};
+use crate::shard::manifest::Manifest;
+use crate::shard::read::ShardFile;
+use crate::shard::row::StoredRow;
 use crate::tokenize::TextTokenizer;
+use crate::types::Reject;
 
 /// The manifest of a set; no shard is opened.
 ///
@@ -76,15 +78,18 @@ impl Verification {
 /// When the manifest can't be read or is damaged.
 pub fn verify(dir: &Path) -> Result<Verification> {
     let manifest = Manifest::load(dir)?;
-    let mut problems = shard::read::check(dir, &manifest)?;
-    let others = [
-        (REJECTS_FILE, manifest.verify_rejects(dir)),
-        (PLAN_FILE, shard::read::check_plan(dir, &manifest)),
-    ];
-    for (file, outcome) in others {
-        problems.extend(outcome.err().map(|error| (file.to_owned(), error)));
-    }
+    let problems = shard::verify::check(dir, &manifest)?;
     Ok(Verification { manifest, problems })
+}
+
+/// Returns the records of a set's corpus that could not be read, in the order of the corpus.
+///
+/// # Errors
+///
+/// When the manifest or the list is missing or damaged.
+pub fn rejects(dir: &Path) -> Result<Vec<Reject>> {
+    let manifest = Manifest::load(dir)?;
+    Ok(shard::verify::rejects(dir, &manifest)?)
 }
 
 /// Which row of a set.
@@ -141,7 +146,7 @@ pub fn row(
         let len = rows.len() as u64;
         let at = usize::try_from(index - before).unwrap_or(usize::MAX);
         if let Some(stored) = rows.into_iter().nth(at) {
-            let ids = &stored.scored.row.input_ids;
+            let ids = stored.ids();
             let tokenizer = tokenizer_of_set(&manifest, tokenizer, progress)?;
             return Ok(ShownRow {
                 pieces: tokenizer

@@ -13,7 +13,7 @@ use crate::fs::{self, AtomicFile};
 use crate::pack::{PackStats, Packer, Packing};
 use crate::shard::read::ShardFile;
 use crate::shard::write::{ShardOptions, ShardWriter};
-use crate::shard::{self, manifest::Manifest};
+use crate::shard::{self, layout::shard_name};
 use crate::tokenize::TextTokenizer;
 use crate::types::{Document, OnBadRecord, Reject, Row, ScoredRow};
 
@@ -314,9 +314,7 @@ impl ShardSink<'_> {
     /// Runs the last stage: writes and publishes.
     fn write(&self, parts: &[&Part], scored: &Receiver<Piece<ScoredRow>>) -> Result<()> {
         for part in parts {
-            let path = self
-                .dir
-                .join(Manifest::shard_name(part.index, self.options.format));
+            let path = self.dir.join(shard_name(part.index, self.options.format));
             let options = ShardOptions {
                 part: part.index,
                 ..self.options

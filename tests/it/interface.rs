@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use remit::shard::layout::Description;
 use serde_json::Value;
 
 use crate::harness::{ANNEAL, INSPECT, SCORE, Workspace};
@@ -21,6 +22,7 @@ fn help_texts_are_as_frozen() {
         (INSPECT, "verify --help", "remit-inspect-verify.txt"),
         (INSPECT, "show --help", "remit-inspect-show.txt"),
         (INSPECT, "export --help", "remit-inspect-export.txt"),
+        (INSPECT, "rejects --help", "remit-inspect-rejects.txt"),
         (INSPECT, "model --help", "remit-inspect-model.txt"),
     ] {
         let ended = workspace.command(program).args(args).ok();
@@ -94,7 +96,7 @@ fn json_on_stdout_is_one_object_and_everything_else_is_on_stderr() {
         score["manifest"]["totals"]["tokens"]
     );
 
-    let on_disk: Value = serde_json::from_slice(&workspace.read("set/manifest.json")).unwrap();
+    let on_disk = workspace.description("set", Description::Manifest);
     assert_eq!(
         score["manifest"], on_disk,
         "the run that makes a set prints its manifest"

@@ -5,6 +5,7 @@ mod interruption;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use remit::shard::layout::Description;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -392,7 +393,7 @@ fn the_printed_order_is_that_of_training() {
     assert_eq!(ids("--steps 8").len(), 8);
     assert_eq!(ids("--steps 2"), epoch[..2]);
     assert_ne!(ids("--seed 1"), epoch);
-    let manifest: Value = serde_json::from_slice(&workspace.read("set/manifest.json")).unwrap();
+    let manifest: Value = workspace.description("set", Description::Manifest);
     let mut all = epoch.concat();
     all.sort_unstable();
     assert_eq!(manifest["totals"]["rows"], all.len());

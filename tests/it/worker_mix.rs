@@ -22,11 +22,9 @@ impl RowScorer for Constant {
     }
 
     fn score(&self, rows: Vec<Row>) -> Result<Vec<ScoredRow>> {
-        let scored = |row: Row| ScoredRow {
-            rl_logprobs: vec![-1.0; row.num_targets()],
-            row,
-            base_logprobs: None,
-            weights: None,
+        let scored = |row: Row| {
+            let log_probs = vec![-1.0; row.num_targets()];
+            row.scored(log_probs, None, None)
         };
         Ok(rows.into_iter().map(scored).collect())
     }

@@ -11,7 +11,7 @@ use crate::demo;
 use crate::fs::Digest;
 use crate::loss::{Normalize, Objective, Weighting};
 use crate::model::{ModelSource, OpenModel};
-use crate::shard::manifest::{MANIFEST_FILE, Manifest};
+use crate::shard::manifest::Manifest;
 use crate::shard::read::ShardSet;
 use crate::weight::{Center, DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
 
@@ -35,8 +35,8 @@ pub(super) fn learner(
         .unwrap_or_else(|| ModelSource::Directory(PathBuf::from(&base.path)));
     let model = OpenModel::open(&source).with_context(|| {
         format!(
-            "cannot open the base model {} of {}; give --model DIR if it has moved",
-            base.path, MANIFEST_FILE
+            "cannot open the base model {} of the manifest; give --model DIR if it has moved",
+            base.path
         )
     })?;
     let found = model.fingerprint();

@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use super::super::StopFlag;
 use super::nonfinite::log_prob_error;
-use crate::batch::{Order, micro_batches, row_tokens};
+use crate::batch::{Order, micro_batches};
 use crate::loss::{LossSums, Objective};
 use crate::model::{Decoder, Error};
-use crate::shard::read::{ShardSet, StoredRow};
+use crate::shard::read::ShardSet;
+use crate::shard::row::StoredRow;
 
 /// Losses over a source, or over all of them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -60,7 +61,7 @@ impl Rows<'_> {
         each: &mut dyn FnMut(&[StoredRow]) -> Result<()>,
     ) -> Result<()> {
         let mut split = |rows: &[StoredRow]| {
-            micro_batches(rows, batch_tokens, 1, row_tokens)
+            micro_batches(rows, batch_tokens, 1, StoredRow::num_tokens)
                 .into_iter()
                 .try_for_each(&mut *each)
         };
@@ -100,10 +101,7 @@ pub(in super::super) fn losses(
     let mut sums: BTreeMap<Arc<str>, LossSums> = BTreeMap::new();
     rows.batches(batch_tokens, &mut |rows| {
         stop.check(next_time)?;
-        let ids: Vec<&[u32]> = rows
-            .iter()
-            .map(|row| row.scored.row.input_ids.as_slice())
-            .collect();
+        let ids: Vec<&[u32]> = rows.iter().map(StoredRow::ids).collect();
         let all = model
             .target_log_probs(&ids)
             .map_err(|error| log_prob_error(error, step, rows))?;
@@ -112,7 +110,7 @@ pub(in super::super) fn losses(
             objective
                 .token_weights(&row.scored, &log_probs, &mut weights)
                 .map_err(|_| Error::Internal("a row without static weights"))?;
-            sums.entry(Arc::clone(&row.scored.row.source))
+            sums.entry(Arc::clone(&row.scored.source))
                 .or_default()
                 .add(&log_probs, &[], &weights, objective);
         }

@@ -18,7 +18,7 @@ use crate::loss::Objective;
 use crate::model::{self, OpenModel};
 use crate::optim::DecayOn;
 use crate::schedule::Decay;
-use crate::shard::manifest::ModelIdentity;
+use crate::shard::plan::ModelIdentity;
 
 /// Where an annealed model comes from, as remit.json has it.
 #[derive(Serialize)]
@@ -60,7 +60,7 @@ impl<'a> Provenance<'a> {
             model_fingerprint: &settings.model_fingerprint,
             weights: plan.weights.display().to_string(),
             manifest_blake3: &settings.manifest_blake3,
-            rl: &plan.manifest.plan.reference,
+            rl: &plan.manifest.plan.rl,
             objective: &settings.objective,
             lr: schedule.lr,
             min_lr: schedule.min_lr,

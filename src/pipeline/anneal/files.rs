@@ -4,7 +4,8 @@ use std::path::Path;
 
 use crate::checkpoint::CHECKPOINTS_DIR;
 use crate::fs;
-use crate::shard::manifest::{MANIFEST_FILE, PLAN_FILE};
+use crate::shard::layout::DESCRIPTION_DIR;
+use crate::shard::version1;
 use crate::tensorboard::EVENTS_DIR;
 
 /// Name of the log of steps: one JSON object each.
@@ -52,7 +53,12 @@ pub(super) fn is_exported(name: &str) -> bool {
 /// Returns whether a run writes a file of this name, or another command of remit does.
 pub(super) fn is_written(name: &str) -> bool {
     const LOGS: [&str; 4] = [METRICS_FILE, EVAL_FILE, CHECKPOINTS_DIR, EVENTS_DIR];
-    LOGS.contains(&name) || [MANIFEST_FILE, PLAN_FILE].contains(&name) || is_exported(name)
+    const SETS: [&str; 3] = [
+        DESCRIPTION_DIR,
+        version1::MANIFEST_FILE,
+        version1::PLAN_FILE,
+    ];
+    LOGS.contains(&name) || SETS.contains(&name) || is_exported(name)
 }
 
 /// Returns whether a folder holds a finished model.

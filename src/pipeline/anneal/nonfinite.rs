@@ -1,7 +1,7 @@
 //! Losses, gradients and weights that are not finite.
 
 use crate::model::{self, Decoder};
-use crate::shard::read::StoredRow;
+use crate::shard::row::StoredRow;
 
 /// Most rows that an error names.
 const MAX_ROWS_NAMED: usize = 8;
@@ -27,13 +27,13 @@ impl NonFinite {
             .iter()
             .take(MAX_ROWS_NAMED)
             .map(|stored| {
-                let row = &stored.scored.row;
+                let row = &stored.scored;
                 format!(
                     "row_id {}: document {} of {}, {} tokens",
                     stored.row_id,
                     row.doc_index,
                     row.source,
-                    row.input_ids.len()
+                    row.num_tokens()
                 )
             })
             .collect();

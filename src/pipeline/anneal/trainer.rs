@@ -9,10 +9,11 @@ use super::metrics::StepMetrics;
 use super::nonfinite::{NonFinite, log_prob_error};
 use super::plan::Plan;
 use super::state::RESUMES;
-use crate::batch::{Step, micro_batches, row_tokens};
+use crate::batch::{Step, micro_batches};
 use crate::loss::LossSums;
 use crate::model::{self, Backward, Decoder, Gradients, UNIT_TOKENS};
 use crate::optim::AdamW;
+use crate::shard::row::StoredRow;
 
 /// A model in training.
 pub(super) struct Trainer<'a> {
@@ -59,14 +60,11 @@ impl<'a> Trainer<'a> {
             &step.rows,
             self.plan.micro_batch_tokens,
             UNIT_TOKENS,
-            row_tokens,
+            StoredRow::num_tokens,
         );
         for rows in runs {
             stop.check(RESUMES)?;
-            let ids: Vec<&[u32]> = rows
-                .iter()
-                .map(|row| row.scored.row.input_ids.as_slice())
-                .collect();
+            let ids: Vec<&[u32]> = rows.iter().map(StoredRow::ids).collect();
             self.model
                 .accumulate_gradients(&ids, &mut self.gradients, &how, &mut |outputs, weights| {
                     objective
@@ -122,7 +120,7 @@ impl<'a> Trainer<'a> {
         self.gradients.clear()?;
         let step_tokens = step.num_tokens();
         self.tokens += step_tokens;
-        let targets = step.rows.iter().map(|row| row.scored.row.num_targets());
+        let targets = step.rows.iter().map(StoredRow::num_targets);
         Ok(StepMetrics {
             step: number,
             epoch: step.epoch,

@@ -186,12 +186,7 @@ impl RowScorer for Scorer {
                         self.formula.weights(&rl_logprobs, base, &mut weights);
                         weights
                     });
-                    ScoredRow {
-                        row,
-                        rl_logprobs,
-                        base_logprobs,
-                        weights,
-                    }
+                    row.scored(rl_logprobs, base_logprobs, weights)
                 });
         Ok(scored.collect())
     }

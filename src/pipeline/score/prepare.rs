@@ -9,8 +9,7 @@ use super::options::ScoreOptions;
 use super::resume::{check_places, refuse_output_in_corpus, refuse_output_inside_input};
 use crate::corpus::{Corpus, CorpusOptions, Format};
 use crate::model::{Compute, OpenModel};
-use crate::shard::manifest::{CorpusEntry, ModelIdentity, Plan, TokenizerIdentity};
-use crate::shard::schema::FORMAT_VERSION;
+use crate::shard::plan::{CorpusEntry, FORMAT_VERSION, ModelIdentity, Plan, TokenizerIdentity};
 
 /// What is known before weights are loaded and anything is written.
 pub(in super::super) struct Prepared {
@@ -103,7 +102,7 @@ fn plan(
     Ok(Plan {
         format_version: FORMAT_VERSION,
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-        reference: identity(&models.rl),
+        rl: identity(&models.rl),
         base: models.base.as_ref().map(identity),
         tokenizer: TokenizerIdentity {
             path: models.rl.to_string(),

@@ -9,11 +9,13 @@ use anyhow::{Context, Result};
 use super::super::{Progress, Usage};
 use crate::corpus::{Corpus, Input, Part};
 use crate::fs;
-use crate::shard::manifest::{
-    MANIFEST_FILE, Manifest, PLAN_FILE, Plan, REJECTS_FILE, SHARD_PREFIX,
-};
+use crate::shard::assemble::assemble;
+use crate::shard::layout::{DESCRIPTION_DIR, SHARD_PREFIX, shard_name};
+use crate::shard::manifest::Manifest;
+use crate::shard::plan::Plan;
 use crate::shard::read::ShardFile;
 use crate::shard::schema::ShardFormat;
+use crate::shard::verify::rejects;
 
 /// Compares a plan with that of the folder, if there is one.
 pub(in super::super) fn compare_plan(dir: &Path, plan: &Plan) -> Result<()> {
@@ -23,22 +25,22 @@ pub(in super::super) fn compare_plan(dir: &Path, plan: &Plan) -> Result<()> {
     }
 }
 
-/// Writes plan.json, or compares with the existing one; returns the one in force.
+/// Writes the plan, or compares with the existing one; returns the one in force.
 pub(super) fn settle_plan(dir: &Path, plan: Plan) -> Result<Plan> {
     if Plan::load(dir)?.is_none() {
-        // A lost plan.json can be restored from the manifest, which has every word of it.
+        // A lost plan can be restored from the manifest, which has every word of it.
         if let Some(Manifest { plan: existing, .. }) = Manifest::load_if_present(dir)? {
             refuse_differences(dir, &existing, &plan)?;
             existing.save(dir)?;
             return Ok(existing);
         }
         // Without its plan nobody can tell what these were made with.
-        let orphan = fs::list(dir)?.into_iter().find(|name| belongs_to_set(name));
+        let orphan = fs::list(dir)?.into_iter().find(|name| is_shard(name));
         if let Some(orphan) = orphan
             && Plan::load(dir)?.is_none()
         {
             return Err(Usage(format!(
-                "{} holds {}, but no plan.json that says how it was made\nhint: give another -o, or \
+                "{} holds {}, but no plan in {DESCRIPTION_DIR}/ that says how it was made\nhint: give another -o, or \
                  an empty folder",
                 dir.display(),
                 orphan.display()
@@ -50,7 +52,7 @@ pub(super) fn settle_plan(dir: &Path, plan: Plan) -> Result<Plan> {
         }
     }
     // There was one, or another worker was faster.
-    let existing = Plan::load(dir)?.context("plan.json has vanished while it was read")?;
+    let existing = Plan::load(dir)?.context("the plan has vanished while it was read")?;
     refuse_differences(dir, &existing, &plan)?;
     Ok(existing)
 }
@@ -63,13 +65,14 @@ fn refuse_differences(dir: &Path, existing: &Plan, plan: &Plan) -> Result<()> {
     // A plan is not replaced even if nothing was made under it, say because the first record was bad. A worker may
     // be at its first shard under it. Workers of the new plan would keep that shard, and learn only at the end that
     // it does not belong.
-    let hint = if fs::list(dir)?.iter().any(|name| belongs_to_set(name)) {
+    let is_begun = Manifest::is_present(dir)? || fs::list(dir)?.iter().any(|name| is_shard(name));
+    let hint = if is_begun {
         "give another -o, or the options and inputs it was started with".to_owned()
     } else {
         format!(
             "no shard was made under that plan yet: if no worker runs with it any more, remove {} and \
              run this command again; else give another -o",
-            dir.join(PLAN_FILE).display()
+            existing.path(dir).display()
         )
     };
     Err(Usage(format!(
@@ -80,9 +83,9 @@ fn refuse_differences(dir: &Path, existing: &Plan, plan: &Plan) -> Result<()> {
     .into())
 }
 
-/// Returns whether a file is a shard or a manifest, by its name.
-fn belongs_to_set(name: &OsStr) -> bool {
-    name == MANIFEST_FILE || name.as_encoded_bytes().starts_with(SHARD_PREFIX.as_bytes())
+/// Returns whether a file is a shard, by its name.
+fn is_shard(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(SHARD_PREFIX.as_bytes())
 }
 
 /// Checks what can be told from places alone: the output may not be a file, and URLs have to name buckets.
@@ -140,7 +143,7 @@ pub(super) fn refuse_output_in_corpus(
             dir.display()
         ))
     };
-    let shard = dir.join(Manifest::shard_name(0, format));
+    let shard = dir.join(shard_name(0, format));
     for input in inputs {
         if let Input::Path(pattern) = input
             && fs::matches(pattern, &shard)
@@ -163,7 +166,7 @@ pub(in super::super) fn missing_parts(
     parts: &[Part],
 ) -> Result<Vec<u32>> {
     let names: BTreeSet<OsString> = fs::list(dir)?.into_iter().collect();
-    let is_missing = |part: &u32| !names.contains(OsStr::new(&Manifest::shard_name(*part, format)));
+    let is_missing = |part: &u32| !names.contains(OsStr::new(&shard_name(*part, format)));
     Ok(parts
         .iter()
         .map(|part| part.index)
@@ -186,25 +189,24 @@ pub(super) fn complete(
         for entry in manifest.shards.iter().filter(|entry| is_made(entry.part)) {
             ShardFile::open_verified(dir, entry, &plan, identity)?;
         }
-        if let Some(rejects) = &manifest.rejects
-            && !fs::exists(&dir.join(&rejects.file))?
+        if let Some(list) = &manifest.rejects
+            && !fs::exists(&dir.join(&list.file))?
         {
-            Manifest::from_shards(dir, plan)?.save_rejects(dir)?;
-            manifest.verify_rejects(dir)?;
+            assemble(dir, plan)?.save_rejects(dir)?;
+            rejects(dir, &manifest)?;
         }
         sweep(dir)?;
         return Ok(manifest);
     }
     progress.note("reading back and hashing all shards");
-    let manifest = Manifest::from_shards(dir, plan)?.save(dir)?;
+    let manifest = assemble(dir, plan)?.save(dir)?;
     sweep(dir)?;
     Ok(manifest)
 }
 
 /// Removes what killed runs left behind in a complete set.
 fn sweep(dir: &Path) -> Result<()> {
-    for target in [SHARD_PREFIX, PLAN_FILE, REJECTS_FILE, MANIFEST_FILE] {
-        fs::remove_stale_temps(dir, target)?;
-    }
+    fs::remove_stale_temps(dir, SHARD_PREFIX)?;
+    fs::remove_stale_temps(&dir.join(DESCRIPTION_DIR), "")?;
     Ok(())
 }

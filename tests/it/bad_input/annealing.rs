@@ -154,7 +154,7 @@ const OPTIONS: &[Case] = &[
         prepare: nothing,
         command: "remit-anneal --weights set -o set",
         exit: USAGE,
-        stderr: &["error: set holds manifest.json, but no run.json"],
+        stderr: &["error: set holds _remit, but no run.json"],
     },
     Case {
         input: "more times over the set than can be meant",

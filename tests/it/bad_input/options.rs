@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use remit::shard::layout::Description;
+
 use super::{Case, IO, MISSING, OTHER, USAGE, check, nothing, scored, unscored};
 
 const ALONE: &[Case] = &[
@@ -270,7 +272,7 @@ const CHANGED: &[Case] = &[
     },
     Case {
         input: "several other options for the set that is there",
-        prepare: |w| w.remove("set/manifest.json"),
+        prepare: |w| w.remove("set/_remit/manifest.parquet"),
         command: "remit-score corpus -o set --rl-model rl --base-model base --part-bytes 1000 --epsilon 0.5 --exact --packing window",
         exit: USAGE,
         stderr: &[
@@ -317,7 +319,7 @@ const CHANGED: &[Case] = &[
         },
         command: "remit-score corpus -o set --rl-model rl --base-model base --part-bytes 1000",
         exit: USAGE,
-        stderr: &["\n  reference.fingerprint was \""],
+        stderr: &["\n  rl.fingerprint was \""],
     },
     Case {
         input: "a dry run with the output of another plan",
@@ -337,7 +339,7 @@ const CHANGED: &[Case] = &[
         input: "other options for a set of which nothing is made yet",
         prepare: |w| {
             for name in w.snapshot("set").keys() {
-                if *name != Path::new("plan.json") {
+                if *name != Path::new("_remit/plan.parquet") {
                     w.remove(&format!("set/{}", name.display()));
                 }
             }
@@ -347,7 +349,7 @@ const CHANGED: &[Case] = &[
         stderr: &[
             "\n  on_bad_record was \"fail\", is now \"skip\"\n",
             "hint: no shard was made under that plan yet: if no worker runs with it any more, remove \
-             set/plan.json and run this command again; else give another -o\n",
+             set/_remit/plan.parquet and run this command again; else give another -o\n",
         ],
     },
     Case {
@@ -359,10 +361,10 @@ const CHANGED: &[Case] = &[
     },
     Case {
         input: "a plan that can't be parsed",
-        prepare: |w| w.damage("set/plan.json", |text| text.truncate(100)),
+        prepare: |w| w.edit_description("set", Description::Plan, |text| text.truncate(100)),
         command: "remit-score corpus -o set --rl-model rl --base-model base --part-bytes 1000",
         exit: super::BAD_DATA,
-        stderr: &["error: set/plan.json is not what remit writes: EOF while parsing"],
+        stderr: &["error: set/_remit/plan.parquet is not what remit writes: EOF while parsing"],
     },
 ];
 

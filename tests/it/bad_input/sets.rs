@@ -2,6 +2,8 @@
 
 use super::{BAD_DATA, Case, IO, MISSING, USAGE, check, nothing, scored};
 use crate::harness::{SCORE, Workspace};
+use remit::shard::layout::Description;
+use serde_json::Value;
 
 const ANNEAL_SET: &str = "remit-anneal --weights set -o out";
 const SHARD: &str = "set/part-000001.parquet";
@@ -26,15 +28,15 @@ const SETS: &[Case] = &[
         prepare: nothing,
         command: "remit-anneal --weights corpus -o out",
         exit: MISSING,
-        stderr: &["error: corpus has no manifest.json, so it is not a set of shards\nhint: "],
+        stderr: &["error: corpus has no _remit/manifest, so it is not a set of shards\nhint: "],
     },
     Case {
         input: "a set that is not finished",
-        prepare: |w| w.remove("set/manifest.json"),
+        prepare: |w| w.remove("set/_remit/manifest.parquet"),
         command: ANNEAL_SET,
         exit: MISSING,
         stderr: &[
-            "error: the set in set is not finished: it has a plan.json, but no manifest.json yet\n\
+            "error: the set in set is not finished: it has a plan in _remit/, but no manifest yet\n\
              hint: run the same remit-score command again to finish it\n",
         ],
     },
@@ -74,15 +76,21 @@ const SETS: &[Case] = &[
     },
     Case {
         input: "a manifest that was cut short",
-        prepare: |w| w.damage("set/manifest.json", |text| text.truncate(text.len() / 2)),
+        prepare: |w| {
+            w.damage("set/_remit/manifest.parquet", |bytes| {
+                bytes.truncate(bytes.len() / 2)
+            })
+        },
         command: ANNEAL_SET,
         exit: BAD_DATA,
-        stderr: &["error: set/manifest.json is not what remit writes: EOF while parsing"],
+        stderr: &[
+            "error: set/_remit/manifest.parquet is damaged: it is not a readable Parquet file: ",
+        ],
     },
     Case {
         input: "a manifest that was edited",
         prepare: |w| {
-            w.damage("set/manifest.json", |text| {
+            w.edit_description("set", Description::Manifest, |text| {
                 let old = String::from_utf8(text.clone()).unwrap();
                 let new = old.replace("\"seq_len\": 2048", "\"seq_len\": 1024");
                 assert_ne!(old, new);
@@ -92,20 +100,24 @@ const SETS: &[Case] = &[
         command: ANNEAL_SET,
         exit: BAD_DATA,
         stderr: &[
-            "error: set/manifest.json is damaged: its content has the digest ",
+            "error: set/_remit/manifest.parquet is damaged: its content has the digest ",
             "; it was changed after it was written\n",
         ],
     },
     Case {
         input: "a manifest of a later version",
         prepare: |w| {
-            w.edit_json("set/manifest.json", |m| {
-                m["plan"]["format_version"] = 99.into()
-            })
+            w.edit_description("set", Description::Manifest, |text| {
+                let mut manifest: Value = serde_json::from_slice(text).unwrap();
+                manifest["plan"]["format_version"] = 99.into();
+                *text = manifest.to_string().into_bytes();
+            });
         },
         command: ANNEAL_SET,
         exit: BAD_DATA,
-        stderr: &["error: set/manifest.json has format version 99; this remit reads version "],
+        stderr: &[
+            "error: set/_remit/manifest.parquet has format version 99; this remit reads version ",
+        ],
     },
     Case {
         input: "a set without rows",
@@ -164,7 +176,7 @@ const LEARNERS: &[Case] = &[
         command: ANNEAL_SET,
         exit: MISSING,
         stderr: &[
-            "error: cannot open the base model base of manifest.json; give --model DIR if it has moved: ",
+            "error: cannot open the base model base of the manifest; give --model DIR if it has moved: ",
         ],
     },
     Case {
@@ -305,14 +317,14 @@ const INSPECTED: &[Case] = &[
         prepare: nothing,
         command: "remit-inspect corpus",
         exit: MISSING,
-        stderr: &["error: corpus has no manifest.json, so it is not a set of shards\n"],
+        stderr: &["error: corpus has no _remit/manifest, so it is not a set of shards\n"],
     },
     Case {
         input: "a folder to verify that is no set",
         prepare: nothing,
         command: "remit-inspect verify corpus",
         exit: MISSING,
-        stderr: &["error: corpus has no manifest.json, so it is not a set of shards\n"],
+        stderr: &["error: corpus has no _remit/manifest, so it is not a set of shards\n"],
     },
     Case {
         input: "a shard with one flipped bit",

@@ -39,7 +39,7 @@ fn no_document_is_on_both_sides_of_a_holdout_also_where_rows_are_windows() {
     for pair in all.windows(2) {
         let [before, after] = pair else { continue };
         let goes_on =
-            after.row_id == before.row_id + 1 && after.scored.row.doc_starts.first() != Some(&0);
+            after.row_id == before.row_id + 1 && after.scored.doc_starts.first() != Some(&0);
         let sides = |id: &u64| (trained.contains(id), held.contains(id));
         if goes_on {
             shared += 1;
