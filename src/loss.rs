@@ -8,7 +8,7 @@ use crate::weight::{Center, WeightFormula, excess_top_k};
 /// Default for the fraction of targets that excess-top-k trains on: what Rho-1 uses for a general corpus.
 pub const DEFAULT_TOP_K_FRACTION: f64 = 0.6;
 
-/// Where the weight of a target's negative log-prob comes from.
+/// Source of the weight of a target's negative log-prob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -36,7 +36,7 @@ impl std::fmt::Display for Weighting {
     }
 }
 
-/// What a step's sums are divided by.
+/// Divisor of a step's sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Normalize {
@@ -47,18 +47,18 @@ pub enum Normalize {
     Weights,
 }
 
-/// What is minimised: `sum of weight * -log p + z_loss * sum of (log-sum-exp of the logits)²`, divided by
+/// The loss that is minimised: `sum of weight * -log p + z_loss * sum of (log-sum-exp of the logits)²`, divided by
 /// what [`Normalize`] says.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Objective {
-    /// Where weights come from.
+    /// Source of the weights.
     pub weighting: Weighting,
-    /// How differences become weights; for dynamic weighting.
+    /// Formula of the weights; for dynamic weighting.
     pub formula: WeightFormula,
-    /// What is subtracted from differences; for dynamic weighting.
+    /// Offset that is subtracted from differences; for dynamic weighting.
     pub center: Center,
-    /// What sums are divided by.
+    /// Divisor of sums.
     pub normalize: Normalize,
     /// Fraction of a row's targets that are trained on, in (0, 1]; for excess-top-k weighting.
     pub top_k_fraction: f64,

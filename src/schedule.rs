@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How the learning rate falls after the warm-up, as a fraction of the way from the peak to the minimum.
+/// Shape of the fall of the learning rate after the warm-up, as a fraction of the way from the peak to the minimum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -35,7 +35,7 @@ impl std::fmt::Display for Decay {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Schedule {
-    /// How it decays.
+    /// Shape of the fall.
     pub decay: Decay,
     /// Learning rate at the end of the warm-up, the peak.
     #[serde(alias = "peak")]

@@ -18,7 +18,7 @@ pub const DEFAULT_EPSILON: f32 = 0.2;
 /// Default divisor of the centred difference, nats.
 pub const DEFAULT_TEMPERATURE: f32 = 1.0;
 
-/// What is subtracted from the differences of a row before they become weights.
+/// Offset that is subtracted from the differences of a row before they become weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Center {

@@ -62,7 +62,7 @@ pub struct AnnealArgs {
     #[serde(skip)]
     print_config: bool,
 
-    /// Where the weights of tokens come from
+    /// Source of the weights of tokens
     #[arg(long, value_enum, default_value_t, help_heading = LOSS)]
     weighting: Weighting,
 
@@ -76,11 +76,11 @@ pub struct AnnealArgs {
     #[serde(serialize_with = "shortest")]
     temperature: Option<f32>,
 
-    /// What to subtract from differences of log-probs: the mean of their row, or nothing
+    /// Offset to subtract from differences of log-probs: the mean of their row, or nothing
     #[arg(long, value_enum, default_value_t, help_heading = LOSS)]
     center: Center,
 
-    /// What to divide the loss of a step by: the number of its targets, or the sum of their weights
+    /// Divisor of the loss of a step: the number of its targets, or the sum of their weights
     /// [default: targets; with excess-top-k weights, as Rho-1]
     #[arg(long, value_enum, help_heading = LOSS)]
     normalize: Option<Normalize>,
@@ -142,7 +142,7 @@ pub struct AnnealArgs {
     #[arg(long, default_value_t = DEFAULT_WEIGHT_DECAY, value_parser = not_negative, help_heading = OPTIMIZER)]
     weight_decay: f64,
 
-    /// What decays: matrices other than the embedding, all matrices, or norms and biases too
+    /// Parameters that decay: matrices other than the embedding, all matrices, or norms and biases too
     #[arg(long, value_enum, default_value_t, help_heading = OPTIMIZER)]
     decay_on: DecayOn,
 
@@ -150,7 +150,7 @@ pub struct AnnealArgs {
     #[arg(long, value_name = "NORM", default_value_t = Clip(Some(DEFAULT_CLIP)), help_heading = OPTIMIZER)]
     clip: Clip,
 
-    /// What to do when a loss or gradient is not finite; ten skipped steps in a row stop the run
+    /// Reaction to a loss or gradient that is not finite; ten skipped steps in a row stop the run
     #[arg(long, value_enum, default_value_t, help_heading = OPTIMIZER)]
     on_nonfinite: OnNonFinite,
 
@@ -193,7 +193,7 @@ pub struct AnnealArgs {
     #[arg(long, value_name = "N", default_value_t = DEFAULT_KEEP, value_parser = positive, help_heading = OUTPUT)]
     keep: usize,
 
-    /// What to do with checkpoints in the output folder
+    /// Use of checkpoints that are in the output folder
     #[arg(long, value_enum, value_name = "MODE", num_args = 0..=1, require_equals = true, default_value_t, default_missing_value = "auto", help_heading = OUTPUT)]
     resume: Resume,
 
@@ -286,7 +286,7 @@ impl std::str::FromStr for Clip {
     }
 }
 
-/// What the arguments come to.
+/// The arguments, resolved.
 #[derive(Debug)]
 pub(super) struct Resolved {
     pub(super) options: AnnealOptions,

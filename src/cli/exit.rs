@@ -21,7 +21,7 @@ const OTHER: u8 = 1;
 /// The reader of our output is gone (128 + SIGPIPE); not worth a message.
 pub const BROKEN_PIPE: u8 = 141;
 
-/// Of several files with problems the first of these counts. Damaged files can't be trusted, missing ones can be
+/// Lists the codes of files with problems, of which the first one counts. Damaged files can't be trusted, missing ones can be
 /// made again, and those that could not be read may be intact.
 const WORST_FIRST: [u8; 3] = [BAD_DATA, MISSING, IO];
 

@@ -49,7 +49,7 @@ enum Command {
         /// A folder that remit-score made
         #[arg(value_name = "DIR")]
         set: PathBuf,
-        /// Threads [default: one a core]
+        /// Threads [default: one per core]
         #[arg(long, value_name = "N", value_parser = positive)]
         threads: Option<usize>,
         /// Print one JSON object that lists every file with a problem
@@ -111,7 +111,7 @@ enum Command {
         /// Device to compute on: auto, cpu, cuda or cuda:N; auto takes a GPU if it can
         #[arg(long, value_name = "DEVICE", default_value_t)]
         device: DeviceChoice,
-        /// Threads [default: one a core]
+        /// Threads [default: one per core]
         #[arg(long, value_name = "N", value_parser = positive)]
         threads: Option<usize>,
         /// Print one JSON object

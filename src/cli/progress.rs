@@ -26,7 +26,7 @@ struct State {
     task: &'static str,
     total: u64,
     done: u64,
-    /// What was done before the task began.
+    /// Units done before the task began.
     done_before: u64,
     tokens: u64,
     started: Instant,

@@ -72,7 +72,7 @@ pub struct ScoreArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     min_tokens: usize,
 
-    /// What to do with a record that can't be read: stop, or leave it out
+    /// Reaction to a record that can't be read: stop, or leave it out
     #[arg(long, value_enum, default_value_t)]
     on_bad_record: OnBadRecord,
 
@@ -92,11 +92,11 @@ pub struct ScoreArgs {
     #[arg(long, value_name = "ID")]
     separator: Option<TokenId>,
 
-    /// Whether a document begins with BOS; auto: if the tokenizer's template says so
+    /// Begin documents with BOS; auto: if the tokenizer's template says so
     #[arg(long, value_enum, default_value_t)]
     bos: AddToken,
 
-    /// Whether a document ends with EOS; auto: if the model has one
+    /// End documents with EOS; auto: if the model has one
     #[arg(long, value_enum, default_value_t)]
     eos: AddToken,
 
@@ -159,14 +159,14 @@ Examples:
   remit-score corpus/ -o weights/
   remit-score data/*.jsonl.zst -o weights/ --rl-model Qwen3-0.6B/ --base-model Qwen3-0.6B-Base/ --seq-len 4096";
 
-/// What the arguments and the environment come to.
+/// The arguments and the environment, resolved.
 pub(super) struct Resolved {
     pub(super) options: ScoreOptions,
     threads: Option<usize>,
     dry_run: bool,
     json: bool,
     is_demo: bool,
-    /// Where this worker's number comes from, if it was not given.
+    /// The variable that this worker's number is from, if it was not given.
     worker_from: Option<&'static str>,
 }
 

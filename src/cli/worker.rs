@@ -7,7 +7,7 @@ use crate::pipeline::Usage;
 /// One of several workers.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Worker {
-    /// How many there are.
+    /// Number of workers.
     pub(super) count: u32,
     /// The number of this one, from 0.
     pub(super) index: u32,
@@ -168,7 +168,7 @@ mod tests {
             .map_err(|error| error.to_string())
     }
 
-    /// What SLURM sets for a task of an array.
+    /// Returns the variables that SLURM sets for a task of an array.
     fn slurm(id: u32, ids: &[u32]) -> Vec<(&'static str, &'static str)> {
         let text = |number: u32| -> &'static str { Box::leak(number.to_string().into_boxed_str()) };
         let step = ids.get(1).map_or(1, |second| second - ids[0]);

@@ -19,7 +19,7 @@ use crate::model::{Compute, ComputeDtype, Decoder, DeviceChoice, ModelSource, Op
 use crate::shard::read::ShardSet;
 use crate::weight::Center;
 
-/// What is compared, and on what.
+/// Options of a comparison.
 #[derive(Debug, Clone)]
 pub struct CompareOptions {
     /// The two models.
@@ -30,7 +30,7 @@ pub struct CompareOptions {
     pub batch_tokens: usize,
     /// Device to compute on.
     pub device: DeviceChoice,
-    /// What to compute in.
+    /// Dtype to compute in.
     pub dtype: ComputeDtype,
 }
 

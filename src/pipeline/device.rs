@@ -1,4 +1,4 @@
-//! What is asked of the device that models compute on.
+//! Questions to the device that models compute on.
 
 use super::Progress;
 use crate::model::{self, ComputeDevice, DeviceChoice, SCORING_ACTIVATION_BYTES};

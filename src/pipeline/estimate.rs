@@ -24,7 +24,7 @@ const CALIBRATION: Duration = Duration::from_secs(5);
 /// Tokens that are scored before the measurement starts.
 const WARM_UP_TOKENS: u64 = 64;
 
-/// What a run would do.
+/// Estimate of a run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Estimate {
     /// Files of the corpus.

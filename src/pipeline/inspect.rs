@@ -1,4 +1,4 @@
-//! remit-inspect: what a set says about itself and whether it is whole; what a model is and costs.
+//! remit-inspect: describes a set and checks that it is intact; describes a model and its costs.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ use crate::shard::row::StoredRow;
 use crate::tokenize::TextTokenizer;
 use crate::types::Reject;
 
-/// The manifest of a set; no shard is opened.
+/// Reads the manifest of a set; no shard is opened.
 ///
 /// # Errors
 ///
@@ -26,7 +26,7 @@ pub fn summary(dir: &Path) -> Result<Manifest> {
     Ok(Manifest::load(dir)?)
 }
 
-/// What checking a set found.
+/// Findings of checking a set.
 #[derive(Debug)]
 pub struct Verification {
     /// Its manifest.
@@ -92,7 +92,7 @@ pub fn rejects(dir: &Path) -> Result<Vec<Reject>> {
     Ok(shard::verify::rejects(dir, &manifest)?)
 }
 
-/// Which row of a set.
+/// Choice of a row of a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowChoice {
     /// The row with this number in the set's order, from 0.
@@ -106,7 +106,7 @@ pub enum RowChoice {
 pub struct ShownRow {
     /// The row.
     pub stored: StoredRow,
-    /// How many ids each piece of its text is of, and the piece; `None` without a tokenizer.
+    /// Pieces of its text, each with the number of ids it is of; `None` without a tokenizer.
     pub pieces: Option<Vec<(usize, String)>>,
     /// Weights lie within 1 - epsilon and 1 + epsilon.
     pub epsilon: Option<f32>,
@@ -214,7 +214,7 @@ pub(super) fn tokenizer_of_set(
     }
 }
 
-/// What a model is and what it costs.
+/// Description of a model and its costs.
 #[derive(Debug, Serialize)]
 pub struct ModelReport {
     /// The model as given.
@@ -230,7 +230,7 @@ pub struct ModelReport {
     pub dtypes: String,
     /// Number of tensors that the architecture asks for; all are there.
     pub num_tensors: usize,
-    /// Whether every value was read and is a number.
+    /// Every value was read and is finite.
     pub values_checked: bool,
     /// Number of parameters.
     pub parameters: u64,

@@ -52,7 +52,7 @@ pub struct RowSource<'a> {
     pub seq_len: u32,
     /// Documents of fewer tokens are left out.
     pub min_tokens: usize,
-    /// What to do with records that can't be read.
+    /// Reaction to records that can't be read.
     pub on_bad_record: OnBadRecord,
 }
 

@@ -110,9 +110,12 @@ pub(in super::super) fn losses(
             objective
                 .token_weights(&row.scored, &log_probs, &mut weights)
                 .map_err(|_| Error::Internal("a row without static weights"))?;
-            sums.entry(Arc::clone(&row.scored.source))
-                .or_default()
-                .add(&log_probs, &[], &weights, objective);
+            sums.entry(Arc::clone(&row.scored.source)).or_default().add(
+                &log_probs,
+                &[],
+                &weights,
+                objective,
+            );
         }
         Ok(())
     })?;

@@ -1,4 +1,4 @@
-//! What a finished run leaves: a Hugging Face directory, where it comes from, and a card.
+//! Exports a finished run: a Hugging Face directory with its provenance and a card.
 
 use std::path::Path;
 
@@ -20,7 +20,7 @@ use crate::optim::DecayOn;
 use crate::schedule::Decay;
 use crate::shard::plan::ModelIdentity;
 
-/// Where an annealed model comes from, as remit.json has it.
+/// Provenance of an annealed model, as remit.json has it.
 #[derive(Serialize)]
 pub(super) struct Provenance<'a> {
     tool_version: &'static str,

@@ -1,4 +1,4 @@
-//! What a run reads, opened and checked: the device, the sets and the initial model.
+//! Opens and checks what a run reads: the device, the sets and the initial model.
 
 use std::path::Path;
 

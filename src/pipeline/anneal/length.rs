@@ -1,4 +1,4 @@
-//! How many steps a run has.
+//! Counts the steps of a run.
 
 use anyhow::Result;
 

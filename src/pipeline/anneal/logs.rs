@@ -1,4 +1,4 @@
-//! What a run writes on its way: metrics.jsonl, eval.jsonl and TensorBoard's events.
+//! The logs of a run: metrics.jsonl, eval.jsonl and TensorBoard's events.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -1,4 +1,4 @@
-//! What a run changed, told so that two numbers can be compared.
+//! Tells what a run changed, in numbers that can be compared.
 //!
 //! The losses of two single steps say nothing about training, since each is of other rows. So losses are compared
 //! on the evaluation rows, which are the same before and after; without any, averaged over the first and over the
@@ -69,7 +69,7 @@ pub struct MeanLosses {
     pub ntp_loss: f64,
 }
 
-/// What is read of a line of metrics.jsonl. The losses of a skipped step are null.
+/// The part of a line of metrics.jsonl that is read. The losses of a skipped step are null.
 #[derive(Deserialize)]
 struct Step {
     step: u64,

@@ -13,7 +13,7 @@ use crate::model::{AnnealingMemory, AnnealingShape, Architecture};
 /// Code, stacks, allocator, tokenizer, what the libraries keep.
 const OTHER_BYTES: u64 = 64 << 20;
 
-/// What decides how much memory a run needs.
+/// Everything that decides how much memory a run needs.
 pub(super) struct Needs<'a> {
     pub architecture: &'a Architecture,
     pub compute: &'a ComputeOptions,
@@ -27,7 +27,7 @@ pub(super) struct Needs<'a> {
     pub window_tokens: u64,
 }
 
-/// What a run needs in memory.
+/// Memory that a run needs.
 struct MemoryPlan {
     training: AnnealingMemory,
     data_bytes: u64,

@@ -1,4 +1,4 @@
-//! What is logged of every step.
+//! The log entry of a step.
 
 use serde::Serialize;
 
@@ -13,7 +13,7 @@ pub struct StepMetrics {
     pub loss: f64,
     /// The plain next-token loss, nats per target.
     pub ntp_loss: f64,
-    /// What the z-loss adds.
+    /// Addition of the z-loss.
     pub z_loss: f64,
     /// Learning rate.
     pub lr: f64,
@@ -27,7 +27,7 @@ pub struct StepMetrics {
     pub targets: u64,
     /// Tokens trained on so far, those of this step included.
     pub tokens: u64,
-    /// Whether the step was skipped because a loss or gradient was not finite.
+    /// The step was skipped because a loss or gradient was not finite.
     pub skipped: bool,
     /// Tokens of the step over its duration.
     pub tokens_per_second: f64,

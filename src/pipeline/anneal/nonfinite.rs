@@ -14,7 +14,7 @@ const MAX_ROWS_NAMED: usize = 8;
 pub struct NonFinite {
     /// The step, from 1.
     pub step: u64,
-    /// What is not finite.
+    /// Description of what is not finite.
     pub what: String,
     /// The rows that it came from, each after a line break.
     pub rows: String,

@@ -1,4 +1,4 @@
-//! What a run is asked for.
+//! Options of a run.
 
 use std::path::PathBuf;
 
@@ -21,7 +21,7 @@ pub const DEFAULT_KEEP: usize = 2;
 /// Default for the largest file of weights: 5 GB, as in transformers.
 pub const DEFAULT_MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
-/// How long a run is.
+/// Length of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Length {
     /// This many optimizer steps, over as many epochs as they need.
@@ -32,7 +32,7 @@ pub enum Length {
     Epochs(u64),
 }
 
-/// What to do when a loss or gradient is not finite.
+/// Reaction to a loss or gradient that is not finite.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum OnNonFinite {
@@ -43,7 +43,7 @@ pub enum OnNonFinite {
     Skip,
 }
 
-/// What to do with checkpoints that are in the output folder.
+/// Use of checkpoints that are in the output folder.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Resume {
@@ -70,11 +70,11 @@ pub struct AnnealOptions {
     pub weights: PathBuf,
     /// The initial model; `None` for the base of the manifest.
     pub model: Option<ModelSource>,
-    /// What is minimised.
+    /// The loss to minimise.
     pub loss: LossOptions,
-    /// How it is minimised.
+    /// The optimizer and its schedule.
     pub optimization: OptimizationOptions,
-    /// Where and in what it is computed.
+    /// The device, dtypes and memory.
     pub compute: ComputeOptions,
     /// Checkpoints and evaluations.
     pub checkpoints: CheckpointOptions,
@@ -86,18 +86,18 @@ pub struct AnnealOptions {
     pub invocation: Invocation,
 }
 
-/// What is minimised.
+/// The loss to minimise.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LossOptions {
-    /// Where the weights of targets come from.
+    /// Source of the weights of targets.
     pub weighting: Weighting,
     /// Half-width of the interval of weights; `None` for the set's, or the default.
     pub epsilon: Option<f32>,
     /// Temperature of the weights; `None` for the set's, or the default.
     pub temperature: Option<f32>,
-    /// What is subtracted from the differences of log-probs.
+    /// Offset that is subtracted from the differences of log-probs.
     pub center: Center,
-    /// What sums are divided by; `None` for targets, with excess-top-k weights.
+    /// Divisor of sums; `None` for targets, with excess-top-k weights.
     pub normalize: Option<Normalize>,
     /// Fraction of a row's targets that excess-top-k selects, in (0, 1].
     pub top_k_fraction: f64,
@@ -105,39 +105,39 @@ pub struct LossOptions {
     pub z_loss: Option<f64>,
 }
 
-/// How the loss is minimised.
+/// The optimizer and its schedule.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct OptimizationOptions {
     /// Peak learning rate.
     pub lr: f64,
     /// Learning rate that the schedule falls to.
     pub min_lr: f64,
-    /// How the learning rate falls.
+    /// Shape of the fall of the learning rate.
     pub decay: Decay,
     /// Steps of linear warm-up.
     pub warmup_steps: u64,
-    /// How long to train.
+    /// Length of the run.
     pub length: Length,
     /// Tokens of an optimizer step.
     pub batch_tokens: usize,
     /// Moments, weight decay and clipping.
     pub adamw: AdamWOptions,
-    /// What to do when a loss or gradient is not finite.
+    /// Reaction to a loss or gradient that is not finite.
     pub on_nonfinite: OnNonFinite,
     /// Seed of the order of the rows.
     pub seed: u64,
 }
 
-/// Where and in what the learner is computed.
+/// The device, dtypes and memory of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ComputeOptions {
     /// Device that the learner computes on.
     pub device: DeviceChoice,
-    /// What the learner computes in. Weights, gradients and moments are kept in f32.
+    /// Dtype of matrix products. Weights, gradients and moments are kept in f32.
     pub dtype: ComputeDtype,
     /// Tokens in memory at a time.
     pub micro_batch_tokens: usize,
-    /// Whether blocks are computed a second time in the backward pass, which saves memory.
+    /// Computes blocks a second time in the backward pass, which saves memory.
     pub activation_checkpointing: bool,
     /// Most memory that the run may plan with, bytes; `None` for what the machine has.
     pub max_memory_bytes: Option<u64>,
@@ -150,7 +150,7 @@ pub struct CheckpointOptions {
     pub save_every: u64,
     /// Number of checkpoints that are kept.
     pub keep: usize,
-    /// What to do with checkpoints that are in the output folder.
+    /// Use of checkpoints that are in the output folder.
     pub resume: Resume,
 }
 
@@ -163,7 +163,7 @@ pub struct EvalOptions {
     pub every: Option<u64>,
 }
 
-/// Where the annealed model goes.
+/// Destination of the annealed model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutputOptions {
     /// Its folder.
@@ -172,7 +172,7 @@ pub struct OutputOptions {
     pub max_shard_bytes: u64,
 }
 
-/// How the program was invoked, for the record.
+/// The command that was invoked, for the record.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Invocation {
     /// Program and arguments.

@@ -1,4 +1,4 @@
-//! What a run is going to do, after everything that can refuse it has been checked.
+//! The plan of a run, after everything that can refuse it has been checked.
 
 use std::path::Path;
 
@@ -25,21 +25,21 @@ pub(super) struct Plan<'a> {
     pub eval_set: Option<&'a ShardSet>,
     /// Steps between two evaluations.
     pub eval_every: u64,
-    /// What decides the result.
+    /// Everything that decides the result.
     pub settings: Settings,
-    /// Where and in what the learner computes.
+    /// Device and dtype that the learner computes in.
     pub compute: Compute,
     /// Tokens in memory at a time.
     pub micro_batch_tokens: usize,
-    /// Whether blocks are computed a second time in the backward pass.
+    /// Blocks are computed a second time in the backward pass.
     pub activation_checkpointing: bool,
     /// When checkpoints are written and how many are kept.
     pub checkpoints: CheckpointOptions,
-    /// Where the annealed model goes.
+    /// Destination of the annealed model.
     pub output: &'a OutputOptions,
     /// The set's folder as it was given, for the record.
     pub weights: &'a Path,
-    /// How the program was invoked, for the record.
+    /// The command that was invoked, for the record.
     pub invocation: &'a Invocation,
 }
 
@@ -59,7 +59,7 @@ impl Plan<'_> {
     }
 }
 
-/// Where a run starts.
+/// Starting point of a run.
 pub(super) struct Start {
     /// metrics.jsonl, which is locked: no other run writes to the output folder.
     pub metrics_log: Log,

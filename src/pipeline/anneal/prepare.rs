@@ -20,7 +20,7 @@ use crate::schedule::Schedule;
 /// Evaluations of a run, besides the one before it, where their interval is left open.
 const DEFAULT_NUM_EVALUATIONS: u64 = 10;
 
-/// What preparing a run comes to.
+/// Outcome of preparing a run.
 pub(super) enum Prepared<'a> {
     /// The output folder holds the model of this very run.
     Finished(Box<AnnealReport>),

@@ -1,4 +1,4 @@
-//! What a run did.
+//! Reports what a run did.
 
 use std::path::{Path, PathBuf};
 
@@ -13,17 +13,17 @@ use crate::fs;
 use crate::loss::Weighting;
 use crate::model::ModelSource;
 
-/// What a run did.
+/// Report on a run.
 #[derive(Debug, Serialize)]
 pub struct AnnealReport {
     /// The annealed model's folder.
     #[serde(serialize_with = "lossy")]
     pub output: PathBuf,
-    /// Whether the model was there already, made by the very same run.
+    /// The model was there already, made by the very same run.
     pub was_finished: bool,
     /// The initial model.
     pub model: String,
-    /// How targets were weighted.
+    /// Weighting of targets.
     pub weighting: Weighting,
     /// Steps in all.
     pub steps: u64,
@@ -31,7 +31,7 @@ pub struct AnnealReport {
     pub resumed_after: u64,
     /// Steps that this run skipped.
     pub skipped_steps: u64,
-    /// How many of the last steps were skipped, one after another.
+    /// Number of last steps that were skipped, one after another.
     pub skipped_at_end: u64,
     /// Tokens trained on, in all.
     pub tokens: u64,
@@ -39,7 +39,7 @@ pub struct AnnealReport {
     pub own_tokens: u64,
     /// Duration of all steps of this run, seconds.
     pub seconds: f64,
-    /// What changed, interrupted runs included; `None` if every step was skipped.
+    /// Losses at the beginning and at the end, interrupted runs included; `None` if every step was skipped.
     pub losses: Option<LossChange>,
     /// The last evaluation, by source; `None` without evaluation rows.
     pub evaluation: Option<Evaluation>,
@@ -60,7 +60,7 @@ pub(super) fn finished(
     source: &ModelSource,
     settings: &Settings,
 ) -> Result<AnnealReport> {
-    /// What is read of the provenance.
+    /// The part of the provenance that is read.
     #[derive(Deserialize)]
     struct Provenance {
         tokens: u64,

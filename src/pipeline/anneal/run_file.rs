@@ -13,7 +13,7 @@ use super::plan::Plan;
 use super::settings::Settings;
 use crate::fs;
 
-/// What run.json holds.
+/// Content of run.json.
 #[derive(Debug, Serialize, Deserialize)]
 struct RunFile {
     tool_version: String,
@@ -23,7 +23,7 @@ struct RunFile {
     config: Value,
     /// The initial model.
     model: String,
-    /// What decides the result, in numbers.
+    /// Everything that decides the result, in numbers.
     settings: Settings,
     /// Every start of the run, and the step after which it was.
     starts: Vec<Start>,

@@ -1,4 +1,4 @@
-//! What decides the result of a run: a run resumes only with the settings that it was started with.
+//! Settings that decide the result of a run: a run resumes only with the settings that it was started with.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +19,7 @@ pub struct Settings {
     pub eval_manifest_blake3: Option<String>,
     /// Fingerprint of the initial model.
     pub model_fingerprint: String,
-    /// What is minimised.
+    /// The loss that is minimised.
     pub objective: Objective,
     /// The learning rate, and the number of steps.
     pub schedule: Schedule,
@@ -31,9 +31,9 @@ pub struct Settings {
     pub seed: u64,
     /// Fraction of the documents that is never trained on.
     pub holdout: Option<f64>,
-    /// What to do when a loss or gradient is not finite.
+    /// Reaction to a loss or gradient that is not finite.
     pub on_nonfinite: OnNonFinite,
-    /// What the model computes in.
+    /// Dtype that the model computes in.
     pub dtype: String,
     /// Kind of device.
     pub device: String,

@@ -1,4 +1,4 @@
-//! Where a run is, as its checkpoints record it.
+//! The state of a run, as its checkpoints record it.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,16 +6,16 @@ use super::logs::LogSizes;
 use super::settings::Settings;
 use crate::batch::Cursor;
 
-/// What the same command does after an interruption.
+/// Tells what the same command does after an interruption.
 pub(super) const RESUMES: &str =
     "it resumes from the newest checkpoint and comes to the same model";
 
-/// What a checkpoint holds besides weights and moments. Fields that earlier versions wrote are ignored.
+/// The part of a checkpoint besides weights and moments. Fields that earlier versions wrote are ignored.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct State {
     /// Version of remit that wrote it.
     pub tool_version: String,
-    /// What the run was started with.
+    /// Settings that the run was started with.
     pub settings: Settings,
     /// Steps done.
     pub step: u64,
@@ -25,7 +25,7 @@ pub(super) struct State {
     pub skipped_in_a_row: u64,
     /// Tokens trained on.
     pub tokens: u64,
-    /// Where the next step begins. With the seed it is all that the order of the rows needs.
+    /// Position at which the next step begins. With the seed it is all that the order of the rows needs.
     pub cursor: Cursor,
     /// Sizes of the logs.
     pub logs: LogSizes,

@@ -21,7 +21,7 @@ const MAX_SKIPPED_IN_A_ROW: u64 = 10;
 /// A run under way.
 pub(super) struct Run<'a> {
     pub plan: &'a Plan<'a>,
-    /// What the next checkpoint will record.
+    /// State that the next checkpoint will record.
     pub state: State,
     /// The step of the newest checkpoint.
     pub saved_step: u64,

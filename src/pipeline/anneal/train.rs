@@ -22,7 +22,7 @@ pub(super) struct Trained {
     pub skipped_steps: u64,
     /// Steps that this run skipped.
     pub own_skipped_steps: u64,
-    /// How many of the last steps were skipped, one after another.
+    /// Number of last steps that were skipped, one after another.
     pub skipped_at_end: u64,
     /// Tokens trained on, by this run and those before it.
     pub tokens: u64,

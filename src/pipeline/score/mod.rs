@@ -25,7 +25,7 @@ pub(super) use prepare::Prepared;
 pub(super) use resume::{compare_plan, missing_parts};
 use resume::{complete, settle_plan};
 
-/// What a run did.
+/// Report on a run.
 #[derive(Debug, Serialize)]
 pub struct ScoreReport {
     /// Parts that this run computed.

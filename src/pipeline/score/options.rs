@@ -1,4 +1,4 @@
-//! What a run is asked for.
+//! Options of a run.
 
 use std::path::PathBuf;
 
@@ -14,7 +14,7 @@ pub const DEFAULT_BATCH_TOKENS: usize = 16_384;
 /// Default for the longest row, in tokens, where the models allow it.
 pub const DEFAULT_SEQ_LEN: u32 = 4096;
 
-/// Whether to put a special token around documents.
+/// Choice about a special token around documents.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 #[non_exhaustive]
 pub enum AddToken {
@@ -30,26 +30,26 @@ pub enum AddToken {
 /// Everything that a run is asked for.
 #[derive(Debug, Clone)]
 pub struct ScoreOptions {
-    /// What is scored.
+    /// The corpus to score.
     pub corpus: InputOptions,
-    /// How documents become rows.
+    /// The way from documents to rows.
     pub rows: RowOptions,
-    /// Which models score them, and where.
+    /// The models that score them, and their device.
     pub compute: ComputeOptions,
-    /// What is written.
+    /// The set to write.
     pub shards: SetOptions,
-    /// Which parts of the work are this worker's.
+    /// This worker's part of the work.
     pub worker: WorkerOptions,
 }
 
-/// What is scored.
+/// The corpus to score.
 #[derive(Debug, Clone)]
 pub struct InputOptions {
     /// Files, folders, patterns, lists of files.
     pub inputs: Vec<Input>,
     /// Key or column that holds the text, or token ids; `None` for the default.
     pub text_field: Option<String>,
-    /// What to do with records that can't be read.
+    /// Reaction to records that can't be read.
     pub on_bad_record: OnBadRecord,
     /// Most bytes of one record.
     pub max_record_bytes: u64,
@@ -65,22 +65,22 @@ pub struct InputOptions {
     pub part_bytes: Option<u64>,
 }
 
-/// How documents become rows.
+/// The way from documents to rows.
 #[derive(Debug, Clone, Copy)]
 pub struct RowOptions {
-    /// Whether rows are documents or windows over them.
+    /// Rows are documents, or windows over them.
     pub packing: Packing,
     /// Longest row in tokens; `None` for the default.
     pub seq_len: Option<u32>,
     /// Documents of fewer tokens are left out.
     pub min_tokens: usize,
-    /// Whether documents begin with BOS.
+    /// BOS before documents.
     pub bos: AddToken,
-    /// Whether documents end with EOS.
+    /// EOS after documents.
     pub eos: AddToken,
 }
 
-/// Which models score the rows, and where.
+/// The models that score rows, and their device.
 #[derive(Debug, Clone)]
 pub struct ComputeOptions {
     /// The RL-tuned model.
@@ -95,20 +95,20 @@ pub struct ComputeOptions {
     pub device: DeviceChoice,
 }
 
-/// What is written.
+/// The set to write.
 #[derive(Debug, Clone)]
 pub struct SetOptions {
     /// Folder for the set.
     pub output: PathBuf,
-    /// How shards are stored.
+    /// Format of the shards.
     pub format: ShardFormat,
-    /// Whether to keep all 23 bits of the mantissas.
+    /// Keeps all 23 bits of the mantissas.
     pub exact: bool,
     /// Formula of the static weights.
     pub formula: WeightFormula,
 }
 
-/// Which of several workers this is.
+/// One of several workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WorkerOptions {
     /// Number of workers.

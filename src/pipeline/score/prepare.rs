@@ -11,7 +11,7 @@ use crate::corpus::{Corpus, CorpusOptions, Format};
 use crate::model::{Compute, OpenModel};
 use crate::shard::plan::{CorpusEntry, FORMAT_VERSION, ModelIdentity, Plan, TokenizerIdentity};
 
-/// What is known before weights are loaded and anything is written.
+/// Everything that is known before weights are loaded and anything is written.
 pub(in super::super) struct Prepared {
     pub corpus: Corpus,
     pub models: Models,
