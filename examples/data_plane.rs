@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use remit::corpus::{Corpus, CorpusOptions, Part};
 use remit::fs::Digest;
 use remit::pack::Packing;
-use remit::pipeline::stream::{self, RowScorer, RowSource, ShardSink};
+use remit::pipeline::stages::{self, RowScorer, RowSource, ShardSink};
 use remit::pipeline::{Progress, StopFlag};
 use remit::shard::schema::ShardFormat;
 use remit::shard::write::ShardOptions;
@@ -140,7 +140,7 @@ fn all(tokenizer: &TextTokenizer, corpus: &Corpus, output: &Path) -> Result<()> 
     };
     let parts: Vec<&Part> = corpus.parts().iter().collect();
     let started = Instant::now();
-    let tokens = stream::run(
+    let tokens = stages::run(
         &source,
         &parts,
         &Constant,

@@ -18,11 +18,11 @@ pub const DEFAULT_EPSILON: f32 = 0.2;
 /// Default divisor of the centred difference, nats.
 pub const DEFAULT_TEMPERATURE: f32 = 1.0;
 
-/// What is taken off the differences of a row before they become weights.
+/// Offset that is subtracted from the differences of a row before they become weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Center {
-    /// Their mean over the targets of the row, as in the paper.
+    /// Their mean over the targets of the row, as in the paper
     #[default]
     Row,
     /// Nothing: a row that the RL model finds likelier throughout weighs more throughout.
@@ -39,7 +39,7 @@ pub struct WeightFormula {
     temperature: f32,
 }
 
-/// 0.2 for 0.2, also where the number goes through f64, which would make 0.20000000298 of it.
+/// Returns 0.2 for 0.2, where a plain conversion to f64 would give 0.20000000298.
 pub(crate) fn shortest_decimal(value: f32) -> f64 {
     value.to_string().parse().unwrap_or(f64::from(value))
 }
@@ -85,7 +85,7 @@ impl Default for WeightFormula {
 }
 
 impl WeightFormula {
-    /// `epsilon` in [0, 1), `temperature` positive and finite.
+    /// Makes a formula of an `epsilon` in [0, 1) and a positive, finite `temperature`.
     ///
     /// # Errors
     ///
@@ -103,23 +103,23 @@ impl WeightFormula {
         })
     }
 
-    /// Half-width of the interval that weights are clamped to.
+    /// Returns the half-width of the interval that weights are clamped to.
     pub fn epsilon(&self) -> f32 {
         self.epsilon
     }
 
-    /// Divisor of the centred difference, nats.
+    /// Returns the divisor of the centred difference, nats.
     pub fn temperature(&self) -> f32 {
         self.temperature
     }
 
-    /// Smallest and largest weight.
+    /// Returns the smallest and the largest weight.
     pub fn bounds(&self) -> (f32, f32) {
         (1.0 - self.epsilon, 1.0 + self.epsilon)
     }
 
-    /// Fills `weights` for the targets of one row, from as many log-probs (nats) of the RL model
-    /// and of the model being weighted. Differences and their mean are taken in f64.
+    /// Fills `weights` for the targets of one row, from as many log-probs (nats) of the RL
+    /// model and of the model being weighted. Differences and their mean are taken in f64.
     ///
     /// # Examples
     ///
@@ -135,7 +135,7 @@ impl WeightFormula {
         self.weights_from(Center::Row, rl, current, weights);
     }
 
-    /// As [`WeightFormula::weights`], with a choice of what the differences are counted from.
+    /// Does the same as [`WeightFormula::weights`], with a choice of what is subtracted from the differences.
     pub fn weights_from(&self, center: Center, rl: &[f32], current: &[f32], weights: &mut [f32]) {
         let pairs = || rl.iter().zip(current);
         let mean = match center {
@@ -151,7 +151,7 @@ impl WeightFormula {
         }
     }
 
-    /// How many weights are at the lower and at the upper bound, be they rounded for storage or not.
+    /// Counts the weights at the lower and at the upper bound, whether they are rounded for storage or not.
     pub fn at_bounds(&self, weights: &[f32]) -> (usize, usize) {
         let (lower, upper) = self.bounds();
         let (lower, upper) = (
@@ -167,7 +167,7 @@ impl WeightFormula {
     }
 }
 
-/// `log p_rl - log p_current`, nats.
+/// Returns `log p_rl - log p_current`, nats.
 fn delta((rl, current): (&f32, &f32)) -> f64 {
     f64::from(*rl) - f64::from(*current)
 }
@@ -191,7 +191,7 @@ pub fn excess_top_k(fraction: f64, rl: &[f32], current: &[f32], weights: &mut [f
     let excess: Vec<f64> = rl.iter().zip(current).map(delta).collect();
     let mut order: Vec<usize> = (0..excess.len()).collect();
     order.sort_by(|&a, &b| excess[b].total_cmp(&excess[a]));
-    // Less a trifle, as 0.07 of 100 targets would else be 8.
+    // Minus a trifle, since 0.07 of 100 targets would else be 8.
     let selected = ((fraction * excess.len() as f64 - 1e-9).ceil() as usize).max(1);
     weights.fill(0.0);
     for &target in order.iter().take(selected) {
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_of_a_round_number_is_not_rounded_up() {
+    fn a_fraction_of_a_round_number_is_not_rounded_up() {
         for (fraction, targets, expected) in [(0.07, 100, 7.0), (0.55, 100, 55.0), (1e-9, 3, 1.0)] {
             let mut out = vec![0.0; targets];
             excess_top_k(

@@ -8,6 +8,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use super::anneal::AnnealArgs;
 use super::progress::Console;
 use super::score::ScoreArgs;
+use super::values::{open_fraction, positive};
 use super::{generate, model_report, report, show, version};
 use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::pipeline::compare::{self, CompareOptions};
@@ -52,7 +53,7 @@ enum Command {
         #[arg(value_name = "DIR")]
         set: PathBuf,
         /// Threads [default: one per core]
-        #[arg(long, value_name = "N", value_parser = super::positive)]
+        #[arg(long, value_name = "N", value_parser = positive)]
         threads: Option<usize>,
         /// Print one JSON object that lists every file with a problem
         #[arg(long)]
@@ -105,7 +106,7 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         weights: PathBuf,
         /// Tokens computed at a time
-        #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT_BATCH_TOKENS, value_parser = super::positive)]
+        #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT_BATCH_TOKENS, value_parser = positive)]
         batch_tokens: usize,
         /// Dtype that matrices are kept in
         #[arg(long, value_enum, default_value_t)]
@@ -114,7 +115,7 @@ enum Command {
         #[arg(long, value_name = "DEVICE", default_value_t)]
         device: DeviceChoice,
         /// Threads [default: one per core]
-        #[arg(long, value_name = "N", value_parser = super::positive)]
+        #[arg(long, value_name = "N", value_parser = positive)]
         threads: Option<usize>,
         /// Print one JSON object
         #[arg(long)]
@@ -129,13 +130,13 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         seed: u64,
         /// Tokens of an optimizer step, as for remit-anneal
-        #[arg(long, value_name = "TOKENS", default_value_t = anneal::DEFAULT_BATCH_TOKENS, value_parser = super::positive)]
+        #[arg(long, value_name = "TOKENS", default_value_t = anneal::DEFAULT_BATCH_TOKENS, value_parser = positive)]
         batch_tokens: usize,
         /// Number of steps [default: one epoch's]
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
         steps: Option<u64>,
         /// Share of the documents that is held out, as for remit-anneal
-        #[arg(long, value_name = "SHARE", value_parser = super::part)]
+        #[arg(long, value_name = "SHARE", value_parser = open_fraction)]
         holdout: Option<f64>,
     },
     /// Print the records that could not be read, one object per line
@@ -150,7 +151,7 @@ enum Command {
         #[arg(value_name = "DIR")]
         model: PathBuf,
         /// Length of the rows that cost and memory are computed for [default: 4096, or what the model allows]
-        #[arg(long, value_name = "TOKENS", value_parser = super::positive)]
+        #[arg(long, value_name = "TOKENS", value_parser = positive)]
         seq_len: Option<usize>,
         /// Read every weight, and name the first that is not finite
         #[arg(long)]

@@ -1,4 +1,4 @@
-//! Manifests as text for people.
+//! Results as text for people.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::shard::ErrorKind;
 use crate::shard::manifest::Manifest;
 use crate::shard::statistics::Statistics;
 
-/// `1234567` as `1,234,567`.
+/// Writes `1234567` as `1,234,567`.
 pub fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
@@ -27,7 +27,7 @@ fn number(value: Option<f64>, decimals: usize) -> String {
     value.map_or_else(|| "-".to_owned(), |value| format!("{value:.decimals$}"))
 }
 
-/// The summary of a finished set.
+/// Summarizes a finished set.
 pub fn summary(manifest: &Manifest) -> String {
     let plan = &manifest.plan;
     let bytes: u64 = manifest.shards.iter().map(|shard| shard.size_bytes).sum();
@@ -91,7 +91,7 @@ pub fn summary(manifest: &Manifest) -> String {
     line(
         "shards",
         format!(
-            "{}, {} bytes, {per_token:.2} bytes a token",
+            "{}, {} bytes, {per_token:.2} bytes per token",
             manifest.shards.len(),
             grouped(bytes)
         ),
@@ -101,7 +101,7 @@ pub fn summary(manifest: &Manifest) -> String {
     text
 }
 
-/// What a run would take.
+/// Tells what a run would take.
 pub fn estimate(estimate: &Estimate) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
@@ -223,7 +223,7 @@ fn row(text: &mut String, name: &str, width: usize, statistics: &Statistics) {
     text.push('\n');
 }
 
-/// One line about a set without problems.
+/// Tells in one line that a set has no problems.
 pub fn verified(dir: &Path, manifest: &Manifest) -> String {
     format!(
         "{}: {} shards, {} rows, {} tokens: digests, columns and counts are right, and every row keeps the rules\n",
@@ -234,7 +234,7 @@ pub fn verified(dir: &Path, manifest: &Manifest) -> String {
     )
 }
 
-/// What was checked, and every file with a problem, as one JSON object.
+/// Returns what was checked, and every file with a problem, as one JSON object.
 pub fn verification_json(verification: &Verification) -> String {
     let problems: Vec<_> = verification
         .problems
@@ -258,7 +258,7 @@ pub fn verification_json(verification: &Verification) -> String {
     format!("{object}\n")
 }
 
-/// The same of a set whose manifest can't be used, so that nothing else can be checked.
+/// Does the same for a set whose manifest can't be used, so that nothing else can be checked.
 pub fn unverifiable_json(problem: &str) -> String {
     let object = serde_json::json!({
         "ok": false,
@@ -270,7 +270,7 @@ pub fn unverifiable_json(problem: &str) -> String {
     format!("{object}\n")
 }
 
-/// Losses of two models, by source.
+/// Tables the losses of two models, by source.
 pub fn comparison(comparison: &Comparison) -> String {
     let Comparison {
         models: [a, b],
@@ -281,7 +281,7 @@ pub fn comparison(comparison: &Comparison) -> String {
     let width = sources.keys().map(|name| name.chars().count()).max();
     let width = width.unwrap_or(0).max("source".len());
     let mut text = format!(
-        "A: {a}\nB: {b}\non the rows of {weights}; losses in nats a target, weighted ones with the model as the \
+        "A: {a}\nB: {b}\non the rows of {weights}; losses in nats per target, weighted ones with the model as the \
          learner\n\n{:<width$} {:>12} {:>9} {:>9} {:>9}   {:>10} {:>10}\n",
         "source", "targets", "A", "B", "B - A", "A weighted", "B weighted"
     );

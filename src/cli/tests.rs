@@ -1,5 +1,5 @@
-//! Whatever call to the operating system fails, and whenever: an error that names the path, no part of a
-//! file under its name, and a later run completes.
+//! Tests that whatever call to the operating system fails, and whenever, the error names the path, no part of a
+//! file is under its name, and a later run completes.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -76,7 +76,7 @@ fn snapshot(dir: &Path) -> Snapshot {
     files
 }
 
-/// That an error names a path, and has the exit code of a failure that may pass.
+/// Checks that an error names a path, and has the exit code of a failure that may pass.
 pub(super) fn assert_clear(error: &anyhow::Error, root: &Path, what: &str) {
     let text = exit::chain(error);
     assert!(text.contains(root.to_str().unwrap()), "{what}: {text}");

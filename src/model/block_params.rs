@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::Error;
 use super::architecture::{
-    Activation, Architecture, Block, Latent, NormNames, Projections, QkNorm, block_tensor,
+    Activation, Architecture, BlockConfig, MlaConfig, NormNames, Projections, QkNorm, block_tensor,
 };
 use super::ops::attention::Shape;
 use super::ops::latent::Parts;
@@ -166,7 +166,7 @@ impl<F: Fn(&str) -> Result<ParamId, Error>> Finder<'_, F> {
         }))
     }
 
-    fn latent(&self, block: &Block, sizes: Latent) -> Result<LatentParams, Error> {
+    fn latent(&self, block: &BlockConfig, sizes: MlaConfig) -> Result<LatentParams, Error> {
         let low_rank = |down, norm: &str, up: &str| -> Result<LowRank, Error> {
             Ok(LowRank {
                 down,
@@ -174,18 +174,18 @@ impl<F: Fn(&str) -> Result<ParamId, Error>> Finder<'_, F> {
                 up: self.projection(up, false)?,
             })
         };
-        let q = match sizes.query_rank {
+        let q = match sizes.q_lora_rank {
             None => LatentQuery::Direct(self.projection("self_attn.q_proj", false)?),
             Some(_) => LatentQuery::LowRank(low_rank(
-                self.projection("self_attn.q_a_proj", sizes.bias)?,
+                self.projection("self_attn.q_a_proj", sizes.attention_bias)?,
                 "self_attn.q_a_layernorm.weight",
                 "self_attn.q_b_proj",
             )?),
         };
         let [down, shared] = self.fused(
             "self_attn.kv_a_proj_with_mqa",
-            sizes.bias,
-            [sizes.kv_rank, sizes.rotary_dim],
+            sizes.attention_bias,
+            [sizes.kv_lora_rank, sizes.qk_rope_head_dim],
         )?;
         Ok(LatentParams {
             q,
@@ -196,14 +196,14 @@ impl<F: Fn(&str) -> Result<ParamId, Error>> Finder<'_, F> {
             )?,
             shared,
             shared_turned: Turned {
-                head_dim: sizes.rotary_dim,
+                head_dim: sizes.qk_rope_head_dim,
                 first: 0,
-                interleaved: sizes.interleaved,
+                interleaved: sizes.rope_interleave,
             },
             parts: Parts {
-                plain: block.head_dim - sizes.rotary_dim,
-                rotated: sizes.rotary_dim,
-                value: block.value_dim,
+                plain: block.head_dim - sizes.qk_rope_head_dim,
+                rotated: sizes.qk_rope_head_dim,
+                value: block.v_head_dim,
             },
         })
     }
@@ -252,9 +252,9 @@ impl BlockParams {
                 let norms = finder.qk_norms(block.qk_norm)?;
                 Qkv::Direct { q, k, v, norms }
             }
-            Projections::Latent(sizes) => {
-                turned.first = block.head_dim - sizes.rotary_dim;
-                turned.interleaved = sizes.interleaved;
+            Projections::Mla(sizes) => {
+                turned.first = block.head_dim - sizes.qk_rope_head_dim;
+                turned.interleaved = sizes.rope_interleave;
                 Qkv::Latent(finder.latent(block, sizes)?)
             }
         };
@@ -270,13 +270,13 @@ impl BlockParams {
         Ok(Self {
             attn_norms: finder.around(attn_norms)?,
             qkv,
-            rotary: block.rotary,
+            rotary: block.rope,
             turned,
             shape: Shape {
                 heads: block.num_heads,
                 kv_heads: block.num_kv_heads,
                 head_dim: block.head_dim,
-                value_dim: block.value_dim,
+                value_dim: block.v_head_dim,
                 scale: block.score_scale,
                 soft_cap: block.score_soft_cap,
                 window: block.window,

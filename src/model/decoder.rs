@@ -11,13 +11,13 @@ use super::architecture::{Architecture, EMBEDDING, FINAL_NORM, HEAD};
 use super::block::BlockTape;
 use super::block_params::{BlockParams, Norm};
 use super::device::{Compute, ComputeDtype};
+use super::files::{ModelSource, OpenModel};
 use super::head::Head;
 use super::memory;
 use super::ops::adamw::{self, Moments};
 use super::ops::rope::Rotation;
 use super::ops::{RowLayout, assign, is_ours, lookup, lookup_backward, narrowed, tensor};
 use super::parameters::{BatchGradients, Gradients, ParamId, Parameter};
-use super::weights::{Checkpoint, ModelSource};
 
 /// What [`Decoder::backward`] needs of [`Decoder::forward`].
 pub(crate) struct Tape {
@@ -83,24 +83,22 @@ impl Decoder {
     ///
     /// As [`Decoder::load`], and when the device has not enough memory.
     pub fn load_on(source: &ModelSource, compute: &Compute) -> Result<Self, Error> {
-        let architecture = source.architecture()?;
-        let checkpoint = Checkpoint::open(source)?;
-        checkpoint.verify(&architecture)?;
-        Self::from_checkpoint(source, architecture, &checkpoint, compute)
+        Self::from_open(&OpenModel::open(source)?, compute)
     }
 
-    fn from_checkpoint(
-        source: &ModelSource,
-        architecture: Architecture,
-        checkpoint: &Checkpoint,
-        compute: &Compute,
-    ) -> Result<Self, Error> {
+    /// Loads the weights of a model that is open.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFinite`] when a weight is NaN or infinite, and when the device has not enough memory.
+    pub fn from_open(model: &OpenModel, compute: &Compute) -> Result<Self, Error> {
+        let (architecture, weights) = (model.architecture().clone(), model.weights());
         if compute.trained {
             memory::keep_freed();
         }
         let mut parameters = Vec::new();
         for (name, shape) in architecture.tensors() {
-            let values = checkpoint.load(&name)?;
+            let values = weights.load(&name)?;
             // Vectors stay f32: they are small, and enter where the computation is f32 anyway.
             let (tensor, master) = match compute.dtype {
                 ComputeDtype::Bf16 if shape.len() > 1 => {
@@ -111,7 +109,7 @@ impl Decoder {
                 _ => (tensor(values, shape)?, None),
             };
             parameters.push(Parameter {
-                stored_dtype: checkpoint.dtype(&name).unwrap_or(Dtype::F32),
+                stored_dtype: weights.dtype(&name).unwrap_or(Dtype::F32),
                 tensor: compute.device.take(tensor)?,
                 master: master.map(|t| compute.device.take(t)).transpose()?,
                 name,
@@ -130,8 +128,8 @@ impl Decoder {
             .collect::<Result<_, _>>()?;
         let embedding = find(EMBEDDING)?;
         Ok(Self {
-            name: source.to_string(),
-            second_head: checkpoint.dtype(HEAD).filter(|_| architecture.tied_head),
+            name: model.source().to_string(),
+            second_head: weights.dtype(HEAD).filter(|_| architecture.tied_head),
             embedding,
             final_norm: Norm::new(find(FINAL_NORM)?, architecture.norm_eps, &architecture),
             head: if architecture.tied_head {
@@ -202,7 +200,7 @@ impl Decoder {
     }
 
     /// What a file has to hold: every parameter, and a tied head's copy if it was stored.
-    pub(super) fn stored(&self) -> impl Iterator<Item = (&str, &Tensor, Dtype)> {
+    pub(crate) fn stored(&self) -> impl Iterator<Item = (&str, &Tensor, Dtype)> {
         let embedding = &self.parameters[self.embedding];
         let copy = self
             .second_head
@@ -235,10 +233,8 @@ impl Decoder {
             }
         }
         let layout = RowLayout::new(rows.iter().map(|row| row.len()));
-        let rotaries = self.architecture.rotaries.iter();
-        let rotations = rotaries
-            .map(|rotary| Rotation::new(&layout, rotary))
-            .collect();
+        let ropes = self.architecture.ropes.iter();
+        let rotations = ropes.map(|rope| Rotation::new(&layout, rope)).collect();
         Ok(Batch {
             ids: rows.concat(),
             layout,

@@ -1,4 +1,4 @@
-//! Where a model computes, and in what.
+//! The device that a model computes on, and the dtype it computes in.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 
 use super::Error;
 
-/// What a user asks for.
+/// The device as a user asks for it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DeviceChoice {
@@ -54,7 +54,7 @@ pub struct ComputeDevice(Device);
 impl ComputeDevice {
     /// Opens the device that was asked for.
     ///
-    /// Returns with it why it is not a GPU, if that was left to us.
+    /// Returns with it the reason why it is not a GPU, if the choice was left open.
     ///
     /// # Errors
     ///
@@ -73,7 +73,7 @@ impl ComputeDevice {
         }
     }
 
-    /// What kind of device it is, without its number: `cpu` or `cuda`.
+    /// Returns the kind of device, without its number: `cpu` or `cuda`.
     pub fn kind(&self) -> &'static str {
         match self.0.location() {
             candle_core::DeviceLocation::Cpu => "cpu",
@@ -82,7 +82,7 @@ impl ComputeDevice {
         }
     }
 
-    /// Moves a tensor there.
+    /// Moves a tensor to the device.
     pub(super) fn take(&self, tensor: Tensor) -> Result<Tensor, Error> {
         Ok(tensor.to_device(&self.0)?)
     }
@@ -103,7 +103,7 @@ fn cuda(_number: usize) -> Result<Device, String> {
     Err("this program was built without CUDA; scripts/build-cuda.sh builds it with".to_owned())
 }
 
-/// Opens a GPU, or says why that is impossible.
+/// Opens a GPU; an error says why that is impossible.
 #[cfg(feature = "cuda")]
 fn cuda(number: usize) -> Result<Device, String> {
     // The loader of CUDA's libraries panics where one is missing, and says which.
@@ -140,7 +140,7 @@ impl fmt::Display for ComputeDtype {
     }
 }
 
-/// Where a model computes, and in what.
+/// The device that a model computes on, and the dtype it computes in.
 #[derive(Debug, Clone)]
 pub struct Compute {
     /// The device.

@@ -8,8 +8,8 @@ use safetensors::Dtype;
 use super::Error;
 use super::architecture::EMBEDDING;
 use super::decoder::Decoder;
+use super::files::Values;
 use super::ops::{RowLayout, clear, dims, sum_of_squares, to_host, update, view, zeros_f32};
-use super::safetensors_file::Values;
 
 /// Index of a parameter in the order of [`Architecture::tensors`].
 pub(crate) type ParamId = usize;

@@ -20,7 +20,7 @@ use crate::shard::row::StoredRow;
 use crate::shard::sink::ZSTD_LEVEL;
 use crate::tokenize::TextTokenizer;
 
-/// What is exported, and where to.
+/// Options of an export.
 #[derive(Debug, Clone)]
 pub struct ExportOptions {
     /// The set.
@@ -45,7 +45,7 @@ struct Tokens {
     base: Option<(Vec<Option<f32>>, Vec<f32>)>,
 }
 
-/// Writes one row a token; returns the number of tokens. Memory holds one row group.
+/// Writes one row per token; returns the number of tokens. Memory holds one row group.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! remit-inspect: what a set says about itself and whether it is whole; what a model is and costs.
+//! remit-inspect: describes a set and checks that it is intact; describes a model and its costs.
 
 use std::path::{Path, PathBuf};
 
@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use super::anneal::DEFAULT_MICRO_BATCH_TOKENS;
 use super::score::{DEFAULT_BATCH_TOKENS, DEFAULT_SEQ_LEN};
-use super::{BadInput, Progress, Usage, tokenizer_of};
+use super::{BadInput, Progress, Usage, tokenizer_in, tokenizer_of};
 use crate::demo;
-use crate::model::{AnnealingShape, Architecture, Checkpoint, ComputeDtype, ModelSource};
+use crate::model::{AnnealingShape, Architecture, ComputeDtype, ModelSource, OpenModel};
 use crate::shard;
 use crate::shard::manifest::Manifest;
 use crate::shard::read::ShardFile;
@@ -17,7 +17,7 @@ use crate::shard::row::StoredRow;
 use crate::tokenize::TextTokenizer;
 use crate::types::Reject;
 
-/// The manifest of a set; no shard is opened.
+/// Reads the manifest of a set; no shard is opened.
 ///
 /// # Errors
 ///
@@ -26,7 +26,7 @@ pub fn summary(dir: &Path) -> Result<Manifest> {
     Ok(Manifest::load(dir)?)
 }
 
-/// What checking a set found.
+/// Findings of checking a set.
 #[derive(Debug)]
 pub struct Verification {
     /// Its manifest.
@@ -92,7 +92,7 @@ pub fn rejects(dir: &Path) -> Result<Vec<Reject>> {
     Ok(shard::verify::rejects(dir, &manifest)?)
 }
 
-/// Which row of a set.
+/// Choice of a row of a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowChoice {
     /// The row with this number in the set's order, from 0.
@@ -106,7 +106,7 @@ pub enum RowChoice {
 pub struct ShownRow {
     /// The row.
     pub stored: StoredRow,
-    /// How many ids each piece of its text is of, and the piece; `None` without a tokenizer.
+    /// Pieces of its text, each with the number of ids it is of; `None` without a tokenizer.
     pub pieces: Option<Vec<(usize, String)>>,
     /// Weights lie within 1 - epsilon and 1 + epsilon.
     pub epsilon: Option<f32>,
@@ -189,7 +189,7 @@ pub(super) fn tokenizer_of_set(
 ) -> Result<Option<TextTokenizer>> {
     let wanted = &manifest.plan.tokenizer;
     if let Some(source) = given {
-        let tokenizer = tokenizer_of(&source)?;
+        let tokenizer = tokenizer_in(&source)?;
         if tokenizer.fingerprint() != wanted.fingerprint {
             return Err(BadInput(format!(
                 "the tokenizer of {source} is not the one that the set was made with, that of {}",
@@ -201,7 +201,7 @@ pub(super) fn tokenizer_of_set(
     }
     let source = demo::by_name(&wanted.path)
         .unwrap_or_else(|| ModelSource::Directory(wanted.path.clone().into()));
-    match tokenizer_of(&source) {
+    match tokenizer_in(&source) {
         Ok(tokenizer) if tokenizer.fingerprint() == wanted.fingerprint => Ok(Some(tokenizer)),
         _ => {
             progress.note(&format!(
@@ -214,7 +214,7 @@ pub(super) fn tokenizer_of_set(
     }
 }
 
-/// What a model is and what it costs.
+/// Description of a model and its costs.
 #[derive(Debug, Serialize)]
 pub struct ModelReport {
     /// The model as given.
@@ -230,7 +230,7 @@ pub struct ModelReport {
     pub dtypes: String,
     /// Number of tensors that the architecture asks for; all are there.
     pub num_tensors: usize,
-    /// Whether every value was read and is a number.
+    /// Every value was read and is finite.
     pub values_checked: bool,
     /// Number of parameters.
     pub parameters: u64,
@@ -268,11 +268,10 @@ pub fn model(
     seq_len: Option<usize>,
     check_values: bool,
 ) -> Result<ModelReport> {
-    let architecture = source.architecture()?;
-    let checkpoint = Checkpoint::open(source)?;
-    checkpoint.verify(&architecture)?;
+    let model = OpenModel::open(source)?;
+    let (architecture, weights) = (model.architecture(), model.weights());
     if check_values {
-        checkpoint.check_values(&architecture)?;
+        weights.check_values(architecture)?;
     }
     let longest = architecture.max_position_embeddings;
     let seq_len = match seq_len {
@@ -289,7 +288,7 @@ pub fn model(
     let parameters = architecture.num_parameters();
     let embedding = architecture.vocab_size as u64 * architecture.hidden_size as u64;
     let forward = architecture.forward_flops_per_token(seq_len);
-    let tokenizer = match tokenizer_of(source) {
+    let tokenizer = match tokenizer_of(&model) {
         Err(error) => Err(format!("{error:#}")),
         Ok(tokenizer) if tokenizer.vocab_size() > architecture.vocab_size => Err(format!(
             "it has ids up to {}, but the model has {} embeddings",
@@ -301,11 +300,11 @@ pub fn model(
     Ok(ModelReport {
         model: source.to_string(),
         model_type: architecture.model_type.clone(),
-        files: checkpoint
+        files: weights
             .files()
             .map(|(name, bytes)| (name.to_owned(), bytes))
             .collect(),
-        dtypes: checkpoint.dtype_names(),
+        dtypes: weights.dtype_names(),
         num_tensors: architecture.tensors().len(),
         values_checked: check_values,
         parameters,
@@ -327,6 +326,6 @@ pub fn model(
         micro_batch_tokens,
         tokenizer_ids: tokenizer.as_ref().ok().copied(),
         tokenizer_problem: tokenizer.err(),
-        architecture,
+        architecture: architecture.clone(),
     })
 }

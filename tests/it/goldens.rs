@@ -174,7 +174,7 @@ fn pass(
         center: Center::Row,
         normalize: Normalize::Targets,
         top_k_fraction: 1.0,
-        z_loss: 0.0,
+        z_loss: None,
     };
     let mut gradients = Gradients::new(model.parameters().len());
     let mut sums = remit::loss::LossSums::default();
@@ -187,7 +187,7 @@ fn pass(
         model
             .accumulate_gradients(&ids, &mut gradients, &how, &mut |outputs, weights| {
                 objective
-                    .weigh(&micro_batch[outputs.row], outputs.log_probs, weights)
+                    .token_weights(&micro_batch[outputs.row], outputs.log_probs, weights)
                     .unwrap();
                 sums.add(
                     outputs.log_probs,

@@ -193,17 +193,15 @@ fn json_on_stdout_is_one_object_and_everything_else_is_on_stderr() {
     annealed.check(!annealed.stderr.is_empty(), "the log goes to stderr");
     let anneal = only_object(&annealed.stdout);
     assert_eq!(anneal["output"], "annealed");
-    assert_eq!(anneal["first_step"]["step"], 1);
-    assert_eq!(anneal["last_step"]["step"], 2);
-    let metrics = String::from_utf8(workspace.read("annealed/metrics.jsonl")).unwrap();
-    let steps: Vec<Value> = metrics
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let steps: Vec<Value> = workspace.metrics("annealed");
+    assert_eq!(steps.len(), 2);
+    let losses = &anneal["losses"];
+    assert_eq!(losses["measured_on"], "all_training_rows");
     assert_eq!(
-        [&anneal["first_step"], &anneal["last_step"]],
-        [&steps[0], &steps[1]]
+        losses["all"]["targets"].as_u64(),
+        steps.iter().map(|step| step["targets"].as_u64()).sum()
     );
+    assert_eq!(anneal["evaluation"], Value::Null);
 }
 
 #[test]

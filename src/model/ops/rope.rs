@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::{RowLayout, composed, copied, is_ours, rows_per_task, tensor, view};
 use crate::model::Error;
-use crate::model::architecture::Rotary;
+use crate::model::architecture::RopeConfig;
 use crate::model::simd::vectorized;
 
 /// Cosines and sines of the tokens of one batch, `[tokens, half]` each.
@@ -37,7 +37,7 @@ pub(crate) struct Turned {
 impl Rotation {
     /// Angles are `position * frequency`, in f32 as in transformers; a row's length decides which
     /// frequencies count for it.
-    pub fn new(layout: &RowLayout, rotary: &Rotary) -> Self {
+    pub fn new(layout: &RowLayout, rotary: &RopeConfig) -> Self {
         let frequencies: Vec<(usize, &[f32])> = layout
             .rows()
             .flat_map(|row| {

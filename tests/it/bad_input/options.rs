@@ -52,7 +52,9 @@ const ALONE: &[Case] = &[
         prepare: nothing,
         command: "remit-score corpus -o out --rl-model rl --seq-len 1",
         exit: USAGE,
-        stderr: &["error: --seq-len: a row length of 1 tokens is too short; the least is 2\n"],
+        stderr: &[
+            "error: invalid value '1' for '--seq-len <TOKENS>': a row length of 1 tokens is too short; the least is 2\n",
+        ],
     },
     Case {
         input: "rows that are longer than the model's positions",
@@ -79,21 +81,27 @@ const ALONE: &[Case] = &[
         prepare: nothing,
         command: "remit-score corpus -o out --rl-model rl --epsilon 1.5",
         exit: USAGE,
-        stderr: &["error: epsilon is 1.5; it must be at least 0 and less than 1\n"],
+        stderr: &[
+            "error: invalid value '1.5' for '--epsilon <EPSILON>': epsilon is 1.5; it must be at least 0 and less than 1\n",
+        ],
     },
     Case {
         input: "an epsilon that is not a number",
         prepare: nothing,
         command: "remit-score corpus -o out --rl-model rl --epsilon nan",
         exit: USAGE,
-        stderr: &["error: epsilon is NaN; it must be at least 0 and less than 1\n"],
+        stderr: &[
+            "error: invalid value 'nan' for '--epsilon <EPSILON>': epsilon is NaN; it must be at least 0 and less than 1\n",
+        ],
     },
     Case {
         input: "a temperature of 0",
         prepare: nothing,
         command: "remit-score corpus -o out --rl-model rl --temperature 0",
         exit: USAGE,
-        stderr: &["error: temperature is 0; it must be a positive number\n"],
+        stderr: &[
+            "error: invalid value '0' for '--temperature <TEMPERATURE>': temperature is 0; it must be a positive number\n",
+        ],
     },
     Case {
         input: "a worker that there is not",
@@ -221,7 +229,7 @@ const ALONE: &[Case] = &[
         exit: USAGE,
         stderr: &[
             "error: --threads 100000 is more than ",
-            "\nhint: without it there is one a core, ",
+            "\nhint: without it there is one per core, ",
         ],
     },
     Case {
@@ -258,8 +266,8 @@ const CHANGED: &[Case] = &[
         command: "remit-score corpus -o set --rl-model rl --base-model base --part-bytes 1000 --seq-len 64",
         exit: USAGE,
         stderr: &[
-            "error: set was begun with other inputs or options:\n  seq_len was 2048, is now 64\n",
-            "hint: give another -o, or the options and inputs it was begun with\n",
+            "error: set was started with other inputs or options:\n  seq_len was 2048, is now 64\n",
+            "hint: give another -o, or the options and inputs it was started with\n",
         ],
     },
     Case {

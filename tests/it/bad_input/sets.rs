@@ -167,7 +167,7 @@ const LEARNERS: &[Case] = &[
         exit: BAD_DATA,
         stderr: &[
             "error: the set has rows of ",
-            " tokens, but rl was made for 16 positions\n",
+            " tokens, but rl was made for 16 positions\nhint: score the corpus again with --seq-len 16, or ",
         ],
     },
     Case {
@@ -195,8 +195,8 @@ const LEARNERS: &[Case] = &[
         command: "remit-anneal --weights without-base -o out",
         exit: USAGE,
         stderr: &[
-            "error: the set in without-base was scored without a base model, so there is none to \
-             begin with\nhint: give --model DIR\n",
+            "error: the set in without-base was scored without a base model, so there is no initial \
+             model\nhint: give --model DIR\n",
         ],
     },
     Case {
@@ -275,7 +275,9 @@ const OPTIONS: &[Case] = &[
         prepare: nothing,
         command: "remit-anneal --weights set -o out --lr 2 --weight-decay 0.5",
         exit: USAGE,
-        stderr: &["error: --lr 2 times --weight-decay 0.5 is 1; from 1 on a step wipes out"],
+        stderr: &[
+            "error: --lr 2 times --weight-decay 0.5 is 1; it must be less than 1, or a step wipes out the weights\nhint: lower either of them\n",
+        ],
     },
     Case {
         input: "a warm-up that is longer than the run",
@@ -289,7 +291,9 @@ const OPTIONS: &[Case] = &[
         prepare: nothing,
         command: "remit-anneal --weights set -o out --epsilon 1",
         exit: USAGE,
-        stderr: &["error: epsilon is 1; it must be at least 0 and less than 1\n"],
+        stderr: &[
+            "error: invalid value '1' for '--epsilon <EPSILON>': epsilon is 1; it must be at least 0 and less than 1\n",
+        ],
     },
 ];
 

@@ -6,12 +6,14 @@ use std::io::Write as _;
 use std::path::Path;
 
 use candle_core::Tensor;
+use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
-use super::{Error, ops, weights};
+use super::read::width;
 use crate::fs::{AtomicFile, Digest, HashingWriter, write_error};
+use crate::model::{Error, ops};
 
 /// Elements that are converted and written at a time.
 const WRITE_ELEMENTS: usize = 1 << 20;
@@ -37,15 +39,15 @@ pub(crate) enum Values<'a> {
 }
 
 impl Entry<'_> {
-    /// Bytes that it takes in a file.
+    /// Returns the bytes that it takes in a file.
     pub fn size_bytes(&self) -> usize {
-        self.shape.iter().product::<usize>() * weights::width(self.dtype).unwrap_or(4)
+        self.shape.iter().product::<usize>() * width(self.dtype).unwrap_or(4)
     }
 }
 
-/// Writes a file: the header, padded to 8 bytes, then the tensors in the order given. `metadata` is text by
-/// key, of which there may be one only, since the order of several would be chance. The digest is that of
-/// the whole file.
+/// Writes a file: the header, padded to 8 bytes, then the tensors in the order given. Returns the digest of
+/// the whole file. `metadata` is text by key; there is one key only, since the order of several would be
+/// chance.
 pub(crate) fn write(
     path: &Path,
     metadata: (&str, String),
@@ -86,7 +88,7 @@ pub(crate) fn write(
         for values in values.chunks(WRITE_ELEMENTS) {
             let parts: Vec<Vec<u8>> = values
                 .par_chunks(ops::CHUNK)
-                .map(|part| weights::narrow(part, entry.dtype))
+                .map(|part| narrow(part, entry.dtype))
                 .collect();
             write(&parts.concat())?;
         }
@@ -94,4 +96,27 @@ pub(crate) fn write(
     let (file, digest) = file.finish();
     file.publish()?;
     Ok(digest)
+}
+
+/// Converts f32 elements to the bytes of another dtype, rounded to nearest even.
+fn narrow(values: &[f32], dtype: Dtype) -> Vec<u8> {
+    let mut bytes = vec![0; values.len() * width(dtype).unwrap_or(4)];
+    match dtype {
+        Dtype::BF16 => {
+            for (bytes, value) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+                *bytes = bf16::from_f32(*value).to_le_bytes();
+            }
+        }
+        Dtype::F16 => {
+            for (bytes, value) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+                *bytes = f16::from_f32(*value).to_le_bytes();
+            }
+        }
+        _ => {
+            for (bytes, value) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(values) {
+                *bytes = value.to_le_bytes();
+            }
+        }
+    }
+    bytes
 }

@@ -1,13 +1,12 @@
-//! What is there already of a set, and whether a run may go on with it.
+//! Finds what there is of a set already, and checks that a run may continue it.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::score::ScoreOptions;
-use super::{Progress, Usage};
+use super::super::{Progress, Usage};
 use crate::corpus::{Corpus, Input, Part};
 use crate::fs;
 use crate::shard::assemble::assemble;
@@ -18,18 +17,18 @@ use crate::shard::read::ShardFile;
 use crate::shard::schema::ShardFormat;
 use crate::shard::verify::rejects;
 
-/// Compares a plan with the one that is there, if there is one.
-pub(super) fn compare_plan(dir: &Path, plan: &Plan) -> Result<()> {
+/// Compares a plan with that of the folder, if there is one.
+pub(in super::super) fn compare_plan(dir: &Path, plan: &Plan) -> Result<()> {
     match Plan::load(dir)? {
         Some(existing) => refuse_differences(dir, &existing, plan),
         None => Ok(()),
     }
 }
 
-/// Writes the plan, or compares with the one that is there; returns the one that is in force.
+/// Writes the plan, or compares with the existing one; returns the one in force.
 pub(super) fn settle_plan(dir: &Path, plan: Plan) -> Result<Plan> {
     if Plan::load(dir)?.is_none() {
-        // Who lost a plan can have it back from the manifest, where it is word for word.
+        // A lost plan can be restored from the manifest, which has every word of it.
         if let Some(Manifest { plan: existing, .. }) = Manifest::load_if_present(dir)? {
             refuse_differences(dir, &existing, &plan)?;
             existing.save(dir)?;
@@ -63,12 +62,12 @@ fn refuse_differences(dir: &Path, existing: &Plan, plan: &Plan) -> Result<()> {
     if differences.is_empty() {
         return Ok(());
     }
-    // A plan under which nothing was made, say because the first record was bad, is not replaced here:
-    // a worker may be at its first shard under it, and once that is published, whoever goes by the new
-    // plan leaves it as it is, and learns only when all the rest is made that it does not belong.
+    // A plan is not replaced even if nothing was made under it, say because the first record was bad. A worker may
+    // be at its first shard under it. Workers of the new plan would keep that shard, and learn only at the end that
+    // it does not belong.
     let is_begun = Manifest::is_present(dir)? || fs::list(dir)?.iter().any(|name| is_shard(name));
     let hint = if is_begun {
-        "give another -o, or the options and inputs it was begun with".to_owned()
+        "give another -o, or the options and inputs it was started with".to_owned()
     } else {
         format!(
             "no shard was made under that plan yet: if no worker runs with it any more, remove {} and \
@@ -77,7 +76,7 @@ fn refuse_differences(dir: &Path, existing: &Plan, plan: &Plan) -> Result<()> {
         )
     };
     Err(Usage(format!(
-        "{} was begun with other inputs or options:\n  {}\nhint: {hint}",
+        "{} was started with other inputs or options:\n  {}\nhint: {hint}",
         dir.display(),
         differences.join("\n  ")
     ))
@@ -89,13 +88,13 @@ fn is_shard(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(SHARD_PREFIX.as_bytes())
 }
 
-/// What can be said of the places alone: the output may not be a file, and URLs have to name buckets.
-pub(super) fn check_places(options: &ScoreOptions) -> Result<()> {
-    let inputs = options.inputs.iter().flat_map(|input| match input {
+/// Checks what can be told from places alone: the output may not be a file, and URLs have to name buckets.
+pub(super) fn check_places(inputs: &[Input], output: &Path) -> Result<()> {
+    let paths = inputs.iter().flat_map(|input| match input {
         Input::Path(path) => std::slice::from_ref(path),
         Input::List(paths) => paths,
     });
-    for path in inputs.chain([&options.output]) {
+    for path in paths.map(PathBuf::as_path).chain([output]) {
         if fs::lacks_bucket(path) {
             let shown = path.display();
             return Err(Usage(format!(
@@ -105,13 +104,13 @@ pub(super) fn check_places(options: &ScoreOptions) -> Result<()> {
             .into());
         }
     }
-    Ok(fs::expect_no_file(&options.output)?)
+    Ok(fs::expect_no_file(output)?)
 }
 
-/// The set may not become part of its own corpus.
-pub(super) fn refuse_output_inside_input(options: &ScoreOptions) -> Result<()> {
-    let output = fs::canonicalize_missing(&options.output)?;
-    let paths = options.inputs.iter().filter_map(|input| match input {
+/// Refuses an output folder inside an input: the set may not become part of its own corpus.
+pub(super) fn refuse_output_inside_input(inputs: &[Input], dir: &Path) -> Result<()> {
+    let output = fs::canonicalize_missing(dir)?;
+    let paths = inputs.iter().filter_map(|input| match input {
         Input::Path(path) => Some(path),
         _ => None,
     });
@@ -120,7 +119,7 @@ pub(super) fn refuse_output_inside_input(options: &ScoreOptions) -> Result<()> {
             return Err(Usage(format!(
                 "-o {} lies inside the input {}, so the next run would take its shards for text\nhint: \
                  give an -o outside of it",
-                options.output.display(),
+                dir.display(),
                 input.display()
             ))
             .into());
@@ -129,18 +128,23 @@ pub(super) fn refuse_output_inside_input(options: &ScoreOptions) -> Result<()> {
     Ok(())
 }
 
-/// As [`refuse_output_inside_input`], of what patterns and lists come to.
-pub(super) fn refuse_output_in_corpus(options: &ScoreOptions, corpus: &Corpus) -> Result<()> {
-    let output = fs::canonicalize_missing(&options.output)?;
+/// Refuses an output folder among the files that patterns and lists come to.
+pub(super) fn refuse_output_in_corpus(
+    inputs: &[Input],
+    dir: &Path,
+    format: ShardFormat,
+    corpus: &Corpus,
+) -> Result<()> {
+    let output = fs::canonicalize_missing(dir)?;
     let refuse = |what: &str| {
         Usage(format!(
             "-o {} lies among the inputs: {what}, so shards would be taken for text\nhint: give an -o \
              outside of them, or a pattern that leaves it out",
-            options.output.display()
+            dir.display()
         ))
     };
-    let shard = options.output.join(shard_name(0, options.format));
-    for input in &options.inputs {
+    let shard = dir.join(shard_name(0, format));
+    for input in inputs {
         if let Input::Path(pattern) = input
             && fs::matches(pattern, &shard)
         {
@@ -155,7 +159,12 @@ pub(super) fn refuse_output_in_corpus(options: &ScoreOptions, corpus: &Corpus) -
     Ok(())
 }
 
-pub(super) fn missing_parts(dir: &Path, format: ShardFormat, parts: &[Part]) -> Result<Vec<u32>> {
+/// Lists the parts without a shard.
+pub(in super::super) fn missing_parts(
+    dir: &Path,
+    format: ShardFormat,
+    parts: &[Part],
+) -> Result<Vec<u32>> {
     let names: BTreeSet<OsString> = fs::list(dir)?.into_iter().collect();
     let is_missing = |part: &u32| !names.contains(OsStr::new(&shard_name(*part, format)));
     Ok(parts
@@ -165,8 +174,8 @@ pub(super) fn missing_parts(dir: &Path, format: ShardFormat, parts: &[Part]) -> 
         .collect())
 }
 
-/// Makes the manifest from the shards, or reads the one that is there; shards of the parts that were
-/// `made` just now have to be what it says.
+/// Makes the manifest from the shards, or reads the existing one. In that case shards of the parts that were
+/// `made` just now have to be those that it lists.
 pub(super) fn complete(
     dir: &Path,
     plan: Plan,
