@@ -10,7 +10,8 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
-use super::{Error, ops, weights};
+use super::kernels::tensor::{CHUNK, on_host};
+use super::{Error, weights};
 use crate::fs::{AtomicFile, Digest, HashingWriter, write_error};
 
 /// Elements that are converted and written at a time.
@@ -80,12 +81,12 @@ pub(crate) fn write(
     write(&vec![b' '; padding])?;
     for entry in entries {
         let values: &[f32] = match &entry.values {
-            Values::Of(tensor) => &ops::on_host(tensor)?,
+            Values::Of(tensor) => &on_host(tensor)?,
             Values::Slice(values) => values,
         };
         for values in values.chunks(WRITE_ELEMENTS) {
             let parts: Vec<Vec<u8>> = values
-                .par_chunks(ops::CHUNK)
+                .par_chunks(CHUNK)
                 .map(|part| weights::narrow(part, entry.dtype))
                 .collect();
             write(&parts.concat())?;

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 
 use super::Error;
-use super::architecture::{Architecture, EMBEDDING, HEAD};
+use super::architecture::{Architecture, EMBEDDING, LM_HEAD};
 use crate::fs::{self, Digest, MappedFile};
 
 pub(super) const SINGLE_FILE: &str = "model.safetensors";
@@ -231,9 +231,9 @@ impl Checkpoint {
         let mut expected = BTreeSet::new();
         let mut asked = architecture.tensors();
         // A tied checkpoint may store the shared matrix twice.
-        if architecture.tied_head && self.tensors.contains_key(HEAD) {
+        if architecture.tied_head && self.tensors.contains_key(LM_HEAD) {
             let shape = vec![architecture.vocab_size, architecture.hidden_size];
-            asked.push((HEAD.to_owned(), shape));
+            asked.push((LM_HEAD.to_owned(), shape));
         }
         for (name, shape) in asked {
             match self.tensors.get(&name) {
@@ -262,7 +262,7 @@ impl Checkpoint {
         }
         if problems.is_empty() && !self.second_head_is_the_same(architecture)? {
             problems.push(format!(
-                "{HEAD} differs from {EMBEDDING}, though config.json ties them; remove one or set tie_word_embeddings to false"
+                "{LM_HEAD} differs from {EMBEDDING}, though config.json ties them; remove one or set tie_word_embeddings to false"
             ));
         }
         if problems.is_empty() {
@@ -275,7 +275,7 @@ impl Checkpoint {
     /// Whether a tied checkpoint that stores the head as well stores the same twice. transformers does
     /// not tie them otherwise.
     fn second_head_is_the_same(&self, architecture: &Architecture) -> Result<bool, Error> {
-        let stored = (self.tensors.get(EMBEDDING), self.tensors.get(HEAD));
+        let stored = (self.tensors.get(EMBEDDING), self.tensors.get(LM_HEAD));
         let (true, (Some(embedding), Some(head))) = (architecture.tied_head, stored) else {
             return Ok(true);
         };
@@ -283,7 +283,7 @@ impl Checkpoint {
         Ok(if embedding.dtype == head.dtype {
             bytes(embedding) == bytes(head)
         } else {
-            self.load(EMBEDDING)? == self.load(HEAD)?
+            self.load(EMBEDDING)? == self.load(LM_HEAD)?
         })
     }
 

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{BadInput, Progress, StopFlag, Usage, open_device};
 use crate::batch::{Cursor, Order};
-use crate::checkpoint::{self, CHECKPOINTS_DIR};
+use crate::checkpoint::{self, CHECKPOINTS_DIR, TrainingCheckpoint};
 use crate::fs;
 use crate::loss::Weighting;
 use crate::model::{Checkpoint, Compute, Decoder, Gradients, ModelSource};
@@ -177,7 +177,7 @@ pub fn run(
         options,
         objective: settings.objective,
         gradients: Gradients::new(model.parameters().len()),
-        optimizer: AdamW::new(&model, options.optimizer)?,
+        optimizer: AdamW::new(model.parameters(), options.optimizer)?,
         schedule: settings.schedule,
         model,
         tokens: 0,
@@ -286,13 +286,13 @@ fn resume(
         ))
         .into());
     }
-    let checkpoint::Newest { whole, damaged } = checkpoint::Checkpoint::newest(&dir)?;
+    let checkpoint::Newest { intact, damaged } = TrainingCheckpoint::newest(&dir)?;
     for (_, problem) in &damaged {
         let cause = std::error::Error::source(problem).map(|cause| format!(": {cause}"));
         let cause = cause.unwrap_or_default();
         progress.note(&format!("{problem}{cause}; the one before it is tried"));
     }
-    let Some(newest) = whole else {
+    let Some(newest) = intact else {
         return match damaged.into_iter().next() {
             None => Ok(None),
             Some((_, problem)) => Err(anyhow::Error::new(problem).context(format!(
@@ -312,7 +312,7 @@ fn resume(
         .into());
     }
     newest.restore(
-        &trainer.model,
+        trainer.model.parameters_mut(),
         &mut trainer.optimizer,
         state.optimizer_steps,
     )?;

@@ -8,7 +8,7 @@ use super::super::StopFlag;
 use super::{AnnealOptions, RESUMES, StepMetrics};
 use crate::batch::{Step, micro_batches, row_tokens};
 use crate::loss::{LossSums, Objective};
-use crate::model::{self, Backward, Decoder, Gradients, UNIT_TOKENS};
+use crate::model::{self, Backward, Decoder, Gradients, GRAD_CHUNK_TOKENS};
 use crate::optim::AdamW;
 use crate::schedule::Schedule;
 use crate::shard::read::StoredRow;
@@ -54,13 +54,13 @@ impl Trainer<'_> {
         let mut sums = LossSums::default();
         let objective = self.objective;
         let how = Backward {
-            z_loss: objective.z_loss as f32,
+            z_loss: (objective.z_loss != 0.0).then_some(objective.z_loss as f32),
             activation_checkpointing: self.options.activation_checkpointing,
         };
         let runs = micro_batches(
             &step.rows,
             self.options.micro_batch_tokens,
-            UNIT_TOKENS,
+            GRAD_CHUNK_TOKENS,
             row_tokens,
         );
         for rows in runs {
@@ -92,7 +92,12 @@ impl Trainer<'_> {
         let normalizer = sums.normalizer(objective.normalize);
         let grad_norm = match self
             .optimizer
-            .step(&self.model, &mut self.gradients, normalizer, lr)
+            .step(
+            self.model.parameters_mut(),
+            &mut self.gradients,
+            normalizer,
+            lr,
+        )
         {
             Err(model::Error::Diverged { norm }) => {
                 let what = format!("the gradient's norm is {norm}");
@@ -121,7 +126,7 @@ impl Trainer<'_> {
 
     /// What is logged of a step that was left out, whose gradients are thrown away.
     pub fn skip(&mut self, number: u64, step: &Step, started: Instant) -> Result<StepMetrics> {
-        self.gradients.clear()?;
+        self.gradients.clear(self.model.parameters())?;
         let step_tokens = step.num_tokens();
         self.tokens += step_tokens;
         let targets = step.rows.iter().map(|row| row.scored.row.num_targets());

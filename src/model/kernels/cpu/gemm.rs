@@ -7,7 +7,7 @@ use std::sync::Once;
 
 use gemm::Parallelism;
 
-use super::Error;
+use crate::model::Error;
 
 /// Once a process: how the crate goes about products.
 static SETTINGS: Once = Once::new();
