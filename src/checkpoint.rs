@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::fs::{self, Digest, MappedFile};
-use crate::model::{self, Entry, Parameters, Values};
+use crate::model::{self, Entry, Parameters};
 use crate::optim::AdamW;
 
 /// Folder of the checkpoints in an output folder.
@@ -133,17 +133,11 @@ pub fn save(
     let mut entries = Vec::with_capacity(3 * parameters.len());
     for (index, parameter) in parameters.iter().enumerate() {
         let [first, second] = optimizer.moments(index)?;
-        let values = [
-            parameter.values(),
-            Values::Of(first),
-            Values::Of(second),
-        ];
-        for (kind, values) in KINDS.iter().zip(values) {
+        for (kind, tensor) in KINDS.iter().zip([parameter.value(), first, second]) {
             entries.push(Entry {
                 name: format!("{kind}{}", parameter.name),
                 dtype: Dtype::F32,
-                shape: parameter.shape().to_vec(),
-                values,
+                tensor,
             });
         }
     }

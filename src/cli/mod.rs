@@ -10,6 +10,8 @@ mod config;
 mod exit;
 pub mod inspect;
 mod model_report;
+#[cfg(test)]
+mod open_once_tests;
 mod progress;
 mod report;
 pub mod score;

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::report::grouped;
-use crate::model::{Activation, Architecture, Block, NormPlacement, Projections, QkNorm};
+use crate::model::{Activation, Architecture, BlockConfig, NormPlacement, Projections, QkNorm};
 use crate::pipeline::inspect::ModelReport;
 
 /// The table of `remit-inspect model`.
@@ -25,7 +25,7 @@ pub fn text(report: &ModelReport) -> String {
         ),
     );
     for (name, describe) in [
-        ("attention", attention as fn(&Block) -> String),
+        ("attention", attention as fn(&BlockConfig) -> String),
         ("projections", projections),
         ("window", window),
         ("feed-forward", feed_forward),
@@ -101,7 +101,7 @@ pub fn text(report: &ModelReport) -> String {
 }
 
 /// What `describe` says of the blocks: once if it is the same for all, else with the layers' numbers.
-fn by_layer(blocks: &[Block], describe: impl Fn(&Block) -> String) -> String {
+fn by_layer(blocks: &[BlockConfig], describe: impl Fn(&BlockConfig) -> String) -> String {
     let mut kinds: Vec<(String, Vec<usize>)> = Vec::new();
     for (i, block) in blocks.iter().enumerate() {
         let kind = describe(block);
@@ -138,13 +138,13 @@ fn ranges(numbers: &[usize]) -> String {
         .join(", ")
 }
 
-fn attention(block: &Block) -> String {
+fn attention(block: &BlockConfig) -> String {
     let mut text = format!(
         "{} heads over {} of keys and values, {} features a head",
         block.num_heads, block.num_kv_heads, block.head_dim
     );
-    if block.value_dim != block.head_dim {
-        let _ = write!(text, " ({} of values)", block.value_dim);
+    if block.v_head_dim != block.head_dim {
+        let _ = write!(text, " ({} of values)", block.v_head_dim);
     }
     let usual = (block.head_dim as f64).powf(-0.5) as f32;
     if (block.score_scale - usual).abs() > 1e-6 * usual {
@@ -156,17 +156,16 @@ fn attention(block: &Block) -> String {
     text
 }
 
-fn projections(block: &Block) -> String {
+fn projections(block: &BlockConfig) -> String {
     let mut text = match block.projections {
         Projections::Separate { bias } => format!("separate{}", biased(bias)),
         Projections::Fused => "one matrix for queries, keys and values".to_owned(),
-        Projections::Latent(latent) => format!(
+        Projections::Mla(mla) => format!(
             "latent: queries {}, keys and values of rank {}{}",
-            latent
-                .query_rank
+            mla.q_lora_rank
                 .map_or_else(|| "direct".to_owned(), |rank| format!("of rank {rank}")),
-            latent.kv_rank,
-            biased(latent.bias)
+            mla.kv_lora_rank,
+            biased(mla.attention_bias)
         ),
     };
     let _ = write!(text, "; output{}", biased(block.output_bias));
@@ -182,14 +181,14 @@ fn biased(bias: bool) -> &'static str {
     if bias { " with bias" } else { " without bias" }
 }
 
-fn window(block: &Block) -> String {
+fn window(block: &BlockConfig) -> String {
     match block.window {
         None => "none".to_owned(),
         Some(tokens) => format!("{} tokens", grouped(tokens as u64)),
     }
 }
 
-fn feed_forward(block: &Block) -> String {
+fn feed_forward(block: &BlockConfig) -> String {
     format!(
         "{} wide, {}{}{}",
         grouped(block.intermediate_size as u64),
@@ -206,30 +205,30 @@ fn feed_forward(block: &Block) -> String {
     )
 }
 
-fn norms(block: &Block) -> String {
+fn norms(block: &BlockConfig) -> String {
     match block.norms {
-        NormPlacement::Before => "before each sublayer",
-        NormPlacement::After => "after each sublayer",
-        NormPlacement::Both => "before and after each sublayer",
+        NormPlacement::Pre => "before each sublayer",
+        NormPlacement::Post => "after each sublayer",
+        NormPlacement::PreAndPost => "before and after each sublayer",
     }
     .to_owned()
 }
 
-fn rotation(architecture: &Architecture, block: &Block) -> String {
-    let Some(rotary) = block.rotary.and_then(|i| architecture.rotaries.get(i)) else {
+fn rotation(architecture: &Architecture, block: &BlockConfig) -> String {
+    let Some(rope) = block.rope.and_then(|i| architecture.ropes.get(i)) else {
         return "none".to_owned();
     };
-    let slowest = rotary.frequencies.iter().copied().fold(f32::MAX, f32::min);
+    let slowest = rope.frequencies.iter().copied().fold(f32::MAX, f32::min);
     let mut text = format!(
         "{} of {} features, wavelengths up to {:.0} tokens",
-        2 * rotary.frequencies.len(),
+        2 * rope.frequencies.len(),
         block.head_dim,
         2.0 * std::f32::consts::PI / slowest
     );
-    if rotary.scale != 1.0 {
-        let _ = write!(text, ", x {:.3}", rotary.scale);
+    if rope.scale != 1.0 {
+        let _ = write!(text, ", x {:.3}", rope.scale);
     }
-    if let Some(long) = &rotary.long {
+    if let Some(long) = &rope.long {
         let _ = write!(text, ", others above {} tokens", long.above_tokens);
     }
     text

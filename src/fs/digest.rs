@@ -7,7 +7,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Context, File, Result, open};
+use super::{Context, File, MappedFile, Result, open};
+
+/// Bytes of a mapped file that are hashed before their pages are given back.
+const MAPPED_BLOCK_BYTES: usize = 8 << 20;
 
 /// Bytes read at a time where a file is streamed.
 const STREAM_BUFFER_BYTES: usize = 1 << 20;
@@ -100,6 +103,19 @@ pub fn hash_file(path: &Path, mut observe: impl FnMut(&[u8])) -> Result<(u64, Di
         size_bytes += read as u64;
     }
     Ok((size_bytes, Digest(*hasher.finalize().as_bytes())))
+}
+
+/// Returns the digest of a mapped file, that of [`hash_file`]. Pages are given back once they are hashed:
+/// memory does not grow with the file.
+pub fn hash_mapped(file: &MappedFile) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    let mut offset = 0;
+    for block in file.chunks(MAPPED_BLOCK_BYTES) {
+        hasher.update_rayon(block);
+        file.release(offset, block.len());
+        offset += block.len();
+    }
+    Digest(*hasher.finalize().as_bytes())
 }
 
 /// A file that is read from its start and hashed as it is read.

@@ -1,5 +1,7 @@
-//! Calls that fail when a test wants them to: the N-th one below a folder.
+//! Calls that fail when a test wants them to: the N-th one below a folder. And a record of files that are
+//! opened.
 
+use std::collections::BTreeMap;
 use std::io::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -68,6 +70,48 @@ impl Drop for Injection {
     }
 }
 
+/// Folder that is watched, and how often files below it were opened.
+type Opened = Option<(PathBuf, BTreeMap<PathBuf, usize>)>;
+
+static OPENED: Mutex<Opened> = Mutex::new(None);
+static WATCH: Mutex<()> = Mutex::new(());
+
+/// As long as it lives, counts how often each file below a folder is opened. One test has its turn at a time.
+pub(crate) struct OpenCounter(#[expect(dead_code)] MutexGuard<'static, ()>);
+
+impl OpenCounter {
+    pub(crate) fn new(root: &Path) -> Self {
+        let turn = WATCH.lock().unwrap_or_else(PoisonError::into_inner);
+        *opened() = Some((root.to_owned(), BTreeMap::new()));
+        Self(turn)
+    }
+
+    /// Returns how often each file was opened, by its path relative to the folder.
+    pub(crate) fn counts(&self) -> BTreeMap<PathBuf, usize> {
+        opened()
+            .as_ref()
+            .map_or_else(BTreeMap::new, |(_, counts)| counts.clone())
+    }
+}
+
+impl Drop for OpenCounter {
+    fn drop(&mut self) {
+        *opened() = None;
+    }
+}
+
+fn opened() -> MutexGuard<'static, Opened> {
+    OPENED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn count_opened(path: &Path) {
+    if let Some((root, counts)) = &mut *opened()
+        && let Ok(relative) = path.strip_prefix(root)
+    {
+        *counts.entry(relative.to_owned()).or_default() += 1;
+    }
+}
+
 fn state() -> MutexGuard<'static, Option<State>> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -83,6 +127,9 @@ impl State {
 }
 
 pub(super) fn check(action: &'static str, path: &Path) -> Result<()> {
+    if action == "open" {
+        count_opened(path);
+    }
     let mut state = state();
     let Some(state) = state.as_mut().filter(|state| path.starts_with(&state.root)) else {
         return Ok(());

@@ -33,7 +33,7 @@ mod stamp;
 mod url;
 
 pub use atomic::{AtomicFile, write_atomic, write_new};
-pub use digest::{Digest, Hasher, HashingFile, HashingWriter, hash_file};
+pub use digest::{Digest, Hasher, HashingFile, HashingWriter, hash_file, hash_mapped};
 pub use file::{Failure, File, MappedFile, Spool, open};
 pub use log::Log;
 pub use pattern::{GlobError, glob, matches};

@@ -1,7 +1,7 @@
-//! The description of a decoder.
+//! The description of a decoder, and the tensors that it asks for.
 //!
-//! Plain data: which norms a block has, how its heads are shaped, how positions are encoded. One
-//! forward and one backward serve every family.
+//! Plain data, in the terms of the papers and of config.json: which norms a block has, how its heads are
+//! shaped, how positions are encoded. One forward and one backward serve every family.
 
 /// Largest number of features of a head; half as many frequencies are computed for it.
 pub(super) const MAX_HEAD_DIM: usize = 1 << 16;
@@ -18,41 +18,42 @@ pub struct Architecture {
     pub hidden_size: usize,
     /// Longest context the model was made for, in tokens.
     pub max_position_embeddings: usize,
-    /// Whether the output head is the embedding.
+    /// Whether the output head is the embedding (`tie_word_embeddings`).
     pub tied_head: bool,
     /// Factor on the embeddings, where they enter the residual stream.
     pub embedding_scale: f32,
     /// Added to the mean square in every norm of the residual stream, of queries and of keys.
     pub norm_eps: f32,
-    /// What a norm's weight is counted from: it multiplies by `norm_offset + weight`.
+    /// Offset of the norms' weights: a norm multiplies by `norm_offset + weight`.
     pub norm_offset: f32,
     /// Logits are squeezed into this range: `cap * tanh(logit / cap)`.
     pub logit_soft_cap: Option<f32>,
-    /// The rotations by position that blocks choose from.
-    pub rotaries: Vec<Rotary>,
+    /// The RoPE configurations that blocks choose from.
+    pub ropes: Vec<RopeConfig>,
     /// The blocks, first to last.
-    pub blocks: Vec<Block>,
+    pub blocks: Vec<BlockConfig>,
 }
 
-/// A rotation of queries and keys by their position.
+/// Rotary position embedding of queries and keys (Su et al., arXiv 2104.09864), with its scaling applied.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
-pub struct Rotary {
-    /// Radians a position, one for each pair of rotated features.
+pub struct RopeConfig {
+    /// Radians per position, one for each pair of rotated features (`inv_freq`).
     pub frequencies: Vec<f32>,
     /// Other frequencies for long rows, where there are any.
-    pub long: Option<LongRotary>,
-    /// Factor on rotated features.
+    pub long: Option<LongRopeConfig>,
+    /// Factor on rotated features (`attention_factor`).
     pub scale: f32,
 }
 
-/// Frequencies of rows that are longer than what a model was first trained on.
+/// LongRoPE's frequencies of rows that are longer than what a model was first trained on
+/// (arXiv 2402.13753).
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
-pub struct LongRotary {
+pub struct LongRopeConfig {
     /// They count in rows of more tokens than this.
     pub above_tokens: usize,
-    /// Radians a position, one for each pair of rotated features.
+    /// Radians per position, one for each pair of rotated features.
     pub frequencies: Vec<f32>,
 }
 
@@ -60,15 +61,15 @@ pub struct LongRotary {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NormPlacement {
-    /// `x += attention(norm(x)); x += mlp(norm(x))`
-    Before,
-    /// `x += norm(attention(x)); x += norm(mlp(x))`
-    After,
-    /// `x += norm(attention(norm(x))); x += norm(mlp(norm(x)))`
-    Both,
+    /// Pre-norm: `x += attention(norm(x)); x += mlp(norm(x))`
+    Pre,
+    /// Of a sublayer's output, within the residual connection: `x += norm(attention(x)); x += norm(mlp(x))`
+    Post,
+    /// Sandwich norm: `x += norm(attention(norm(x))); x += norm(mlp(norm(x)))`
+    PreAndPost,
 }
 
-/// What the norm of queries and keys, before rotation, spans.
+/// Span of the norm of queries and keys, before RoPE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum QkNorm {
@@ -90,29 +91,36 @@ pub enum Projections {
     /// By one matrix; its rows are those of the queries, of the keys, of the values.
     Fused,
     /// From low-rank projections, normalized in between (multi-head latent attention).
-    Latent(Latent),
+    Mla(MlaConfig),
 }
 
-/// The sizes of multi-head latent attention (DeepSeek-V2, arXiv 2405.04434).
+/// Multi-head latent attention (MLA; DeepSeek-V2, arXiv 2405.04434).
 ///
-/// Queries and keys have `head_dim` features of which the last `rotary_dim` are rotated; those of
-/// the keys are one vector for all heads.
+/// Queries and keys have `head_dim` features, of which RoPE applies to the last `qk_rope_head_dim`; those
+/// of the keys are one vector for all heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Latent {
+pub struct MlaConfig {
     /// Width between the two query projections; `None` when there is just one.
-    pub query_rank: Option<usize>,
+    pub q_lora_rank: Option<usize>,
     /// Width between the two projections of keys and values.
-    pub kv_rank: usize,
-    /// Features of a head that are rotated.
-    pub rotary_dim: usize,
-    /// Whether neighbouring features turn together, and not those half a head apart.
-    pub interleaved: bool,
+    pub kv_lora_rank: usize,
+    /// Features of a head that RoPE applies to.
+    pub qk_rope_head_dim: usize,
+    /// Whether RoPE rotates neighbouring features together, and not those half a head apart.
+    pub rope_interleave: bool,
     /// Whether the first projections have biases.
-    pub bias: bool,
+    pub attention_bias: bool,
 }
 
-/// The function on the gate of a feed-forward layer.
+impl MlaConfig {
+    /// Returns the features of a head of `head_dim` that RoPE does not apply to.
+    pub(crate) fn qk_nope_head_dim(&self, head_dim: usize) -> usize {
+        head_dim - self.qk_rope_head_dim
+    }
+}
+
+/// Activation function on the gate of a feed-forward layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Activation {
@@ -122,10 +130,10 @@ pub enum Activation {
     GeluTanh,
 }
 
-/// One decoder block: attention, then a gated feed-forward layer, each added to the residual stream.
+/// Configuration of one decoder block: attention, then a gated feed-forward layer, each added to the residual stream.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
-pub struct Block {
+pub struct BlockConfig {
     /// Query heads.
     pub num_heads: usize,
     /// Key and value heads.
@@ -133,18 +141,18 @@ pub struct Block {
     /// Features of a head of queries and keys.
     pub head_dim: usize,
     /// Features of a head of values.
-    pub value_dim: usize,
+    pub v_head_dim: usize,
     /// How queries, keys and values are made.
     pub projections: Projections,
     /// Whether the attention's output projection has a bias.
     pub output_bias: bool,
-    /// Whether and how queries and keys are normalized, before rotation.
+    /// How queries and keys are normalized, before RoPE; `None` if they are not.
     pub qk_norm: Option<QkNorm>,
-    /// Which of [`Architecture::rotaries`] turns queries and keys; `None` for no rotation.
-    pub rotary: Option<usize>,
-    /// Number of positions that a token sees, itself included; `None` for all before it.
+    /// Index of the block's RoPE in [`Architecture::ropes`]; `None` for no position embedding (NoPE).
+    pub rope: Option<usize>,
+    /// Positions that a token attends to, itself included (sliding window); `None` for all up to it.
     pub window: Option<usize>,
-    /// Factor on the products of queries and keys.
+    /// Factor on the dot products of queries and keys.
     pub score_scale: f32,
     /// Scores are squeezed into this range: `cap * tanh(score / cap)`.
     pub score_soft_cap: Option<f32>,
@@ -152,33 +160,33 @@ pub struct Block {
     pub norms: NormPlacement,
     /// Width of the feed-forward layer.
     pub intermediate_size: usize,
-    /// The function on its gate.
+    /// Activation function on its gate.
     pub activation: Activation,
-    /// Whether one matrix makes the gate and what it multiplies.
+    /// Whether gate and up projection are one matrix.
     pub fused_mlp: bool,
     /// Whether its projections have biases.
     pub mlp_bias: bool,
 }
 
-impl Block {
-    /// Features of the queries of a token, all heads together.
+impl BlockConfig {
+    /// Returns the features of a token's queries, all heads together.
     pub fn query_width(&self) -> usize {
         self.num_heads * self.head_dim
     }
 
-    /// Features of the keys of a token.
+    /// Returns the features of a token's keys.
     pub fn key_width(&self) -> usize {
         self.num_kv_heads * self.head_dim
     }
 
-    /// Features of the values of a token.
+    /// Returns the features of a token's values.
     pub fn value_width(&self) -> usize {
-        self.num_kv_heads * self.value_dim
+        self.num_kv_heads * self.v_head_dim
     }
 
-    /// Features of what the attention gives its output projection.
+    /// Returns the input features of the attention's output projection.
     pub fn attention_width(&self) -> usize {
-        self.num_heads * self.value_dim
+        self.num_heads * self.v_head_dim
     }
 
     fn validate(&self) -> Result<(), String> {
@@ -191,27 +199,27 @@ impl Block {
                 self.num_heads, self.num_kv_heads
             ));
         }
-        let (name, turned) = match self.projections {
-            Projections::Latent(latent) => ("qk_rope_head_dim", latent.rotary_dim),
+        let (name, rotated) = match self.projections {
+            Projections::Mla(mla) => ("qk_rope_head_dim", mla.qk_rope_head_dim),
             _ => ("head_dim", self.head_dim),
         };
-        if turned < 2 || !turned.is_multiple_of(2) {
-            return Err(format!("{name} {turned} is not even, as RoPE needs"));
+        if rotated < 2 || !rotated.is_multiple_of(2) {
+            return Err(format!("{name} {rotated} is not even, as RoPE needs"));
         }
-        if self.head_dim > MAX_HEAD_DIM || self.value_dim > MAX_HEAD_DIM {
+        if self.head_dim > MAX_HEAD_DIM || self.v_head_dim > MAX_HEAD_DIM {
             return Err(format!(
                 "head_dim {} is more than {MAX_HEAD_DIM}",
-                self.head_dim.max(self.value_dim)
+                self.head_dim.max(self.v_head_dim)
             ));
         }
         if self.window == Some(0) {
             return Err("sliding_window is 0".to_owned());
         }
-        if self.value_dim == 0 {
+        if self.v_head_dim == 0 {
             return Err("a head of values has no features".to_owned());
         }
-        if let Projections::Latent(latent) = self.projections
-            && (latent.kv_rank == 0 || latent.query_rank == Some(0))
+        if let Projections::Mla(mla) = self.projections
+            && (mla.kv_lora_rank == 0 || mla.q_lora_rank == Some(0))
         {
             return Err("a rank of latent attention is 0".to_owned());
         }
@@ -223,7 +231,7 @@ impl Block {
 }
 
 impl Architecture {
-    /// Whether the sizes fit together; the problem if they don't.
+    /// Checks that the sizes fit together; returns the problem if they don't.
     pub(super) fn validate(&self) -> Result<(), String> {
         for (name, size) in [
             ("vocab_size", self.vocab_size),
@@ -237,8 +245,8 @@ impl Architecture {
         }
         for block in &self.blocks {
             block.validate()?;
-            if let Some(rotary) = block.rotary {
-                let rotated = self.rotaries.get(rotary).map(|r| 2 * r.frequencies.len());
+            if let Some(rope) = block.rope {
+                let rotated = self.ropes.get(rope).map(|r| 2 * r.frequencies.len());
                 if rotated.is_none_or(|rotated| rotated == 0 || rotated > block.head_dim) {
                     return Err(format!(
                         "RoPE turns {} features of a head, which has {}",
@@ -251,9 +259,9 @@ impl Architecture {
         if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
             return Err(format!("rms_norm_eps {} makes no sense", self.norm_eps));
         }
-        for rotary in &self.rotaries {
-            let long = rotary.long.iter().flat_map(|long| &long.frequencies);
-            let all = rotary.frequencies.iter().chain(long).chain([&rotary.scale]);
+        for rope in &self.ropes {
+            let long = rope.long.iter().flat_map(|long| &long.frequencies);
+            let all = rope.frequencies.iter().chain(long).chain([&rope.scale]);
             if !all.copied().all(f32::is_finite) {
                 return Err("the RoPE parameters give frequencies that are not finite".to_owned());
             }

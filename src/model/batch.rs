@@ -39,7 +39,7 @@ impl Batch {
             }
         }
         let layout = RowLayout::new(rows.iter().map(|row| row.len()));
-        let ropes = architecture.rotaries.iter();
+        let ropes = architecture.ropes.iter();
         let ropes = ropes
             .map(|rope| RopeTable::new(&layout, rope, device))
             .collect::<Result<_, _>>()?;

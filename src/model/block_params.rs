@@ -8,7 +8,7 @@ use candle_core::Tensor;
 
 use super::Error;
 use super::architecture::{
-    Activation, Architecture, Block, EMBEDDING, LM_HEAD, Latent, NormPlacement, Projections, QkNorm,
+    Activation, Architecture, BlockConfig, EMBEDDING, LM_HEAD, MlaConfig, NormPlacement, Projections, QkNorm,
 };
 use super::kernels::{AttentionShape, MlaDims, RopeLayout};
 use super::parameters::ParamId;
@@ -231,7 +231,7 @@ impl BlockDeclaration<'_> {
         })
     }
 
-    fn qk_norms(&mut self, block: &Block) -> Option<(Norm, Norm)> {
+    fn qk_norms(&mut self, block: &BlockConfig) -> Option<(Norm, Norm)> {
         let (q, k) = match block.qk_norm? {
             QkNorm::Head => (block.head_dim, block.head_dim),
             QkNorm::Projection => (block.query_width(), block.key_width()),
@@ -242,29 +242,29 @@ impl BlockDeclaration<'_> {
         ))
     }
 
-    fn mla(&mut self, block: &Block, sizes: Latent) -> MlaParams {
+    fn mla(&mut self, block: &BlockConfig, sizes: MlaConfig) -> MlaParams {
         let hidden = self.architecture.hidden_size;
-        let q = match sizes.query_rank {
+        let q = match sizes.q_lora_rank {
             None => {
                 MlaQuery::Direct(self.projection("self_attn.q_proj", block.query_width(), hidden, false))
             }
             Some(rank) => MlaQuery::LowRank(LowRank {
-                down: self.projection("self_attn.q_a_proj", rank, hidden, sizes.bias),
+                down: self.projection("self_attn.q_a_proj", rank, hidden, sizes.attention_bias),
                 norm: self.norm_with("self_attn.q_a_layernorm", rank, MLA_NORM_EPS),
                 up: self.projection("self_attn.q_b_proj", block.query_width(), rank, false),
             }),
         };
         let dims = MlaDims {
-            nope: block.head_dim - sizes.rotary_dim,
-            rope: sizes.rotary_dim,
-            value: block.value_dim,
+            nope: block.head_dim - sizes.qk_rope_head_dim,
+            rope: sizes.qk_rope_head_dim,
+            value: block.v_head_dim,
         };
-        let rank = sizes.kv_rank;
+        let rank = sizes.kv_lora_rank;
         let [down, k_rope] = self.fused(
             "self_attn.kv_a_proj_with_mqa",
             [rank, dims.rope],
             hidden,
-            sizes.bias,
+            sizes.attention_bias,
         );
         MlaParams {
             q,
@@ -282,26 +282,26 @@ impl BlockDeclaration<'_> {
             k_rope_layout: RopeLayout {
                 head_dim: dims.rope,
                 first: 0,
-                interleaved: sizes.interleaved,
+                interleaved: sizes.rope_interleave,
             },
             dims,
         }
     }
 
-    fn block(&mut self, block: &Block) -> BlockParams {
+    fn block(&mut self, block: &BlockConfig) -> BlockParams {
         let hidden = self.architecture.hidden_size;
         const AFTER_ATTENTION: &str = "post_attention_layernorm";
         const AFTER_MLP: &str = "post_feedforward_layernorm";
         let (pre_attn, post_attn, pre_mlp, post_mlp) = match block.norms {
             // The norm before the feed-forward layer has its name from what it stands after.
-            NormPlacement::Before => (
+            NormPlacement::Pre => (
                 Some("input_layernorm"),
                 None,
                 Some(AFTER_ATTENTION),
                 None,
             ),
-            NormPlacement::After => (None, Some(AFTER_ATTENTION), None, Some(AFTER_MLP)),
-            NormPlacement::Both => (
+            NormPlacement::Post => (None, Some(AFTER_ATTENTION), None, Some(AFTER_MLP)),
+            NormPlacement::PreAndPost => (
                 Some("input_layernorm"),
                 Some(AFTER_ATTENTION),
                 Some("pre_feedforward_layernorm"),
@@ -334,9 +334,9 @@ impl BlockDeclaration<'_> {
                     qk_norms: self.qk_norms(block),
                 }
             }
-            Projections::Latent(sizes) => {
-                rope_layout.first = block.head_dim - sizes.rotary_dim;
-                rope_layout.interleaved = sizes.interleaved;
+            Projections::Mla(sizes) => {
+                rope_layout.first = block.head_dim - sizes.qk_rope_head_dim;
+                rope_layout.interleaved = sizes.rope_interleave;
                 QkvParams::Mla(self.mla(block, sizes))
             }
         };
@@ -357,12 +357,12 @@ impl BlockDeclaration<'_> {
                 post: post_attn,
             },
             qkv,
-            rope: block.rotary.map(|index| (index, rope_layout)),
+            rope: block.rope.map(|index| (index, rope_layout)),
             attention: AttentionShape {
                 heads: block.num_heads,
                 kv_heads: block.num_kv_heads,
                 head_dim: block.head_dim,
-                value_dim: block.value_dim,
+                value_dim: block.v_head_dim,
                 scale: block.score_scale,
                 soft_cap: block.score_soft_cap,
                 window: block.window,

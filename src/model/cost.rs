@@ -1,13 +1,13 @@
-//! What a model costs: floating-point operations and memory, from its description alone.
+//! Costs of a model: floating-point operations and memory, from its description alone.
 
 use super::ComputeDtype;
-use super::architecture::{Architecture, Block, EMBEDDING, NormPlacement, Projections};
+use super::architecture::{Architecture, BlockConfig, EMBEDDING, NormPlacement, Projections};
 use super::kernels::cpu::SCORING_ACTIVATION_BYTES;
 use super::kernels::cpu::lm_head::logits_rows;
 
 const F32_BYTES: u64 = size_of::<f32>() as u64;
 
-/// Keys that a token sees, its own included, averaged over a row of `seq_len` tokens.
+/// Returns how many keys a token attends to, its own included, averaged over a row of `seq_len` tokens.
 fn mean_seen(seq_len: usize, window: Option<usize>) -> f64 {
     let n = seq_len as f64;
     let w = window.unwrap_or(seq_len).min(seq_len) as f64;
@@ -15,10 +15,10 @@ fn mean_seen(seq_len: usize, window: Option<usize>) -> f64 {
 }
 
 impl Architecture {
-    /// Floating-point operations of one token's forward pass, averaged over a row of `seq_len` tokens:
-    /// two a multiply-add, of all matrices, the output head included, and of attention scores and values
-    /// over the keys that a token sees. Norms, rotations and activations are left out, as is usual.
-    /// A training step costs three times as much.
+    /// Returns the floating-point operations of one token's forward pass, averaged over a row of `seq_len`
+    /// tokens: two per multiply-add, of all matrices, the output head included, and of attention scores
+    /// and values over the keys that a token attends to. Norms, RoPE and activations are left out, as is
+    /// usual. A training step costs three times as much.
     ///
     /// # Examples
     ///
@@ -46,14 +46,14 @@ impl Architecture {
             .blocks
             .iter()
             .map(|block| {
-                let features = block.num_heads * (block.head_dim + block.value_dim);
+                let features = block.num_heads * (block.head_dim + block.v_head_dim);
                 features as f64 * mean_seen(seq_len, block.window)
             })
             .sum();
         2.0 * (matrices + attention)
     }
 
-    /// Bytes of activations that scoring holds for a token, at the peak.
+    /// Returns the bytes of activations per token that scoring holds at its peak.
     pub fn scoring_bytes_per_token(&self) -> usize {
         let widest = self
             .blocks
@@ -66,7 +66,7 @@ impl Architecture {
         (widest + 4 * self.hidden_size) * size_of::<f32>()
     }
 
-    /// About how many bytes scoring needs for this model on the CPU: weights of `bytes_per_weight`, and
+    /// Estimates the bytes that scoring needs for this model on the CPU: weights of `bytes_per_weight`, and
     /// the activations of a batch of `batch_tokens`, or of a single row of `seq_len` tokens.
     pub fn scoring_bytes(
         &self,
@@ -81,7 +81,7 @@ impl Architecture {
         (self.num_parameters() * bytes_per_weight as u64).saturating_add(activations as u64)
     }
 
-    /// About how many bytes training needs on the CPU, by what they are for.
+    /// Estimates the bytes that training needs on the CPU, by their use.
     pub fn annealing_memory(&self, run: &AnnealingShape) -> AnnealingMemory {
         let matrices: u64 = self
             .tensors()
@@ -92,7 +92,7 @@ impl Architecture {
         let parameters = self.num_parameters() * F32_BYTES;
         let (narrow, widened_head) = match run.dtype {
             ComputeDtype::F32 => (0, 0),
-            // The head is widened whole for its gradient.
+            // The whole head is widened for its gradient.
             ComputeDtype::Bf16 => (
                 2 * matrices,
                 (self.vocab_size * self.hidden_size) as u64 * F32_BYTES,
@@ -106,7 +106,7 @@ impl Architecture {
             false => kept.sum(),
             true => kept.max().unwrap_or(0) + self.blocks.len() * self.hidden_size,
         };
-        // Of one block, gradients beside the activations.
+        // The gradients of one block, beside the activations.
         let widest = self
             .blocks
             .iter()
@@ -118,7 +118,7 @@ impl Architecture {
             logits_rows(self.vocab_size, self.hidden_size).min(run.micro_batch_tokens);
         AnnealingMemory {
             weights_bytes: parameters + narrow,
-            // Of a tied embedding, rows that are looked up are summed apart from the head's part.
+            // Rows of a tied embedding that are looked up are summed apart from the head's part.
             gradients_bytes: parameters
                 + match self.tied_head {
                     true => {
@@ -137,7 +137,7 @@ impl Architecture {
     }
 }
 
-/// What decides how much memory training needs, besides the model.
+/// Settings besides the model that decide how much memory training needs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AnnealingShape {
     /// Tokens of an optimizer step.
@@ -146,7 +146,7 @@ pub struct AnnealingShape {
     pub micro_batch_tokens: usize,
     /// Tokens of the longest row that losses are measured on; 0 if they are not.
     pub longest_scored_row: usize,
-    /// What the model computes in.
+    /// Dtype that the model computes in.
     pub dtype: ComputeDtype,
     /// Whether only the inputs of blocks are kept.
     pub activation_checkpointing: bool,
@@ -155,20 +155,20 @@ pub struct AnnealingShape {
 /// Bytes that training needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AnnealingMemory {
-    /// Parameters in f32, and in what the model computes in if that is something else.
+    /// Parameters in f32, and in the dtype that the model computes in if that is another.
     pub weights_bytes: u64,
     /// Sums of their gradients.
     pub gradients_bytes: u64,
     /// Both moments of AdamW.
     pub moments_bytes: u64,
-    /// What the backward pass needs of a micro-batch.
+    /// Activations of a micro-batch that the backward pass needs.
     pub activations_bytes: u64,
     /// Logits of a tile of targets.
     pub logits_bytes: u64,
 }
 
 impl AnnealingMemory {
-    /// All of it.
+    /// Returns the sum.
     pub fn total_bytes(&self) -> u64 {
         [
             self.gradients_bytes,
@@ -181,22 +181,20 @@ impl AnnealingMemory {
     }
 }
 
-impl Block {
-    /// Features of a token that the backward pass needs of the forward pass.
+impl BlockConfig {
+    /// Returns how many features per token the backward pass needs of the forward pass.
     fn kept_features(&self, hidden: usize) -> usize {
-        let around = match self.norms {
-            NormPlacement::Before | NormPlacement::After => 4,
-            NormPlacement::Both => 6,
+        let residual = match self.norms {
+            NormPlacement::Pre | NormPlacement::Post => 4,
+            NormPlacement::PreAndPost => 6,
         };
         let qk = self.query_width() + self.key_width();
         let normed = match (self.qk_norm, self.projections) {
             (Some(_), _) => qk,
-            (None, Projections::Latent(latent)) => {
-                2 * (latent.query_rank.unwrap_or(0) + latent.kv_rank)
-            }
+            (None, Projections::Mla(mla)) => 2 * (mla.q_lora_rank.unwrap_or(0) + mla.kv_lora_rank),
             (None, _) => 0,
         };
-        around * hidden
+        residual * hidden
             + qk
             + normed
             + self.value_width()

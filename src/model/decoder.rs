@@ -14,11 +14,10 @@ use super::block::BlockTape;
 use super::block_params::ModelParams;
 use super::device::Compute;
 use super::gradients::Gradients;
-use super::kernels::tensor::on_host;
 use super::kernels::{Kernels, LmHead, LmLoss, WeightFn};
 use super::parameters::Parameters;
 use super::pass::Pass;
-use super::weights::{self, Checkpoint, ModelSource};
+use super::files::{ModelSource, OpenModel};
 use crate::types::TokenId;
 
 /// How [`Decoder::accumulate_gradients`] goes about it.
@@ -74,16 +73,21 @@ impl Decoder {
     ///
     /// As [`Decoder::load`], and when the device has not enough memory.
     pub fn load_on(source: &ModelSource, compute: &Compute) -> Result<Self, Error> {
-        let architecture = source.architecture()?;
-        let checkpoint = Checkpoint::open(source)?;
-        checkpoint.verify(&architecture)?;
+        Self::from_open(&OpenModel::open(source)?, compute)
+    }
+
+    /// Loads the weights of a model that is open.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFinite`] when a weight is NaN or infinite, and when the device has not enough memory.
+    pub fn from_open(model: &OpenModel, compute: &Compute) -> Result<Self, Error> {
+        let (architecture, weights) = (model.architecture().clone(), model.weights());
         let (places, tensors) = ModelParams::declare(&architecture);
         Ok(Self {
-            name: source.to_string(),
-            parameters: Parameters::load(tensors, &checkpoint, compute)?,
-            second_head: checkpoint
-                .dtype(LM_HEAD)
-                .filter(|_| architecture.tied_head),
+            name: model.source().to_string(),
+            parameters: Parameters::load(tensors, weights, compute)?,
+            second_head: weights.dtype(LM_HEAD).filter(|_| architecture.tied_head),
             places,
             architecture,
         })
@@ -117,7 +121,7 @@ impl Decoder {
     }
 
     /// Returns what a file has to hold: every parameter, and a tied head's copy if it was stored.
-    pub(super) fn stored(&self) -> impl Iterator<Item = (&str, &Tensor, Dtype)> {
+    pub(crate) fn stored(&self) -> impl Iterator<Item = (&str, &Tensor, Dtype)> {
         let embedding = &self.parameters[self.places.embedding];
         let copy = self
             .second_head
@@ -325,27 +329,5 @@ impl Decoder {
         }
         let d_table = grads.sum(embedding, self.parameters.tensor(embedding))?;
         self.kernels().embedding_backward(&d_table, ids, dx, scale)
-    }
-
-    /// Checks that every weight is finite in the dtype that it is written in.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NotFinite`] for the first that is not.
-    pub fn check_exportable(&self) -> Result<(), Error> {
-        for (name, tensor, dtype) in self.stored() {
-            let values: &[f32] = &on_host(tensor)?;
-            let limit = weights::largest(dtype);
-            let bad = |value: &f32| !(value.is_finite() && value.abs() <= limit);
-            if let Some(element) = values.iter().position(bad) {
-                return Err(Error::NotFinite {
-                    model: self.name.clone(),
-                    tensor: name.to_owned(),
-                    element,
-                    value: values[element],
-                });
-            }
-        }
-        Ok(())
     }
 }

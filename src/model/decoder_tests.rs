@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::ops::COMPOSED;
 use super::*;
+use crate::fs;
 use crate::optim::{AdamW, AdamWOptions};
 
 fn models() -> Vec<PathBuf> {

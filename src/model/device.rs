@@ -1,4 +1,4 @@
-//! Where a model computes, and in what.
+//! The device that a model computes on, and the dtype it computes in.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,7 +9,7 @@ use candle_core::{Device, DeviceLocation};
 use super::Error;
 use super::kernels::{Cpu, Kernels, Portable};
 
-/// What a user asks for.
+/// The device as a user asks for it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DeviceChoice {
@@ -69,7 +69,7 @@ impl ComputeDevice {
 
     /// Opens the device that was asked for.
     ///
-    /// Returns with it why it is not a GPU, if that was left to us.
+    /// Returns with it the reason why it is not a GPU, if the choice was left open.
     ///
     /// # Errors
     ///
@@ -121,7 +121,7 @@ fn cuda(_number: usize) -> Result<Device, String> {
     Err("this program was built without CUDA; scripts/build-cuda.sh builds it with".to_owned())
 }
 
-/// Opens a GPU, or says why that is impossible.
+/// Opens a GPU; an error says why that is impossible.
 #[cfg(feature = "cuda")]
 fn cuda(number: usize) -> Result<Device, String> {
     // The loader of CUDA's libraries panics where one is missing, and says which.
@@ -158,7 +158,7 @@ impl fmt::Display for ComputeDtype {
     }
 }
 
-/// Where a model computes, and in what.
+/// The device that a model computes on, and the dtype it computes in.
 #[derive(Debug, Clone)]
 pub struct Compute {
     /// The device.

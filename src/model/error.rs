@@ -1,4 +1,4 @@
-//! What can be wrong with a model.
+//! Errors of models.
 
 use crate::fs;
 
@@ -24,7 +24,7 @@ pub enum Error {
         model: String,
         /// The absent file.
         file: String,
-        /// What to do, as a line that begins with `hint:`, or nothing.
+        /// The way out, as a line that begins with `hint:`; empty if there is none to name.
         hint: &'static str,
     },
     /// A JSON file of the model is not valid.
@@ -87,7 +87,7 @@ pub enum Error {
         /// Number of embeddings.
         vocab_size: usize,
     },
-    /// The model computed a log-prob that is not a number.
+    /// The model computed a non-finite log-prob.
     #[error(
         "the model {model} gives {value} as the log-probability of token {position} of a row; its weights are damaged or overflow in this dtype"
     )]
@@ -107,7 +107,7 @@ pub enum Error {
         /// The parameter's name.
         parameter: String,
     },
-    /// Training has left the range of numbers.
+    /// The gradient's norm is not finite.
     #[error(
         "training diverged: the gradient's norm is {norm}, and nothing was changed with it\nhint: a lower --lr, a longer --warmup-steps or a smaller --clip"
     )]
@@ -142,7 +142,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the cause is a file or folder that does not exist.
+    /// Returns whether the cause is a file or folder that does not exist.
     pub fn is_missing(&self) -> bool {
         match self {
             Self::Fs(error) => error.is_missing(),

@@ -11,8 +11,7 @@ use super::architecture::EMBEDDING;
 use super::device::{Compute, ComputeDtype};
 use super::kernels::Kernels;
 use super::kernels::tensor::{assign, rounded_to_bf16, set_values, tensor, to_host};
-use super::safetensors_file::Values;
-use super::weights::Checkpoint;
+use super::files::ModelWeights;
 
 /// Index of a parameter in the order of [`Architecture::tensors`](super::Architecture::tensors).
 pub(crate) type ParamId = usize;
@@ -51,11 +50,6 @@ impl Parameter {
         self.tensor.dims()
     }
 
-    /// Returns the elements, for a file.
-    pub(crate) fn values(&self) -> Values<'_> {
-        Values::Of(self.value())
-    }
-
     /// Returns the number of elements.
     pub fn num_elements(&self) -> usize {
         self.tensor.elem_count()
@@ -87,10 +81,10 @@ impl Deref for Parameters {
 }
 
 impl Parameters {
-    /// Reads tensors of these names and shapes from a checkpoint onto a device.
+    /// Loads tensors of these names and shapes onto a device.
     pub(super) fn load(
         tensors: Vec<(String, Vec<usize>)>,
-        checkpoint: &Checkpoint,
+        weights: &ModelWeights,
         compute: &Compute,
     ) -> Result<Self, Error> {
         let kernels = compute.device.kernels();
@@ -100,7 +94,7 @@ impl Parameters {
         }
         let mut all = Vec::with_capacity(tensors.len());
         for (name, shape) in tensors {
-            let values = checkpoint.load(&name)?;
+            let values = weights.load(&name)?;
             // Vectors stay f32: they are small, and enter where the computation is f32 anyway.
             let (tensor, master) = match compute.dtype {
                 ComputeDtype::Bf16 if shape.len() > 1 => {
@@ -111,7 +105,7 @@ impl Parameters {
                 _ => (tensor(values, shape)?, None),
             };
             all.push(Parameter {
-                stored_dtype: checkpoint.dtype(&name).unwrap_or(Dtype::F32),
+                stored_dtype: weights.dtype(&name).unwrap_or(Dtype::F32),
                 tensor: tensor.to_device(device)?,
                 master: master.map(|master| master.to_device(device)).transpose()?,
                 name,

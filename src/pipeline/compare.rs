@@ -9,10 +9,10 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::anneal::{Evaluation, Rows, check, check_positions, evaluation, losses};
-use super::{BadInput, Progress, StopFlag, open_device};
+use super::{BadInput, Progress, StopFlag, open_device, tokenizer_of};
 use crate::batch::Order;
 use crate::loss::{LossSums, Normalize, Objective, Weighting};
-use crate::model::{Compute, ComputeDtype, Decoder, DeviceChoice, ModelSource};
+use crate::model::{Compute, ComputeDtype, Decoder, DeviceChoice, ModelSource, OpenModel};
 use crate::shard::read::ShardSet;
 use crate::weight::Center;
 
@@ -83,27 +83,32 @@ pub fn compare(
         z_loss: 0.0,
     };
     let longest_row = Order::new(&set, 0, None)?.longest_row() as usize;
-    let sources = options.models.clone().map(ModelSource::Directory);
-    for source in &sources {
-        check(source, objective.weighting, &options.weights, manifest)?;
-        check_positions(source, longest_row)?;
-    }
+    let open = |path: &PathBuf| -> Result<OpenModel> {
+        let model = OpenModel::open(&ModelSource::Directory(path.clone()))?;
+        let tokenizer = tokenizer_of(&model)?.fingerprint();
+        let weighting = objective.weighting;
+        check(&model, tokenizer, weighting, &options.weights, manifest)?;
+        check_positions(&model, longest_row)?;
+        Ok(model)
+    };
+    let [a, b] = &options.models;
+    let (a, b) = (open(a)?, open(b)?);
     let compute = Compute {
         device: open_device(options.device, progress)?,
         dtype: options.dtype,
         trained: false,
     };
     // One after the other, so that there is memory for one.
-    let measure = |source: &ModelSource| -> Result<Evaluation> {
-        progress.note(&format!("measuring {source}"));
+    let measure = |model: &OpenModel| -> Result<Evaluation> {
+        progress.note(&format!("measuring {model}"));
         let started = Instant::now();
-        let model = Decoder::load_on(source, &compute)?;
+        let model = Decoder::from_open(model, &compute)?;
         let (rows, tokens) = (Rows::Set(&set), options.batch_tokens);
         let sums: BTreeMap<Arc<str>, LossSums> =
             losses(&model, &rows, &objective, tokens, 0, stop, "it starts over")?;
         Ok(evaluation(0, &sums, &objective, started))
     };
-    let [a, b] = [measure(&sources[0])?, measure(&sources[1])?];
+    let [a, b] = [measure(&a)?, measure(&b)?];
     let both = |targets: u64, a: (f64, f64), b: (f64, f64)| ComparedLosses {
         targets,
         ntp_loss: [a.0, b.0],

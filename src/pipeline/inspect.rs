@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use super::anneal::DEFAULT_MICRO_BATCH_TOKENS;
 use super::score::{DEFAULT_BATCH_TOKENS, DEFAULT_SEQ_LEN};
-use super::{BadInput, Progress, Usage, tokenizer_of};
+use super::{BadInput, Progress, Usage, tokenizer_in, tokenizer_of};
 use crate::demo;
-use crate::model::{AnnealingShape, Architecture, Checkpoint, ComputeDtype, ModelSource};
+use crate::model::{AnnealingShape, Architecture, ComputeDtype, ModelSource, OpenModel};
 use crate::shard;
 use crate::shard::manifest::{Manifest, PLAN_FILE, REJECTS_FILE};
 use crate::shard::read::{ShardFile, StoredRow};
@@ -184,7 +184,7 @@ pub(super) fn tokenizer_of_set(
 ) -> Result<Option<TextTokenizer>> {
     let wanted = &manifest.plan.tokenizer;
     if let Some(source) = given {
-        let tokenizer = tokenizer_of(&source)?;
+        let tokenizer = tokenizer_in(&source)?;
         if tokenizer.fingerprint() != wanted.fingerprint {
             return Err(BadInput(format!(
                 "the tokenizer of {source} is not the one that the set was made with, that of {}",
@@ -196,7 +196,7 @@ pub(super) fn tokenizer_of_set(
     }
     let source = demo::by_name(&wanted.path)
         .unwrap_or_else(|| ModelSource::Directory(wanted.path.clone().into()));
-    match tokenizer_of(&source) {
+    match tokenizer_in(&source) {
         Ok(tokenizer) if tokenizer.fingerprint() == wanted.fingerprint => Ok(Some(tokenizer)),
         _ => {
             progress.note(&format!(
@@ -263,11 +263,10 @@ pub fn model(
     seq_len: Option<usize>,
     check_values: bool,
 ) -> Result<ModelReport> {
-    let architecture = source.architecture()?;
-    let checkpoint = Checkpoint::open(source)?;
-    checkpoint.verify(&architecture)?;
+    let model = OpenModel::open(source)?;
+    let (architecture, weights) = (model.architecture(), model.weights());
     if check_values {
-        checkpoint.check_values(&architecture)?;
+        weights.check_values(architecture)?;
     }
     let longest = architecture.max_position_embeddings;
     let seq_len = match seq_len {
@@ -284,7 +283,7 @@ pub fn model(
     let parameters = architecture.num_parameters();
     let embedding = architecture.vocab_size as u64 * architecture.hidden_size as u64;
     let forward = architecture.forward_flops_per_token(seq_len);
-    let tokenizer = match tokenizer_of(source) {
+    let tokenizer = match tokenizer_of(&model) {
         Err(error) => Err(format!("{error:#}")),
         Ok(tokenizer) if tokenizer.vocab_size() > architecture.vocab_size => Err(format!(
             "it has ids up to {}, but the model has {} embeddings",
@@ -296,11 +295,11 @@ pub fn model(
     Ok(ModelReport {
         model: source.to_string(),
         model_type: architecture.model_type.clone(),
-        files: checkpoint
+        files: weights
             .files()
             .map(|(name, bytes)| (name.to_owned(), bytes))
             .collect(),
-        dtypes: checkpoint.dtype_names(),
+        dtypes: weights.dtype_names(),
         num_tensors: architecture.tensors().len(),
         values_checked: check_values,
         parameters,
@@ -322,6 +321,6 @@ pub fn model(
         micro_batch_tokens,
         tokenizer_ids: tokenizer.as_ref().ok().copied(),
         tokenizer_problem: tokenizer.err(),
-        architecture,
+        architecture: architecture.clone(),
     })
 }

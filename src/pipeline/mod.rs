@@ -13,7 +13,7 @@ pub mod stream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::model::{self, ComputeDevice, DeviceChoice, ModelSource};
+use crate::model::{self, ComputeDevice, DeviceChoice, ModelSource, OpenModel};
 use crate::tokenize::TextTokenizer;
 
 /// Hears how far a run is.
@@ -86,24 +86,33 @@ pub(crate) fn open_device(
     Ok(device)
 }
 
-/// The tokenizer of a model, without special tokens.
-pub(crate) fn tokenizer_of(source: &ModelSource) -> anyhow::Result<TextTokenizer> {
-    let json = source.require("tokenizer.json")?;
+/// Name of the file that holds a model's tokenizer.
+const TOKENIZER_FILE: &str = "tokenizer.json";
+
+/// Loads the tokenizer of a model, without special tokens.
+pub(crate) fn tokenizer_of(model: &OpenModel) -> anyhow::Result<TextTokenizer> {
+    let json = model.require(TOKENIZER_FILE)?;
+    Ok(TextTokenizer::from_bytes(&json, &model.to_string())?)
+}
+
+/// Loads the tokenizer of a folder that need hold nothing else of a model.
+pub(crate) fn tokenizer_in(source: &ModelSource) -> anyhow::Result<TextTokenizer> {
+    let json = source.require(TOKENIZER_FILE)?;
     Ok(TextTokenizer::from_bytes(&json, &source.to_string())?)
 }
 
-/// A JSON file of a model; `None` when it has none of that name.
+/// Parses a JSON file of a model; `None` when it has none of that name.
 pub(crate) fn json_of(
-    source: &ModelSource,
+    model: &OpenModel,
     file: &str,
 ) -> Result<Option<serde_json::Value>, model::Error> {
-    let Some(text) = source.read(file)? else {
+    let Some(text) = model.file(file)? else {
         return Ok(None);
     };
     serde_json::from_slice(&text)
         .map(Some)
         .map_err(|error| model::Error::Json {
-            model: source.to_string(),
+            model: model.to_string(),
             file: file.to_owned(),
             source: error,
         })

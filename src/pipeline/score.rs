@@ -18,7 +18,7 @@ use super::{BadInput, Progress, StopFlag, Usage, open_device, tokenizer_of};
 use crate::corpus::{Corpus, CorpusOptions, Format, Input, Part};
 use crate::fs::{self, Digest};
 use crate::model::{
-    Checkpoint, Compute, ComputeDtype, Decoder, DeviceChoice, ModelSource, SCORING_ACTIVATION_BYTES,
+    Compute, ComputeDtype, Decoder, DeviceChoice, ModelSource, OpenModel, SCORING_ACTIVATION_BYTES,
 };
 use crate::pack::{Packer, Packing};
 use crate::shard::manifest::{CorpusEntry, Manifest, ModelIdentity, Plan, TokenizerIdentity};
@@ -249,8 +249,10 @@ pub(super) fn shard_options(options: &ScoreOptions, plan: Digest) -> ShardOption
     }
 }
 
-/// What is known of the models before their weights are read.
+/// The models, open but not loaded, and what is known of them.
 pub(super) struct Models {
+    rl: OpenModel,
+    base: Option<OpenModel>,
     tokenizer: TextTokenizer,
     vocab_size: usize,
     eos: Option<TokenId>,
@@ -258,14 +260,15 @@ pub(super) struct Models {
 }
 
 impl Models {
-    /// Checks everything that needs no weights, so that mistakes show at once.
+    /// Opens the models and checks everything that needs no weights, so that mistakes show at once.
     fn examine(options: &ScoreOptions) -> Result<Self> {
-        let rl = options.rl.architecture()?;
-        let mut longest = rl.max_position_embeddings;
-        let mut vocab_size = rl.vocab_size;
-        let tokenizer = tokenizer_of(&options.rl)?;
-        if let Some(base) = &options.base {
-            let architecture = base.architecture()?;
+        let rl = OpenModel::open(&options.rl)?;
+        let mut longest = rl.architecture().max_position_embeddings;
+        let mut vocab_size = rl.architecture().vocab_size;
+        let tokenizer = tokenizer_of(&rl)?;
+        let base = options.base.as_ref().map(OpenModel::open).transpose()?;
+        if let Some(base) = &base {
+            let architecture = base.architecture();
             longest = longest.min(architecture.max_position_embeddings);
             vocab_size = vocab_size.min(architecture.vocab_size);
             tokenizer.compare(&tokenizer_of(base)?).context(
@@ -294,7 +297,10 @@ impl Models {
         };
         Packer::new(options.packing, seq_len)
             .map_err(|error| Usage(format!("--seq-len: {error}")))?;
-        let special = special_tokens(options, &tokenizer)?;
+        // An RL-tuned chat model often ends its turns with another token than the one that ends documents in
+        // pre-training, so the base's files come first.
+        let source = base.as_ref().unwrap_or(&rl);
+        let special = special_tokens(options, source, &tokenizer)?;
         for (name, id) in [("BOS", special.bos), ("EOS", special.eos)] {
             if let Some(id) = id
                 && usize::try_from(id).map_or(true, |id| id >= vocab_size)
@@ -302,15 +308,16 @@ impl Models {
                 return Err(BadInput(format!(
                     "the {name} token of {} has the id {id}, but the model has {vocab_size} embeddings\nhint: \
                      correct tokenizer_config.json or config.json, or turn it off with --{} never",
-                    options.base.as_ref().unwrap_or(&options.rl),
+                    source,
                     name.to_lowercase()
                 ))
                 .into());
             }
         }
-        let source = options.base.as_ref().unwrap_or(&options.rl);
         Ok(Self {
             eos: named(source, &tokenizer, "eos_token")?,
+            rl,
+            base,
             tokenizer: tokenizer.with_special_tokens(special),
             vocab_size,
             seq_len,
@@ -334,17 +341,12 @@ impl Models {
     }
 
     fn plan(&self, options: &ScoreOptions, corpus: &Corpus, compute: &Compute) -> Result<Plan> {
-        let identity = |source: &ModelSource| -> Result<ModelIdentity> {
-            let architecture = source.architecture()?;
-            let checkpoint = Checkpoint::open(source)?;
-            checkpoint.verify(&architecture)?;
-            Ok(ModelIdentity {
-                path: source.to_string(),
-                fingerprint: checkpoint.fingerprint()?,
-                model_type: architecture.model_type,
-                dtype: options.dtype.to_string(),
-                device: compute.device.kind().to_owned(),
-            })
+        let identity = |model: &OpenModel| ModelIdentity {
+            path: model.to_string(),
+            fingerprint: model.fingerprint(),
+            model_type: model.architecture().model_type.clone(),
+            dtype: options.dtype.to_string(),
+            device: compute.device.kind().to_owned(),
         };
         let has_token_files = corpus
             .files()
@@ -353,8 +355,8 @@ impl Models {
         Ok(Plan {
             format_version: FORMAT_VERSION,
             tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-            reference: identity(&options.rl)?,
-            base: options.base.as_ref().map(identity).transpose()?,
+            reference: identity(&self.rl),
+            base: self.base.as_ref().map(identity),
             tokenizer: TokenizerIdentity {
                 path: options.rl.to_string(),
                 fingerprint: self.tokenizer.fingerprint(),
@@ -394,15 +396,12 @@ impl Models {
         compute: &Compute,
         progress: &dyn Progress,
     ) -> Result<impl RowScorer + use<'a>> {
-        progress.note(&format!("loading {}", options.rl));
-        let rl = Decoder::load_on(&options.rl, compute)?;
-        let base = match &options.base {
-            Some(source) => {
-                progress.note(&format!("loading {source}"));
-                Some(Decoder::load_on(source, compute)?)
-            }
-            None => None,
+        let load = |model: &OpenModel| {
+            progress.note(&format!("loading {model}"));
+            Decoder::from_open(model, compute)
         };
+        let rl = load(&self.rl)?;
+        let base = self.base.as_ref().map(load).transpose()?;
         let bytes_per_token = [Some(&rl), base.as_ref()]
             .into_iter()
             .flatten()

@@ -4,32 +4,29 @@ use anyhow::Result;
 
 use super::score::{AddToken, ScoreOptions};
 use super::{BadInput, json_of};
-use crate::model::ModelSource;
+use crate::model::OpenModel;
 use crate::tokenize::{SpecialTokens, TextTokenizer};
 use crate::types::TokenId;
 
-/// BOS and EOS of documents.
-///
-/// The base's files come first: an RL-tuned chat model often ends its turns with another token than
-/// the one that ends documents in pre-training.
+/// Returns BOS and EOS of documents, as the options and the files of `model` have them.
 pub(super) fn special_tokens(
     options: &ScoreOptions,
+    model: &OpenModel,
     tokenizer: &TextTokenizer,
 ) -> Result<SpecialTokens> {
-    let source = options.base.as_ref().unwrap_or(&options.rl);
-    let named = |key: &str| named(source, tokenizer, key);
+    let named = |key: &str| named(model, tokenizer, key);
     let required = |key: &str, flag: &str| -> Result<Option<TokenId>> {
         match named(key)? {
             Some(id) => Ok(Some(id)),
             None => Err(BadInput(format!(
-                "{source} names no {key} in tokenizer_config.json or config.json, but {flag} always was given"
+                "{model} names no {key} in tokenizer_config.json or config.json, but {flag} always was given"
             ))
             .into()),
         }
     };
     Ok(SpecialTokens {
         bos: match options.bos {
-            AddToken::Auto => match explicit_bos(source)? {
+            AddToken::Auto => match explicit_bos(model)? {
                 None => tokenizer.default_bos(),
                 Some(true) => named("bos_token")?,
                 Some(false) => None,
@@ -47,8 +44,8 @@ pub(super) fn special_tokens(
 
 /// Whether tokenizer_config.json puts its own template in place of tokenizer.json's, and if so,
 /// whether with BOS. As in transformers, naming either of the two fields does that.
-fn explicit_bos(source: &ModelSource) -> Result<Option<bool>> {
-    let config = json_of(source, "tokenizer_config.json")?;
+fn explicit_bos(model: &OpenModel) -> Result<Option<bool>> {
+    let config = json_of(model, "tokenizer_config.json")?;
     let flag = |key: &str| config.as_ref()?.get(key)?.as_bool();
     Ok(match (flag("add_bos_token"), flag("add_eos_token")) {
         (None, None) => None,
@@ -58,12 +55,12 @@ fn explicit_bos(source: &ModelSource) -> Result<Option<bool>> {
 
 /// The id of a special token, whether or not it is put around documents.
 pub(super) fn named(
-    source: &ModelSource,
+    model: &OpenModel,
     tokenizer: &TextTokenizer,
     key: &str,
 ) -> Result<Option<TokenId>> {
     for file in ["tokenizer_config.json", "special_tokens_map.json"] {
-        let config = json_of(source, file)?;
+        let config = json_of(model, file)?;
         let token = config.as_ref().and_then(|config| {
             let token = config.get(key)?;
             token.as_str().or_else(|| token.get("content")?.as_str())
@@ -72,7 +69,7 @@ pub(super) fn named(
             return Ok(Some(id));
         }
     }
-    let config = json_of(source, "config.json")?;
+    let config = json_of(model, "config.json")?;
     let id = config.as_ref().and_then(|config| {
         let id = config.get(format!("{key}_id"))?;
         id.as_u64().or_else(|| id.get(0)?.as_u64())

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use proptest::prelude::*;
 use safetensors::Dtype;
 
-use super::architecture::{Activation, Rotary};
+use super::architecture::{Activation, RopeConfig};
 use super::head::{self, Head, RowOutputs};
 use super::ops::norm::Rms;
 use super::ops::rope::{Rotation, Turned};
@@ -223,7 +223,7 @@ fn rope_case(seed: u64) -> Case {
     };
     let width = shapes.pick(1, 3) * turned.head_dim;
     let frequencies: Vec<f32> = (0..half).map(|i| 0.7_f32.powi(i as i32)).collect();
-    let rotary = Rotary {
+    let rotary = RopeConfig {
         frequencies: frequencies.clone(),
         long: None,
         scale: [1.0, 1.3][shapes.pick(0, 1)],

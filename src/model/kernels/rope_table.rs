@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::tensor::tensor;
 use crate::model::Error;
-use crate::model::architecture::Rotary;
+use crate::model::architecture::RopeConfig;
 use crate::model::row_layout::RowLayout;
 
 /// Cosines and sines of the angles of a batch's tokens (RoPE, Su et al., arXiv 2104.09864).
@@ -22,7 +22,7 @@ impl RopeTable {
     ///
     /// Angles are `position * frequency`, in f32 as in transformers; a row's length decides which
     /// frequencies count for it.
-    pub fn new(layout: &RowLayout, rope: &Rotary, device: &Device) -> Result<Self, Error> {
+    pub fn new(layout: &RowLayout, rope: &RopeConfig, device: &Device) -> Result<Self, Error> {
         let frequencies: Vec<(usize, &[f32])> = layout
             .rows()
             .flat_map(|row| {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{AnnealOptions, METRICS_FILE, RUN_FILE, Settings, StepMetrics};
 use crate::fs;
-use crate::model::{Decoder, ModelSource};
+use crate::model::{self, Decoder, OpenModel};
 use crate::shard::manifest::Manifest;
 
 /// Name of the file in the output folder that says where the model comes from.
@@ -56,7 +56,7 @@ pub(super) fn has_weights(dir: &Path) -> Result<bool> {
 
 /// What a run came to.
 pub(super) struct Outcome<'a> {
-    pub source: &'a ModelSource,
+    pub initial: &'a OpenModel,
     pub manifest: &'a Manifest,
     pub settings: &'a Settings,
     pub tokens: u64,
@@ -69,7 +69,7 @@ pub(super) struct Outcome<'a> {
 /// Where the model comes from, as JSON.
 fn provenance(options: &AnnealOptions, outcome: &Outcome<'_>) -> Value {
     let Outcome {
-        source,
+        initial,
         manifest,
         settings,
         tokens,
@@ -80,7 +80,7 @@ fn provenance(options: &AnnealOptions, outcome: &Outcome<'_>) -> Value {
     let objective = &settings.objective;
     json!({
         "tool_version": env!("CARGO_PKG_VERSION"),
-        "model": source.to_string(),
+        "model": initial.to_string(),
         "model_fingerprint": settings.model_fingerprint,
         "weights": options.weights.display().to_string(),
         "manifest_blake3": settings.manifest_blake3,
@@ -113,7 +113,7 @@ fn provenance(options: &AnnealOptions, outcome: &Outcome<'_>) -> Value {
 
 fn card(options: &AnnealOptions, outcome: &Outcome<'_>) -> String {
     let Outcome {
-        source,
+        initial,
         manifest,
         settings,
         tokens,
@@ -134,10 +134,10 @@ fn card(options: &AnnealOptions, outcome: &Outcome<'_>) -> String {
         |name| name.to_string_lossy().into_owned(),
     );
     // JSON strings are YAML strings.
-    let base = json!(source.to_string());
+    let base = json!(initial.to_string());
     format!(
         "---\nbase_model: {base}\ntags:\n  - remit\n  - mid-training\n---\n\n# {name}\n\n\
-         `{source}`, annealed with [ReMiT](https://arxiv.org/abs/2602.03075) by remit {version}: {weighting} weighting \
+         `{initial}`, annealed with [ReMiT](https://arxiv.org/abs/2602.03075) by remit {version}: {weighting} weighting \
          of the next-token loss by `{reference}`, {steps} steps, {tokens} tokens, learning rate {lr:e} ({schedule}).\n\
          {losses}\n\
          - Corpus, tokens and log-probs: the set `{weights}`, manifest {digest}.\n\
@@ -163,10 +163,10 @@ pub(super) fn write(model: &Decoder, options: &AnnealOptions, outcome: &Outcome<
             fs::remove_file(&dir.join(&name))?;
         }
     }
-    model.write_weights(dir, options.max_shard_bytes)?;
-    let source = outcome.source;
+    model::write_weights(dir, model.stored(), options.max_shard_bytes)?;
+    let initial = outcome.initial;
     for name in CARRIED_OVER {
-        if let Some(content) = source.read(name)? {
+        if let Some(content) = initial.file(name)? {
             fs::write_atomic(&dir.join(name), &content)?;
         }
     }
@@ -180,6 +180,6 @@ pub(super) fn write(model: &Decoder, options: &AnnealOptions, outcome: &Outcome<
     for name in CARRIED_OVER {
         fs::remove_stale_temps(dir, name)?;
     }
-    fs::write_atomic(&dir.join(LAST_FILE), &source.require(LAST_FILE)?)?;
+    fs::write_atomic(&dir.join(LAST_FILE), &initial.require(LAST_FILE)?)?;
     Ok(())
 }

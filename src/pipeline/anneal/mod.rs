@@ -17,12 +17,12 @@ use std::time::Instant;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::{BadInput, Progress, StopFlag, Usage, open_device};
+use super::{BadInput, Progress, StopFlag, Usage, open_device, tokenizer_of};
 use crate::batch::{Cursor, Order};
 use crate::checkpoint::{self, CHECKPOINTS_DIR, TrainingCheckpoint};
-use crate::fs;
+use crate::fs::{self, Digest};
 use crate::loss::Weighting;
-use crate::model::{Checkpoint, Compute, Decoder, Gradients, ModelSource};
+use crate::model::{Compute, Decoder, Gradients, ModelSource, OpenModel};
 use crate::optim::AdamW;
 use crate::schedule::Schedule;
 use crate::shard::manifest::Manifest;
@@ -122,17 +122,19 @@ pub fn run(
 ) -> Result<AnnealReport> {
     run_file::refuse_foreign_files(&options.output)?;
     let set = ShardSet::open(&options.weights)?;
-    let source = pair::learner(options, set.manifest())?;
-    check(&source, options.weighting, &options.weights, set.manifest())?;
-    let architecture = source.architecture()?;
+    let initial = pair::learner(options, set.manifest())?;
+    let source = initial.source();
+    let tokenizer = tokenizer_of(&initial)?.fingerprint();
+    let (weights, weighting) = (&options.weights, options.weighting);
+    check(&initial, tokenizer, weighting, weights, set.manifest())?;
     let holdout = match options.eval {
         Some(EvalRows::Holdout(fraction)) => Some(fraction),
         _ => None,
     };
     let order = Order::new(&set, options.seed, holdout)?;
-    check_rows(options, &source, &order)?;
+    check_rows(options, &initial, &order)?;
     let eval_set = match &options.eval {
-        Some(EvalRows::Set(dir)) => Some(open_eval_set(options, dir, &source)?),
+        Some(EvalRows::Set(dir)) => Some(open_eval_set(options, dir, &initial, tokenizer)?),
         _ => None,
     };
     let eval_manifest = eval_set.as_ref().map(|set| set.manifest().content_blake3);
@@ -140,17 +142,17 @@ pub fn run(
         Some(set) => Order::new(set, 0, None)?.longest_row(),
         None => order.longest_held_out_row(),
     };
-    check_positions(&source, longest_scored_row as usize)?;
+    check_positions(&initial, longest_scored_row as usize)?;
     let num_steps = num_steps(options, &order, stop)?;
     let device = open_device(options.device, progress)?;
     let settings = Settings {
         eval_manifest_blake3: eval_manifest.map(|digest| digest.to_string()),
-        ..settings(options, set.manifest(), &source, num_steps, device.kind())?
+        ..settings(options, set.manifest(), &initial, num_steps, device.kind())?
     };
     let on_cpu = device.kind() == "cpu";
     memory::plan(
         options,
-        &architecture,
+        initial.architecture(),
         &order,
         longest_scored_row as usize,
         on_cpu,
@@ -163,7 +165,7 @@ pub fn run(
             "{} holds the finished model of this very run; nothing is left to do",
             options.output.display()
         ));
-        return finished_report(options, &source, num_steps);
+        return finished_report(options, source, num_steps);
     }
 
     progress.note(&format!("loading {source}"));
@@ -172,7 +174,7 @@ pub fn run(
         dtype: options.dtype,
         trained: true,
     };
-    let model = Decoder::load_on(&source, &compute)?;
+    let model = Decoder::from_open(&initial, &compute)?;
     let mut trainer = Trainer {
         options,
         objective: settings.objective,
@@ -200,7 +202,7 @@ pub fn run(
         first: None,
         last: None,
     });
-    run_file::write(options, &settings, &source, state.step)?;
+    run_file::write(options, &settings, source, state.step)?;
     let evaluates = eval_rows.is_some();
     let mut logs = Logs::open(&options.output, metrics_log, state.logs, evaluates)?;
     // An interruption may have come between writing a checkpoint and removing older ones.
@@ -241,7 +243,7 @@ pub fn run(
     let seconds = started.elapsed().as_secs_f64();
     logs.sync()?;
     let outcome = export::Outcome {
-        source: &source,
+        initial: &initial,
         manifest: set.manifest(),
         settings: &settings,
         tokens: trainer.tokens,
@@ -326,7 +328,7 @@ fn resume(
 }
 
 /// Whether there are rows to train and evaluate on, and the model has positions for them.
-fn check_rows(options: &AnnealOptions, source: &ModelSource, order: &Order<'_>) -> Result<()> {
+fn check_rows(options: &AnnealOptions, initial: &OpenModel, order: &Order<'_>) -> Result<()> {
     let held_out = order.num_held_out();
     if order.longest_row() == 0 {
         let which = if held_out > 0 {
@@ -349,16 +351,17 @@ fn check_rows(options: &AnnealOptions, source: &ModelSource, order: &Order<'_>) 
         ))
         .into());
     }
-    check_positions(source, order.longest_row() as usize)
+    check_positions(initial, order.longest_row() as usize)
 }
 
 fn open_eval_set(
     options: &AnnealOptions,
     dir: &std::path::Path,
-    source: &ModelSource,
+    initial: &OpenModel,
+    tokenizer: Digest,
 ) -> Result<ShardSet> {
     let set = ShardSet::open(dir)?;
-    check(source, options.weighting, dir, set.manifest())?;
+    check(initial, tokenizer, options.weighting, dir, set.manifest())?;
     if set.manifest().totals.rows == 0 {
         return Err(BadInput(format!("the set in {} has no rows", dir.display())).into());
     }
@@ -424,14 +427,14 @@ fn num_steps(options: &AnnealOptions, order: &Order<'_>, stop: &StopFlag) -> Res
 fn settings(
     options: &AnnealOptions,
     manifest: &Manifest,
-    source: &ModelSource,
+    initial: &OpenModel,
     num_steps: u64,
     device: &str,
 ) -> Result<Settings> {
     Ok(Settings {
         manifest_blake3: manifest.content_blake3.to_string(),
         eval_manifest_blake3: None,
-        model_fingerprint: Checkpoint::open(source)?.fingerprint()?.to_string(),
+        model_fingerprint: initial.fingerprint().to_string(),
         objective: pair::objective(options, manifest)?,
         schedule: Schedule {
             decay: options.decay,

@@ -4,18 +4,19 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::super::{BadInput, Usage, tokenizer_of};
+use super::super::{BadInput, Usage};
 use super::AnnealOptions;
 use crate::demo;
+use crate::fs::Digest;
 use crate::loss::{Normalize, Objective, Weighting};
-use crate::model::{Checkpoint, ModelSource};
+use crate::model::{ModelSource, OpenModel};
 use crate::shard::manifest::{MANIFEST_FILE, Manifest};
 use crate::weight::{Center, DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
 
-/// The model to begin with.
-pub(super) fn learner(options: &AnnealOptions, manifest: &Manifest) -> Result<ModelSource> {
-    if let Some(model) = &options.model {
-        return Ok(model.clone());
+/// Opens the model to begin with.
+pub(super) fn learner(options: &AnnealOptions, manifest: &Manifest) -> Result<OpenModel> {
+    if let Some(source) = &options.model {
+        return Ok(OpenModel::open(source)?);
     }
     let Some(base) = &manifest.plan.base else {
         return Err(Usage(format!(
@@ -26,14 +27,13 @@ pub(super) fn learner(options: &AnnealOptions, manifest: &Manifest) -> Result<Mo
     };
     let source = demo::by_name(&base.path)
         .unwrap_or_else(|| ModelSource::Directory(PathBuf::from(&base.path)));
-    let found = Checkpoint::open(&source)
-        .with_context(|| {
-            format!(
-                "cannot open the base model {} of {}; give --model DIR if it has moved",
-                base.path, MANIFEST_FILE
-            )
-        })?
-        .fingerprint()?;
+    let model = OpenModel::open(&source).with_context(|| {
+        format!(
+            "cannot open the base model {} of {}; give --model DIR if it has moved",
+            base.path, MANIFEST_FILE
+        )
+    })?;
+    let found = model.fingerprint();
     if found != base.fingerprint {
         return Err(BadInput(format!(
             "the base model {} has changed since the set was scored: its fingerprint is {found}, the manifest says {}\nhint: give --model DIR to train another model on purpose",
@@ -41,25 +41,25 @@ pub(super) fn learner(options: &AnnealOptions, manifest: &Manifest) -> Result<Mo
         ))
         .into());
     }
-    Ok(source)
+    Ok(model)
 }
 
-/// Whether a set's ids are those of the learner, and hold what the weighting needs.
+/// Checks that a set's ids are those of the learner, whose tokenizer has the fingerprint `tokenizer`, and that
+/// it holds what the weighting needs.
 pub(in super::super) fn check(
-    source: &ModelSource,
+    model: &OpenModel,
+    tokenizer: Digest,
     weighting: Weighting,
     dir: &Path,
     manifest: &Manifest,
 ) -> Result<()> {
-    let tokenizer = tokenizer_of(source)?;
     let wanted = &manifest.plan.tokenizer;
-    if tokenizer.fingerprint() != wanted.fingerprint {
+    if tokenizer != wanted.fingerprint {
         return Err(BadInput(format!(
-            "the set in {} was tokenized with the tokenizer of {} (fingerprint {}), but that of {source} is another (fingerprint {}); their ids do not mean the same\nhint: score the corpus again with an RL model that shares the tokenizer of {source}",
+            "the set in {} was tokenized with the tokenizer of {} (fingerprint {}), but that of {model} is another (fingerprint {tokenizer}); their ids do not mean the same\nhint: score the corpus again with an RL model that shares the tokenizer of {model}",
             dir.display(),
             wanted.path,
-            wanted.fingerprint,
-            tokenizer.fingerprint()
+            wanted.fingerprint
         ))
         .into());
     }
@@ -73,12 +73,12 @@ pub(in super::super) fn check(
     Ok(())
 }
 
-/// Whether a model has positions for the longest row of a set.
-pub(in super::super) fn check_positions(source: &ModelSource, longest_row: usize) -> Result<()> {
-    let positions = source.architecture()?.max_position_embeddings;
+/// Checks that a model has positions for the longest row of a set.
+pub(in super::super) fn check_positions(model: &OpenModel, longest_row: usize) -> Result<()> {
+    let positions = model.architecture().max_position_embeddings;
     if longest_row > positions {
         return Err(BadInput(format!(
-            "the set has rows of {longest_row} tokens, but {source} was made for {positions} positions"
+            "the set has rows of {longest_row} tokens, but {model} was made for {positions} positions"
         ))
         .into());
     }

@@ -168,7 +168,7 @@ pub(super) fn log_prob_error(error: model::Error, step: u64, rows: &[StoredRow])
 
 /// An error if a weight is not finite in the dtype that it is written in, `step` being the last that was taken.
 pub(super) fn check_weights(model: &Decoder, step: u64) -> Result<()> {
-    match model.check_exportable() {
+    match model::check_exportable(model.name(), model.stored()) {
         Err(model::Error::NotFinite {
             tensor,
             element,

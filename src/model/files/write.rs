@@ -1,18 +1,19 @@
 //! Writes safetensors files one tensor after another, through the atomic files of [`crate::fs`].
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::Write as _;
 use std::path::Path;
 
 use candle_core::Tensor;
+use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
-use super::kernels::tensor::{CHUNK, on_host};
-use super::{Error, weights};
+use super::read::width;
 use crate::fs::{AtomicFile, Digest, HashingWriter, write_error};
+use crate::model::Error;
+use crate::model::kernels::tensor::{CHUNK, on_host};
 
 /// Elements that are converted and written at a time.
 const WRITE_ELEMENTS: usize = 1 << 20;
@@ -23,30 +24,20 @@ pub(crate) struct Entry<'a> {
     pub name: String,
     /// Its dtype there.
     pub dtype: Dtype,
-    /// Shape.
-    pub shape: Vec<usize>,
-    /// Elements.
-    pub values: Values<'a>,
-}
-
-/// Where the elements of an [`Entry`] are.
-pub(crate) enum Values<'a> {
-    /// In a tensor, on any device.
-    Of(&'a Tensor),
-    /// In memory, row-major.
-    Slice(Cow<'a, [f32]>),
+    /// Its shape and elements, on any device.
+    pub tensor: &'a Tensor,
 }
 
 impl Entry<'_> {
-    /// Bytes that it takes in a file.
+    /// Returns the bytes that it takes in a file.
     pub fn size_bytes(&self) -> usize {
-        self.shape.iter().product::<usize>() * weights::width(self.dtype).unwrap_or(4)
+        self.tensor.elem_count() * width(self.dtype).unwrap_or(4)
     }
 }
 
-/// Writes a file: the header, padded to 8 bytes, then the tensors in the order given. `metadata` is text by
-/// key, of which there may be one only, since the order of several would be chance. The digest is that of
-/// the whole file.
+/// Writes a file: the header, padded to 8 bytes, then the tensors in the order given. Returns the digest of
+/// the whole file. `metadata` is text by key; there is one key only, since the order of several would be
+/// chance.
 pub(crate) fn write(
     path: &Path,
     metadata: (&str, String),
@@ -60,7 +51,7 @@ pub(crate) fn write(
             end += entry.size_bytes();
             let info = TensorInfo {
                 dtype: entry.dtype,
-                shape: entry.shape.clone(),
+                shape: entry.tensor.dims().to_vec(),
                 data_offsets: (start, end),
             };
             (entry.name.clone(), info)
@@ -80,14 +71,11 @@ pub(crate) fn write(
     write(&header)?;
     write(&vec![b' '; padding])?;
     for entry in entries {
-        let values: &[f32] = match &entry.values {
-            Values::Of(tensor) => &on_host(tensor)?,
-            Values::Slice(values) => values,
-        };
+        let values: &[f32] = &on_host(entry.tensor)?;
         for values in values.chunks(WRITE_ELEMENTS) {
             let parts: Vec<Vec<u8>> = values
                 .par_chunks(CHUNK)
-                .map(|part| weights::narrow(part, entry.dtype))
+                .map(|part| narrow(part, entry.dtype))
                 .collect();
             write(&parts.concat())?;
         }
@@ -95,4 +83,27 @@ pub(crate) fn write(
     let (file, digest) = file.finish();
     file.publish()?;
     Ok(digest)
+}
+
+/// Converts f32 elements to the bytes of another dtype, rounded to nearest even.
+fn narrow(values: &[f32], dtype: Dtype) -> Vec<u8> {
+    let mut bytes = vec![0; values.len() * width(dtype).unwrap_or(4)];
+    match dtype {
+        Dtype::BF16 => {
+            for (bytes, value) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+                *bytes = bf16::from_f32(*value).to_le_bytes();
+            }
+        }
+        Dtype::F16 => {
+            for (bytes, value) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+                *bytes = f16::from_f32(*value).to_le_bytes();
+            }
+        }
+        _ => {
+            for (bytes, value) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(values) {
+                *bytes = value.to_le_bytes();
+            }
+        }
+    }
+    bytes
 }

@@ -1,18 +1,18 @@
-//! What each `model_type` makes of config.json.
+//! The families: how each `model_type` reads config.json.
 //!
 //! The source of each is `transformers/models/NAME/configuration_NAME.py` and `modeling_NAME.py`; a
 //! field that is absent gets the default of the configuration class.
 
 use serde_json::Value;
 
-use super::architecture::{
-    Activation, Architecture, Block, Latent, NormPlacement, Projections, QkNorm,
-};
-use super::config::Fields;
+use super::fields::Fields;
 use super::layers::{
     by_layer_type, num_blocks, qwen_windows, same_windows, window_if_used, windows_of,
 };
-use super::rotary::{self, Rope, RopeDefaults};
+use super::rope::{self, RopeDefaults, RopeParameters};
+use crate::model::architecture::{
+    Activation, Architecture, BlockConfig, MlaConfig, NormPlacement, Projections, QkNorm,
+};
 
 /// The families that can be scored and trained, by `model_type`.
 pub const SUPPORTED_MODEL_TYPES: [&str; 11] = [
@@ -69,52 +69,52 @@ const USUAL: Defaults = Defaults {
     rope_theta: 10_000.0,
 };
 
-/// A block with what most families have; the fields that differ are set by the family.
-fn usual_block(fields: &mut Fields<'_>) -> Result<Block, String> {
+/// Reads a block with what most families have; the fields that differ are set by the family.
+fn usual_block(fields: &mut Fields<'_>) -> Result<BlockConfig, String> {
     let hidden = fields.required_size("hidden_size")?;
     let heads = fields.required_size("num_attention_heads")?;
     // Without heads the block is refused, whatever their size.
     block_with(fields, hidden.checked_div(heads).unwrap_or(0))
 }
 
-/// A usual block of a family whose head_dim has a default of its own.
-fn block_with(fields: &mut Fields<'_>, default_head_dim: usize) -> Result<Block, String> {
+/// Reads a usual block of a family whose head_dim has a default of its own.
+fn block_with(fields: &mut Fields<'_>, default_head_dim: usize) -> Result<BlockConfig, String> {
     let heads = fields.required_size("num_attention_heads")?;
     if heads == 0 {
         return Err("num_attention_heads is 0".to_owned());
     }
     let head_dim = fields.size("head_dim")?.unwrap_or(default_head_dim);
-    Ok(Block {
+    Ok(BlockConfig {
         num_heads: heads,
         num_kv_heads: fields.size("num_key_value_heads")?.unwrap_or(heads),
         ..block_of(head_dim, fields.required_size("intermediate_size")?)
     })
 }
 
-/// The block with biases in all of its attention, if `attention_bias` says so.
-fn with_attention_bias(fields: &mut Fields<'_>, block: Block) -> Result<Block, String> {
+/// Gives the block biases in all of its attention, if `attention_bias` says so.
+fn with_attention_bias(fields: &mut Fields<'_>, block: BlockConfig) -> Result<BlockConfig, String> {
     let bias = fields.boolean("attention_bias", false)?;
-    Ok(Block {
+    Ok(BlockConfig {
         projections: Projections::Separate { bias },
         output_bias: bias,
         ..block
     })
 }
 
-fn block_of(head_dim: usize, intermediate_size: usize) -> Block {
-    Block {
+fn block_of(head_dim: usize, intermediate_size: usize) -> BlockConfig {
+    BlockConfig {
         num_heads: 1,
         num_kv_heads: 1,
         head_dim,
-        value_dim: head_dim,
+        v_head_dim: head_dim,
         projections: Projections::Separate { bias: false },
         output_bias: false,
         qk_norm: None,
-        rotary: Some(0),
+        rope: Some(0),
         window: None,
         score_scale: (head_dim as f64).powf(-0.5) as f32,
         score_soft_cap: None,
-        norms: NormPlacement::Before,
+        norms: NormPlacement::Pre,
         intermediate_size,
         activation: Activation::Silu,
         fused_mlp: false,
@@ -124,7 +124,7 @@ fn block_of(head_dim: usize, intermediate_size: usize) -> Block {
 
 fn llama(fields: &mut Fields<'_>) -> Result<Architecture, String> {
     let usual = usual_block(fields)?;
-    let block = Block {
+    let block = BlockConfig {
         mlp_bias: fields.boolean("mlp_bias", false)?,
         ..with_attention_bias(fields, usual)?
     };
@@ -150,16 +150,16 @@ fn olmo2(fields: &mut Fields<'_>) -> Result<Architecture, String> {
     decoder("olmo2", block, &windows, defaults, fields)
 }
 
-fn olmo_block(fields: &mut Fields<'_>) -> Result<Block, String> {
+fn olmo_block(fields: &mut Fields<'_>) -> Result<BlockConfig, String> {
     let usual = usual_block(fields)?;
-    Ok(Block {
+    Ok(BlockConfig {
         qk_norm: Some(QkNorm::Projection),
-        norms: NormPlacement::After,
+        norms: NormPlacement::Post,
         ..with_attention_bias(fields, usual)?
     })
 }
 
-/// Olmo 3: windows on three layers of four, and a rotation for each kind of layer.
+/// Olmo 3: windows on three layers of four, and RoPE parameters for each kind of layer.
 fn olmo3(fields: &mut Fields<'_>) -> Result<Architecture, String> {
     let block = olmo_block(fields)?;
     let window = fields.nullable_size("sliding_window", 4096)?;
@@ -167,17 +167,17 @@ fn olmo3(fields: &mut Fields<'_>) -> Result<Architecture, String> {
     // As in transformers 5, a rope_theta outside rope_parameters is for the full layers alone.
     let default = 500_000.0;
     let thetas = [fields.float("rope_theta", default)?, default];
-    let rotaries = by_layer_type(fields, block.head_dim, thetas)?;
+    let ropes = by_layer_type(fields, block.head_dim, thetas)?;
     let defaults = Defaults {
         norm_eps: 1e-5,
         ..USUAL
     };
-    two_rotations("olmo3", block, &windows, rotaries, defaults, fields)
+    two_ropes("olmo3", block, &windows, ropes, defaults, fields)
 }
 
 fn qwen2(fields: &mut Fields<'_>) -> Result<Architecture, String> {
     fields.required_size("num_key_value_heads")?;
-    let block = Block {
+    let block = BlockConfig {
         projections: Projections::Separate { bias: true },
         ..usual_block(fields)?
     };
@@ -188,7 +188,7 @@ fn qwen2(fields: &mut Fields<'_>) -> Result<Architecture, String> {
 fn qwen3(fields: &mut Fields<'_>) -> Result<Architecture, String> {
     fields.required_size("num_key_value_heads")?;
     let usual = block_with(fields, 128)?;
-    let block = Block {
+    let block = BlockConfig {
         qk_norm: Some(QkNorm::Head),
         ..with_attention_bias(fields, usual)?
     };
@@ -199,7 +199,7 @@ fn qwen3(fields: &mut Fields<'_>) -> Result<Architecture, String> {
 fn smollm3(fields: &mut Fields<'_>) -> Result<Architecture, String> {
     fields.required_size("num_key_value_heads")?;
     let usual = usual_block(fields)?;
-    let block = Block {
+    let block = BlockConfig {
         mlp_bias: fields.boolean("mlp_bias", false)?,
         ..with_attention_bias(fields, usual)?
     };
@@ -238,14 +238,14 @@ fn smollm3(fields: &mut Fields<'_>) -> Result<Architecture, String> {
     };
     let mut architecture = decoder("smollm3", block, &windows, defaults, fields)?;
     for (block, rope) in architecture.blocks.iter_mut().zip(rope) {
-        block.rotary = block.rotary.filter(|_| rope);
+        block.rope = block.rope.filter(|_| rope);
     }
     Ok(architecture)
 }
 
 /// What the Gemma families share: norms on both sides, counted from 1; a scaled embedding; a factor
 /// on scores that does not follow from the head.
-fn gemma_block(fields: &mut Fields<'_>) -> Result<Block, String> {
+fn gemma_block(fields: &mut Fields<'_>) -> Result<BlockConfig, String> {
     fields.only("use_bidirectional_attention", &Value::from(false))?;
     fields.only("hidden_activation", &Value::from("gelu_pytorch_tanh"))?;
     // The published configs carry an older field beside it; transformers reads hidden_activation.
@@ -254,10 +254,10 @@ fn gemma_block(fields: &mut Fields<'_>) -> Result<Block, String> {
     fields.get("cache_implementation");
     let scalar = fields.float("query_pre_attn_scalar", 256.0)?;
     let usual = block_with(fields, 256)?;
-    Ok(Block {
+    Ok(BlockConfig {
         num_kv_heads: fields.size("num_key_value_heads")?.unwrap_or(4),
         score_scale: scalar.powf(-0.5) as f32,
-        norms: NormPlacement::Both,
+        norms: NormPlacement::PreAndPost,
         activation: Activation::GeluTanh,
         ..with_attention_bias(fields, usual)?
     })
@@ -278,7 +278,7 @@ fn as_gemma(architecture: Architecture, logit_soft_cap: Option<f32>) -> Architec
     }
 }
 
-/// A soft cap; `default` where the field is absent, none where it is null.
+/// Reads a soft cap: `default` where the field is absent, none where it is null.
 fn soft_cap(
     fields: &mut Fields<'_>,
     name: &'static str,
@@ -296,7 +296,7 @@ fn soft_cap(
 }
 
 fn gemma2(fields: &mut Fields<'_>) -> Result<Architecture, String> {
-    let block = Block {
+    let block = BlockConfig {
         score_soft_cap: soft_cap(fields, "attn_logit_softcapping", Some(50.0))?,
         ..gemma_block(fields)?
     };
@@ -307,11 +307,11 @@ fn gemma2(fields: &mut Fields<'_>) -> Result<Architecture, String> {
     Ok(as_gemma(architecture, logit_soft_cap))
 }
 
-/// Gemma 3: norms of queries and keys, windows on all but every sixth layer, and a rotation for
-/// each kind of layer. `attn_logit_softcapping` has no influence: the attention is not given it.
+/// Gemma 3: norms of queries and keys, windows on all but every sixth layer, and RoPE parameters
+/// for each kind of layer. `attn_logit_softcapping` has no influence: the attention is not given it.
 fn gemma3_text(fields: &mut Fields<'_>) -> Result<Architecture, String> {
     soft_cap(fields, "attn_logit_softcapping", None)?;
-    let block = Block {
+    let block = BlockConfig {
         qk_norm: Some(QkNorm::Head),
         ..gemma_block(fields)?
     };
@@ -326,14 +326,14 @@ fn gemma3_text(fields: &mut Fields<'_>) -> Result<Architecture, String> {
         fields.float("rope_theta", 1_000_000.0)?,
         fields.float("rope_local_base_freq", 10_000.0)?,
     ];
-    let rotaries = by_layer_type(fields, block.head_dim, thetas)?;
-    let architecture = two_rotations("gemma3_text", block, &windows, rotaries, GEMMA, fields)?;
+    let ropes = by_layer_type(fields, block.head_dim, thetas)?;
+    let architecture = two_ropes("gemma3_text", block, &windows, ropes, GEMMA, fields)?;
     Ok(as_gemma(architecture, logit_soft_cap))
 }
 
 /// Phi-3: one matrix for queries, keys and values, one for gate and up; part of a head rotated.
 fn phi3(fields: &mut Fields<'_>) -> Result<Architecture, String> {
-    let block = Block {
+    let block = BlockConfig {
         projections: Projections::Fused,
         fused_mlp: true,
         ..usual_block(fields)?
@@ -351,7 +351,7 @@ fn phi3(fields: &mut Fields<'_>) -> Result<Architecture, String> {
         .size("original_max_position_embeddings")?
         .unwrap_or(4096);
     // Older configs say su or yarn, and mean LongRoPE.
-    let mut parameters = rotary::rope_object(fields)?;
+    let mut parameters = rope::rope_object(fields)?;
     for key in ["rope_type", "type"] {
         if let Some(kind) = parameters.get_mut(key)
             && (kind == "su" || kind == "yarn")
@@ -359,7 +359,7 @@ fn phi3(fields: &mut Fields<'_>) -> Result<Architecture, String> {
             *kind = Value::from("longrope");
         }
     }
-    let rope = rotary::parse(
+    let rope = rope::parse(
         &parameters,
         &RopeDefaults {
             theta: fields.float("rope_theta", 10_000.0)?,
@@ -384,37 +384,34 @@ fn youtu(fields: &mut Fields<'_>) -> Result<Architecture, String> {
             "num_key_value_heads is not the number of heads, {heads}; latent attention makes keys and values for each"
         ));
     }
-    let rotary_dim = fields.size("qk_rope_head_dim")?.unwrap_or(64);
-    let plain_dim = fields.size("qk_nope_head_dim")?.unwrap_or(128);
+    let qk_rope_head_dim = fields.size("qk_rope_head_dim")?.unwrap_or(64);
+    let qk_nope_head_dim = fields.size("qk_nope_head_dim")?.unwrap_or(128);
+    let qk_head_dim = qk_nope_head_dim + qk_rope_head_dim;
     let bias = fields.boolean("attention_bias", false)?;
-    let latent = Latent {
+    let mla = MlaConfig {
         // Null: queries have a single projection.
-        query_rank: fields.nullable_size("q_lora_rank", 1536)?,
-        kv_rank: fields.size("kv_lora_rank")?.unwrap_or(512),
-        rotary_dim,
+        q_lora_rank: fields.nullable_size("q_lora_rank", 1536)?,
+        kv_lora_rank: fields.size("kv_lora_rank")?.unwrap_or(512),
+        qk_rope_head_dim,
         // Null is false, absent is true.
-        interleaved: fields.boolean("rope_interleave", !fields.contains("rope_interleave"))?,
-        bias,
+        rope_interleave: fields.boolean("rope_interleave", !fields.contains("rope_interleave"))?,
+        attention_bias: bias,
     };
     // Follow from the others; a config that says something else would be misread.
-    for (name, size) in [
-        ("head_dim", rotary_dim),
-        ("qk_head_dim", rotary_dim + plain_dim),
-    ] {
+    for (name, size) in [("head_dim", qk_rope_head_dim), ("qk_head_dim", qk_head_dim)] {
         if fields.size(name)?.is_some_and(|given| given != size) {
             return Err(format!("{name} is not {size}, as the other sizes have it"));
         }
     }
     fields.get("embedding_initializer_range");
-    let rope = rotary::uniform(fields, rotary_dim, 10_000.0)?;
-    let head_dim = rotary_dim + plain_dim;
-    let block = Block {
+    let rope = rope::uniform(fields, qk_rope_head_dim, 10_000.0)?;
+    let block = BlockConfig {
         num_heads: heads,
         num_kv_heads: heads,
-        value_dim: fields.size("v_head_dim")?.unwrap_or(128),
-        projections: Projections::Latent(latent),
+        v_head_dim: fields.size("v_head_dim")?.unwrap_or(128),
+        projections: Projections::Mla(mla),
         output_bias: bias,
-        ..block_of(head_dim, fields.required_size("intermediate_size")?)
+        ..block_of(qk_head_dim, fields.required_size("intermediate_size")?)
     };
     let windows = same_windows(fields, None)?;
     let defaults = Defaults {
@@ -424,24 +421,24 @@ fn youtu(fields: &mut Fields<'_>) -> Result<Architecture, String> {
     with_rope("youtu", block, &windows, rope, defaults, fields)
 }
 
-/// A decoder whose layers share one rotation.
+/// Describes a decoder whose layers share the RoPE parameters of config.json.
 fn decoder(
     model_type: &str,
-    block: Block,
+    block: BlockConfig,
     windows: &[Option<usize>],
     defaults: Defaults,
     fields: &mut Fields<'_>,
 ) -> Result<Architecture, String> {
-    let rope = rotary::uniform(fields, block.head_dim, defaults.rope_theta)?;
+    let rope = rope::uniform(fields, block.head_dim, defaults.rope_theta)?;
     with_rope(model_type, block, windows, rope, defaults, fields)
 }
 
-/// A decoder whose layers share this rotation.
+/// Describes a decoder whose layers share these RoPE parameters.
 fn with_rope(
     model_type: &str,
-    block: Block,
+    block: BlockConfig,
     windows: &[Option<usize>],
-    rope: Rope,
+    rope: RopeParameters,
     defaults: Defaults,
     fields: &mut Fields<'_>,
 ) -> Result<Architecture, String> {
@@ -449,10 +446,10 @@ fn with_rope(
         fields.only("hidden_act", &Value::from("silu"))?;
     }
     fields.only("attention_dropout", &Value::from(0.0))?;
-    let block = Block {
+    let block = BlockConfig {
         score_scale: match block.projections {
             // Only DeepSeek-like models have it.
-            Projections::Latent(_) => block.score_scale * rope.score_factor,
+            Projections::Mla(_) => block.score_scale * rope.score_factor,
             _ => block.score_scale,
         },
         ..block
@@ -467,10 +464,10 @@ fn with_rope(
         norm_eps: fields.float("rms_norm_eps", defaults.norm_eps)? as f32,
         norm_offset: 0.0,
         logit_soft_cap: None,
-        rotaries: vec![rope.rotary],
+        ropes: vec![rope.config],
         blocks: windows
             .iter()
-            .map(|&window| Block {
+            .map(|&window| BlockConfig {
                 window,
                 ..block.clone()
             })
@@ -478,19 +475,20 @@ fn with_rope(
     })
 }
 
-/// A decoder with one rotation for layers that see everything and one for those with a window.
-fn two_rotations(
+/// Describes a decoder with RoPE parameters for layers that see everything and others for those
+/// with a window.
+fn two_ropes(
     model_type: &str,
-    block: Block,
+    block: BlockConfig,
     windows: &[Option<usize>],
-    [full, sliding]: [Rope; 2],
+    [full, sliding]: [RopeParameters; 2],
     defaults: Defaults,
     fields: &mut Fields<'_>,
 ) -> Result<Architecture, String> {
     let mut architecture = with_rope(model_type, block, windows, full, defaults, fields)?;
-    architecture.rotaries.push(sliding.rotary);
+    architecture.ropes.push(sliding.config);
     for block in &mut architecture.blocks {
-        block.rotary = Some(usize::from(block.window.is_some()));
+        block.rope = Some(usize::from(block.window.is_some()));
     }
     Ok(architecture)
 }

@@ -1,17 +1,21 @@
-//! config.json to a description of the decoder.
+//! Reads config.json into an [`Architecture`].
 //!
 //! A field that is neither understood nor known to have no influence on a forward pass is an error
 //! that names it, since an ignored field is a wrong log-prob.
 
-use std::collections::BTreeSet;
+mod families;
+mod fields;
+mod ignored;
+mod layers;
+mod rope;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+pub use families::SUPPORTED_MODEL_TYPES;
+use fields::Fields;
+
+use super::Error;
 use super::architecture::Architecture;
-use super::{Error, families};
-
-/// Largest number that a size may be, so that products of two can't overflow.
-const MAX_SIZE: usize = i32::MAX as usize;
 
 impl Architecture {
     /// Reads a description from the text of config.json; `model` names it in errors.
@@ -38,209 +42,10 @@ impl Architecture {
     }
 }
 
-/// Fields without influence on the forward pass of a decoder: bookkeeping, and settings of generation
-/// that older configs carry.
-const WITHOUT_INFLUENCE: [&str; 63] = [
-    "architectures",
-    "attn_implementation",
-    "auto_map",
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "bos_token_id",
-    "chunk_size_feed_forward",
-    "decoder_start_token_id",
-    "diversity_penalty",
-    "do_sample",
-    "dtype",
-    "early_stopping",
-    "encoder_no_repeat_ngram_size",
-    "eos_token_id",
-    "exponential_decay_length_penalty",
-    "finetuning_task",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "gradient_checkpointing",
-    "id2label",
-    "initializer_range",
-    "is_encoder_decoder",
-    "is_llama_config",
-    "label2id",
-    "length_penalty",
-    "max_length",
-    "min_length",
-    "name_or_path",
-    "no_repeat_ngram_size",
-    "num_beam_groups",
-    "num_beams",
-    "num_labels",
-    "num_return_sequences",
-    "output_attentions",
-    "output_hidden_states",
-    "output_scores",
-    "pad_token_id",
-    "prefix",
-    "pretraining_tp",
-    "problem_type",
-    "pruned_heads",
-    "remove_invalid_values",
-    "repetition_penalty",
-    "return_dict",
-    "return_dict_in_generate",
-    "sep_token_id",
-    "suppress_tokens",
-    "task_specific_params",
-    "temperature",
-    "tf_legacy_loss",
-    "tokenizer_class",
-    "top_k",
-    "top_p",
-    "torch_dtype",
-    "torchscript",
-    "transformers.js_config",
-    "transformers_version",
-    "typical_p",
-    "unk_token_id",
-    "unsloth_fixed",
-    "unsloth_version",
-    "use_bfloat16",
-    "use_cache",
-];
-
-/// Switches that some families have and others only spell out; where a family does not read them,
-/// they have to be off.
-const SWITCHES: [&str; 9] = [
-    "add_cross_attention",
-    "attention_bias",
-    "is_decoder",
-    "lm_head_bias",
-    "mlp_bias",
-    "rope_interleaved",
-    "tie_encoder_decoder",
-    "use_mrope",
-    "use_bidirectional_attention",
-];
-
-/// The object of config.json, with a record of what was read.
-pub(super) struct Fields<'a> {
-    map: &'a Map<String, Value>,
-    read: BTreeSet<&'static str>,
-}
-
-impl<'a> Fields<'a> {
-    pub(super) fn new(map: &'a Map<String, Value>) -> Self {
-        Self {
-            map,
-            read: BTreeSet::new(),
-        }
-    }
-
-    pub(super) fn get(&mut self, name: &'static str) -> Option<&'a Value> {
-        self.read.insert(name);
-        self.map.get(name).filter(|value| !value.is_null())
-    }
-
-    /// Whether the field is there, be it null or not.
-    pub(super) fn contains(&self, name: &str) -> bool {
-        self.map.contains_key(name)
-    }
-
-    pub(super) fn size(&mut self, name: &'static str) -> Result<Option<usize>, String> {
-        self.get(name)
-            .map(|value| {
-                value
-                    .as_u64()
-                    .and_then(|n| usize::try_from(n).ok())
-                    .filter(|&n| n <= MAX_SIZE)
-                    .ok_or_else(|| {
-                        format!("{name} is {value}, not a whole number of at most {MAX_SIZE}")
-                    })
-            })
-            .transpose()
-    }
-
-    pub(super) fn required_size(&mut self, name: &'static str) -> Result<usize, String> {
-        self.size(name)?.ok_or_else(|| format!("it has no {name}"))
-    }
-
-    /// A size that may be null, which means none; `default` where the field is absent.
-    pub(super) fn nullable_size(
-        &mut self,
-        name: &'static str,
-        default: usize,
-    ) -> Result<Option<usize>, String> {
-        if self.contains(name) {
-            self.size(name)
-        } else {
-            Ok(Some(default))
-        }
-    }
-
-    pub(super) fn float(&mut self, name: &'static str, default: f64) -> Result<f64, String> {
-        self.get(name).map_or(Ok(default), |value| {
-            value
-                .as_f64()
-                .ok_or_else(|| format!("{name} is {value}, not a number"))
-        })
-    }
-
-    pub(super) fn boolean(&mut self, name: &'static str, default: bool) -> Result<bool, String> {
-        self.get(name).map_or(Ok(default), |value| {
-            value
-                .as_bool()
-                .ok_or_else(|| format!("{name} is {value}, not true or false"))
-        })
-    }
-
-    pub(super) fn string(&mut self, name: &'static str) -> Result<Option<String>, String> {
-        self.get(name)
-            .map(|value| match value {
-                Value::String(text) => Ok(text.clone()),
-                other => Err(format!("{name} is {other}, not a string")),
-            })
-            .transpose()
-    }
-
-    /// Accepts a field only with the one value that is implemented; absent is fine.
-    pub(super) fn only(&mut self, name: &'static str, implemented: &Value) -> Result<(), String> {
-        let same = |value: &Value| match (value.as_f64(), implemented.as_f64()) {
-            // 0 and 0.0 are two values to the parser.
-            (Some(value), Some(implemented)) => value == implemented,
-            _ => value == implemented,
-        };
-        match self.get(name) {
-            Some(value) if !same(value) => Err(format!(
-                "{name} is {value}; only {implemented} is implemented"
-            )),
-            _ => Ok(()),
-        }
-    }
-
-    pub(super) fn finish(self) -> Result<(), String> {
-        let unknown: Vec<&str> = self
-            .map
-            .iter()
-            .filter(|(name, value)| {
-                let name = name.as_str();
-                let is_off = SWITCHES.contains(&name) && **value == Value::Bool(false);
-                let is_known = self.read.contains(name) || WITHOUT_INFLUENCE.contains(&name);
-                !(is_known || is_off || value.is_null() || name.starts_with('_'))
-            })
-            .map(|(name, _)| name.as_str())
-            .collect();
-        if unknown.is_empty() {
-            return Ok(());
-        }
-        Err(format!(
-            "not implemented for this model_type, and possibly of influence on its output: {}",
-            unknown.join(", ")
-        ))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Map, json};
 
     fn config() -> Value {
         json!({
@@ -391,8 +196,8 @@ mod tests {
         let old = Architecture::from_value(&old).unwrap();
         assert_eq!(old, Architecture::from_value(&new).unwrap());
         assert_ne!(
-            old.rotaries,
-            Architecture::from_value(&config()).unwrap().rotaries
+            old.ropes,
+            Architecture::from_value(&config()).unwrap().ropes
         );
     }
 }

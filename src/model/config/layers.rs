@@ -1,19 +1,20 @@
-//! What differs from layer to layer: windows, and rotations for layers with and without one.
+//! Settings that differ from layer to layer: windows, and RoPE parameters for layers with and
+//! without one.
 
 use serde_json::{Map, Value};
 
-use super::config::Fields;
-use super::rotary::{self, Rope, RopeDefaults};
+use super::fields::Fields;
+use super::rope::{self, RopeDefaults, RopeParameters};
 
 /// The kind of a layer whose tokens see all before them, in `layer_types`.
 pub(super) const FULL: &str = "full_attention";
 /// The kind of a layer with a window.
 pub(super) const SLIDING: &str = "sliding_attention";
 
-/// Most blocks that are believed.
+/// Most layers that a config.json may ask for.
 const MAX_BLOCKS: usize = 10_000;
 
-/// `num_hidden_layers`.
+/// Reads `num_hidden_layers`.
 pub(super) fn num_blocks(fields: &mut Fields<'_>) -> Result<usize, String> {
     match fields.required_size("num_hidden_layers")? {
         n if n > MAX_BLOCKS => Err(format!("num_hidden_layers is {n}, more than {MAX_BLOCKS}")),
@@ -21,13 +22,13 @@ pub(super) fn num_blocks(fields: &mut Fields<'_>) -> Result<usize, String> {
     }
 }
 
-/// `sliding_window`, where `use_sliding_window` says that it counts.
+/// Reads `sliding_window`, where `use_sliding_window` says that it counts.
 pub(super) fn window_if_used(fields: &mut Fields<'_>) -> Result<Option<usize>, String> {
     let is_used = fields.boolean("use_sliding_window", false)?;
     Ok(fields.size("sliding_window")?.filter(|_| is_used))
 }
 
-/// Windows of the Qwen models: on the layers from `max_window_layers` on, unless `layer_types` says
+/// Reads the windows of the Qwen models: on the layers from `max_window_layers` on, unless `layer_types` says
 /// otherwise.
 pub(super) fn qwen_windows(fields: &mut Fields<'_>) -> Result<Vec<Option<usize>>, String> {
     let window = window_if_used(fields)?;
@@ -35,7 +36,7 @@ pub(super) fn qwen_windows(fields: &mut Fields<'_>) -> Result<Vec<Option<usize>>
     windows_of(fields, window, &|i| i >= first)
 }
 
-/// The window of each layer: by `layer_types`, or by `is_local` where that is absent.
+/// Reads the window of each layer: by `layer_types`, or by `is_local` where that is absent.
 pub(super) fn windows_of(
     fields: &mut Fields<'_>,
     window: Option<usize>,
@@ -68,8 +69,8 @@ pub(super) fn windows_of(
         .collect()
 }
 
-/// The windows of a family whose layers are all alike; `layer_types`, where it stands, has to say the
-/// same.
+/// Reads the windows of a family whose layers are all alike; `layer_types`, where it stands, has to
+/// say the same.
 pub(super) fn same_windows(
     fields: &mut Fields<'_>,
     window: Option<usize>,
@@ -81,13 +82,14 @@ pub(super) fn same_windows(
     Err("layer_types differs from what this model_type does in every layer".to_owned())
 }
 
-/// The rotations of layers that see everything and of layers with a window: `rope_parameters` with
-/// an object for each (newer configs), or `rope_scaling` for the former alone (older ones).
+/// Reads the RoPE parameters of layers that see everything and of layers with a window:
+/// `rope_parameters` with an object for each (newer configs), or `rope_scaling` for the former alone
+/// (older ones).
 pub(super) fn by_layer_type(
     fields: &mut Fields<'_>,
     head_dim: usize,
     thetas: [f64; 2],
-) -> Result<[Rope; 2], String> {
+) -> Result<[RopeParameters; 2], String> {
     let max_positions = fields.required_size("max_position_embeddings")?;
     fields.only("partial_rotary_factor", &Value::from(1.0))?;
     let empty = Map::new();
@@ -117,7 +119,7 @@ pub(super) fn by_layer_type(
         {
             return Err("truncate is not true; only true is implemented here".to_owned());
         }
-        rotary::parse(
+        rope::parse(
             &parameters,
             &RopeDefaults {
                 theta,

@@ -1,21 +1,21 @@
-//! RoPE parameters of config.json to rotations.
+//! RoPE parameters of config.json: base, scaling, and the frequencies they come to.
 //!
 //! Source: `transformers/modeling_rope_utils.py` and the rotary classes of the families' modelling
 //! files. Frequencies are computed in f32, as there.
 
 use serde_json::{Map, Value};
 
-use super::architecture::{LongRotary, MAX_HEAD_DIM, Rotary};
-use super::config::Fields;
+use super::fields::Fields;
+use crate::model::architecture::{LongRopeConfig, MAX_HEAD_DIM, RopeConfig};
 
-/// What a model says about its rotation outside the RoPE parameters.
+/// Settings of a model that its RoPE parameters fall back on.
 pub(super) struct RopeDefaults {
     /// Base of the frequencies where none is given.
     pub theta: f64,
     /// Features of a head.
     pub head_dim: usize,
-    /// Fraction of them that is rotated where none is given; `None` for a family that rotates all,
-    /// whatever a config says, which therefore may say nothing else.
+    /// Fraction of them that RoPE applies to where none is given; `None` for a family that rotates
+    /// all, whatever a config says, which therefore may say nothing else.
     pub partial: Option<f64>,
     /// `max_position_embeddings`.
     pub max_positions: usize,
@@ -23,14 +23,14 @@ pub(super) struct RopeDefaults {
     pub original_positions: Option<usize>,
 }
 
-/// A rotation and what its scaling does to attention scores.
-pub(super) struct Rope {
-    pub rotary: Rotary,
+/// RoPE parameters as read, and what their scaling does to attention scores.
+pub(super) struct RopeParameters {
+    pub config: RopeConfig,
     /// Factor on scores that DeepSeek-like models derive from `mscale_all_dim`.
     pub score_factor: f32,
 }
 
-/// The RoPE object of a model that has one for all layers: `rope_parameters` (newer configs), or
+/// Returns the RoPE object of a model that has one for all layers: `rope_parameters` (newer configs), or
 /// `rope_scaling` (older ones, and before the other where both are).
 pub(super) fn rope_object(fields: &mut Fields<'_>) -> Result<Map<String, Value>, String> {
     let newer = fields.get("rope_parameters");
@@ -45,12 +45,12 @@ pub(super) fn rope_object(fields: &mut Fields<'_>) -> Result<Map<String, Value>,
     }
 }
 
-/// The rotation of a family whose layers all have the same one.
+/// Reads the RoPE parameters of a family whose layers all have the same.
 pub(super) fn uniform(
     fields: &mut Fields<'_>,
     head_dim: usize,
     theta: f64,
-) -> Result<Rope, String> {
+) -> Result<RopeParameters, String> {
     fields.only("partial_rotary_factor", &Value::from(1.0))?;
     let defaults = RopeDefaults {
         theta: fields.float("rope_theta", theta)?,
@@ -66,7 +66,7 @@ pub(super) fn uniform(
 pub(super) fn parse(
     parameters: &Map<String, Value>,
     defaults: &RopeDefaults,
-) -> Result<Rope, String> {
+) -> Result<RopeParameters, String> {
     let mut rope = Fields::new(parameters);
     let parsed = parse_fields(&mut rope, defaults)?;
     rope.finish()
@@ -74,7 +74,7 @@ pub(super) fn parse(
     Ok(parsed)
 }
 
-fn parse_fields(rope: &mut Fields<'_>, defaults: &RopeDefaults) -> Result<Rope, String> {
+fn parse_fields(rope: &mut Fields<'_>, defaults: &RopeDefaults) -> Result<RopeParameters, String> {
     if defaults.head_dim > MAX_HEAD_DIM {
         return Err(format!(
             "head_dim {} is more than {MAX_HEAD_DIM}",
@@ -104,7 +104,7 @@ fn parse_fields(rope: &mut Fields<'_>, defaults: &RopeDefaults) -> Result<Rope, 
     };
     let rotated = (defaults.head_dim as f64 * partial) as usize;
     let periods = periods(theta, rotated);
-    let mut rotary = Rotary {
+    let mut config = RopeConfig {
         frequencies: periods.iter().map(|period| 1.0 / period).collect(),
         long: None,
         scale: 1.0,
@@ -114,26 +114,26 @@ fn parse_fields(rope: &mut Fields<'_>, defaults: &RopeDefaults) -> Result<Rope, 
         "default" => {}
         "linear" => {
             let factor = positive(rope, "linear", "factor")?;
-            for frequency in &mut rotary.frequencies {
+            for frequency in &mut config.frequencies {
                 *frequency /= factor;
             }
         }
-        "llama3" => llama3(rope, defaults, &mut rotary.frequencies)?,
-        "yarn" => score_factor = yarn(rope, defaults, theta, &periods, &mut rotary)?,
-        "longrope" => longrope(rope, defaults, &periods, &mut rotary)?,
+        "llama3" => llama3(rope, defaults, &mut config.frequencies)?,
+        "yarn" => score_factor = yarn(rope, defaults, theta, &periods, &mut config)?,
+        "longrope" => longrope(rope, defaults, &periods, &mut config)?,
         other => {
             return Err(format!(
                 "rope_type {other:?} is not implemented; default, linear, llama3, longrope and yarn are"
             ));
         }
     }
-    Ok(Rope {
-        rotary,
+    Ok(RopeParameters {
+        config,
         score_factor,
     })
 }
 
-/// `theta ^ (2 i / features)` of every pair of features.
+/// Returns `theta ^ (2 i / features)` for every pair of features.
 fn periods(theta: f64, features: usize) -> Vec<f32> {
     (0..features.div_ceil(2))
         .map(|i| {
@@ -163,7 +163,7 @@ fn optional_positive(
     }
 }
 
-/// The context of the first training: at the top level, else here, else the longest context.
+/// Returns the context of the first training: at the top level, else here, else the longest context.
 fn original_positions(
     rope: &mut Fields<'_>,
     kind: &str,
@@ -176,7 +176,8 @@ fn original_positions(
     })
 }
 
-/// By wavelength: long ones are divided by the factor, short ones kept, those between interpolated.
+/// Llama 3: by wavelength, long ones are divided by the factor, short ones kept, those between
+/// interpolated.
 fn llama3(
     rope: &mut Fields<'_>,
     defaults: &RopeDefaults,
@@ -203,7 +204,7 @@ fn llama3(
     Ok(())
 }
 
-/// `0.1 m ln(scale) + 1`
+/// Returns `0.1 m ln(scale) + 1`, which YaRN calls mscale.
 fn magnitude(scale: f64, m: f64) -> f64 {
     if scale <= 1.0 {
         1.0
@@ -219,7 +220,7 @@ fn yarn(
     defaults: &RopeDefaults,
     theta: f64,
     periods: &[f32],
-    rotary: &mut Rotary,
+    config: &mut RopeConfig,
 ) -> Result<f32, String> {
     let context = original_positions(rope, "yarn", defaults)?;
     let factor = optional_positive(rope, "yarn", "factor")?
@@ -227,7 +228,7 @@ fn yarn(
     // Zero counts as absent, as it does in Python.
     let m = rope.float("mscale", 0.0)?;
     let m_all = rope.float("mscale_all_dim", 0.0)?;
-    rotary.scale = match optional_positive(rope, "yarn", "attention_factor")? {
+    config.scale = match optional_positive(rope, "yarn", "attention_factor")? {
         Some(given) => given as f32,
         None if m != 0.0 && m_all != 0.0 => {
             (magnitude(factor, m) / magnitude(factor, m_all)) as f32
@@ -260,7 +261,7 @@ fn yarn(
     if low == high {
         high += 0.001;
     }
-    for (i, (frequency, period)) in rotary.frequencies.iter_mut().zip(periods).enumerate() {
+    for (i, (frequency, period)) in config.frequencies.iter_mut().zip(periods).enumerate() {
         let ramp = ((i as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
         let kept = 1.0 - ramp;
         *frequency = 1.0 / (factor as f32 * period) * (1.0 - kept) + 1.0 / period * kept;
@@ -278,12 +279,12 @@ fn longrope(
     rope: &mut Fields<'_>,
     defaults: &RopeDefaults,
     periods: &[f32],
-    rotary: &mut Rotary,
+    config: &mut RopeConfig,
 ) -> Result<(), String> {
     let context = original_positions(rope, "longrope", defaults)?;
     let factor = optional_positive(rope, "longrope", "factor")?
         .unwrap_or(defaults.max_positions as f64 / context);
-    rotary.scale = match optional_positive(rope, "longrope", "attention_factor")? {
+    config.scale = match optional_positive(rope, "longrope", "attention_factor")? {
         Some(given) => given as f32,
         None if factor <= 1.0 => 1.0,
         None => (1.0 + factor.ln() / context.ln()).sqrt() as f32,
@@ -308,8 +309,8 @@ fn longrope(
             })
             .collect()
     };
-    rotary.frequencies = frequencies("short_factor")?;
-    rotary.long = Some(LongRotary {
+    config.frequencies = frequencies("short_factor")?;
+    config.long = Some(LongRopeConfig {
         above_tokens: context as usize,
         frequencies: frequencies("long_factor")?,
     });

@@ -1,0 +1,172 @@
+//! Where a model's files come from: a Hugging Face directory, or one of the pair compiled into the program.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::{Deref, Range};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::fs::{self, Digest, MappedFile};
+use crate::model::Error;
+
+/// A model that is compiled into the program.
+#[derive(Debug)]
+pub struct Builtin {
+    /// Name of the model in a manifest.
+    pub name: &'static str,
+    /// File names and contents, as in a Hugging Face directory.
+    pub files: &'static [(&'static str, &'static [u8])],
+}
+
+impl Builtin {
+    fn file(&self, name: &str) -> Option<&'static [u8]> {
+        let mut files = self.files.iter();
+        files
+            .find(|(file, _)| *file == name)
+            .map(|(_, bytes)| *bytes)
+    }
+}
+
+/// Where a model comes from.
+#[derive(Debug, Clone)]
+pub enum ModelSource {
+    /// A Hugging Face directory.
+    Directory(PathBuf),
+    /// A model of this program.
+    Builtin(&'static Builtin),
+}
+
+impl fmt::Display for ModelSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(path) => path.display().fmt(f),
+            Self::Builtin(builtin) => f.write_str(builtin.name),
+        }
+    }
+}
+
+impl ModelSource {
+    /// Reads a file of the model; `None` when it has no such file.
+    pub fn read(&self, name: &str) -> Result<Option<Cow<'static, [u8]>>, Error> {
+        match self {
+            Self::Directory(dir) => {
+                let path = dir.join(name);
+                if !fs::exists(&path)? {
+                    return Ok(None);
+                }
+                Ok(Some(Cow::Owned(fs::read(&path)?)))
+            }
+            Self::Builtin(builtin) => Ok(builtin.file(name).map(Cow::Borrowed)),
+        }
+    }
+
+    /// Reads a file that every model has.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotAFolder`] or [`Error::MissingFile`] when it is not there.
+    pub fn require(&self, name: &str) -> Result<Cow<'static, [u8]>, Error> {
+        if let Self::Directory(dir) = self
+            && !fs::is_dir(dir)?
+        {
+            return Err(Error::NotAFolder {
+                model: self.to_string(),
+            });
+        }
+        self.read(name)?.ok_or_else(|| self.missing(name))
+    }
+
+    /// Lists the names of the model's files, in byte order.
+    pub fn list(&self) -> Result<Vec<String>, Error> {
+        Ok(match self {
+            Self::Directory(dir) => fs::list(dir)?
+                .into_iter()
+                .filter_map(|name| name.into_string().ok())
+                .collect(),
+            Self::Builtin(builtin) => {
+                let mut names: Vec<String> = builtin
+                    .files
+                    .iter()
+                    .map(|(name, _)| (*name).to_owned())
+                    .collect();
+                names.sort();
+                names
+            }
+        })
+    }
+
+    /// Opens a file of the model, to be read at random; `None` when it has no such file.
+    pub(super) fn open(&self, name: &str) -> Result<Option<ModelFile>, Error> {
+        match self {
+            Self::Directory(dir) => {
+                let path = dir.join(name);
+                if !fs::exists(&path)? {
+                    return Ok(None);
+                }
+                Ok(Some(ModelFile(Bytes::Mapped(MappedFile::open(&path)?))))
+            }
+            Self::Builtin(builtin) => Ok(builtin
+                .file(name)
+                .map(|bytes| ModelFile(Bytes::Static(bytes)))),
+        }
+    }
+
+    /// Returns the error of a file that is not there.
+    pub(super) fn missing(&self, file: &str) -> Error {
+        Error::MissingFile {
+            model: self.to_string(),
+            file: file.to_owned(),
+            hint: "",
+        }
+    }
+}
+
+/// A file of a model that stays open: what is read of it later is what was there when it was opened, also
+/// if another file has taken its place since. Dereferences to its bytes; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ModelFile(Bytes);
+
+#[derive(Debug, Clone)]
+enum Bytes {
+    Static(&'static [u8]),
+    Read(Arc<[u8]>),
+    Mapped(MappedFile),
+}
+
+impl ModelFile {
+    /// Returns the digest of the bytes. Pages of a mapped file are given back as they are hashed.
+    pub fn digest(&self) -> Digest {
+        match &self.0 {
+            Bytes::Mapped(map) => fs::hash_mapped(map),
+            Bytes::Static(_) | Bytes::Read(_) => Digest::of(self),
+        }
+    }
+
+    /// Gives pages back that will not be read again soon.
+    pub(super) fn release(&self, range: Range<usize>) {
+        if let Bytes::Mapped(map) = &self.0 {
+            map.release(range.start, range.len());
+        }
+    }
+}
+
+impl Deref for ModelFile {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            Bytes::Static(bytes) => bytes,
+            Bytes::Read(bytes) => bytes,
+            Bytes::Mapped(map) => map,
+        }
+    }
+}
+
+impl From<Cow<'static, [u8]>> for ModelFile {
+    fn from(content: Cow<'static, [u8]>) -> Self {
+        Self(match content {
+            Cow::Borrowed(bytes) => Bytes::Static(bytes),
+            Cow::Owned(bytes) => Bytes::Read(bytes.into()),
+        })
+    }
+}

@@ -1,0 +1,289 @@
+//! The weights of a model: finds and maps their files, and checks that they hold what config.json asks for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::ops::Range;
+use std::path::Path;
+
+use rayon::prelude::*;
+use safetensors::{Dtype, SafeTensors};
+
+use super::names::{INDEX_FILE, SINGLE_FILE};
+use super::read::{self, width};
+use super::source::{ModelFile, ModelSource};
+use crate::fs::Digest;
+use crate::model::Error;
+use crate::model::architecture::{Architecture, EMBEDDING, LM_HEAD};
+
+/// Place of a tensor in a file.
+#[derive(Debug, Clone)]
+struct Place {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    range: Range<usize>,
+}
+
+/// The weight files of a model: open, indexed, and checked against its architecture.
+pub struct ModelWeights {
+    model: String,
+    files: Vec<(String, ModelFile)>,
+    tensors: BTreeMap<String, Place>,
+}
+
+impl fmt::Debug for ModelWeights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "ModelWeights({}, {} tensors)",
+            self.model,
+            self.tensors.len()
+        )
+    }
+}
+
+impl ModelWeights {
+    /// Opens model.safetensors, or the shards that model.safetensors.index.json names, and checks presence,
+    /// shape and dtype of every tensor before any is read.
+    ///
+    /// # Errors
+    ///
+    /// When a file is absent or damaged, and [`Error::Tensors`] with every problem of a tensor.
+    pub fn open(source: &ModelSource, architecture: &Architecture) -> Result<Self, Error> {
+        let weights = Self::index(source)?;
+        weights.check(architecture)?;
+        Ok(weights)
+    }
+
+    fn index(source: &ModelSource) -> Result<Self, Error> {
+        let names = weight_files(source)?;
+        let mut files = Vec::new();
+        let mut tensors = BTreeMap::new();
+        let mut problems = Vec::new();
+        for name in names {
+            let bytes = source.open(&name)?.ok_or_else(|| source.missing(&name))?;
+            let container = |error| Error::Container {
+                model: source.to_string(),
+                file: name.clone(),
+                source: error,
+            };
+            // Validates the header against the length of the file.
+            let content = SafeTensors::deserialize(&bytes).map_err(container)?;
+            let (header_bytes, _) = SafeTensors::read_metadata(&bytes).map_err(container)?;
+            let data_start = header_bytes + size_of::<u64>();
+            for (tensor, view) in content.iter() {
+                let (data, origin) = (view.data().as_ptr() as usize, bytes.as_ptr() as usize);
+                let start = data - origin;
+                debug_assert!(start >= data_start);
+                let place = Place {
+                    file: files.len(),
+                    dtype: view.dtype(),
+                    shape: view.shape().to_vec(),
+                    range: start..start + view.data().len(),
+                };
+                if tensors.insert(tensor.to_owned(), place).is_some() {
+                    problems.push(format!("{tensor} is in more than one file"));
+                }
+            }
+            files.push((name, bytes));
+        }
+        let weights = Self {
+            model: source.to_string(),
+            files,
+            tensors,
+        };
+        weights.fit(problems)?;
+        Ok(weights)
+    }
+
+    /// Returns an error if there are problems.
+    fn fit(&self, problems: Vec<String>) -> Result<(), Error> {
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Tensors {
+            model: self.model.clone(),
+            problems,
+        })
+    }
+
+    fn place(&self, name: &str) -> Result<&Place, Error> {
+        self.tensors.get(name).ok_or_else(|| Error::Tensors {
+            model: self.model.clone(),
+            problems: vec![format!("{name} is missing")],
+        })
+    }
+
+    fn check(&self, architecture: &Architecture) -> Result<(), Error> {
+        let mut problems = Vec::new();
+        let mut expected = BTreeSet::new();
+        let mut asked = architecture.tensors();
+        // A tied checkpoint may store the shared matrix twice.
+        if architecture.tied_head && self.tensors.contains_key(LM_HEAD) {
+            let shape = vec![architecture.vocab_size, architecture.hidden_size];
+            asked.push((LM_HEAD.to_owned(), shape));
+        }
+        for (name, shape) in asked {
+            match self.tensors.get(&name) {
+                None => problems.push(format!("{name} is missing; expected {shape:?}")),
+                Some(place) if place.shape != shape => problems.push(format!(
+                    "{name} has the shape {:?}; config.json asks for {shape:?}",
+                    place.shape
+                )),
+                Some(place) if width(place.dtype).is_none() => problems.push(format!(
+                    "{name} is {:?}; F32, F16 and BF16 can be read",
+                    place.dtype
+                )),
+                Some(_) => {}
+            }
+            expected.insert(name);
+        }
+        for name in self.tensors.keys() {
+            // Older checkpoints store the rotary frequencies, which follow from config.json.
+            let redundant = name.ends_with("rotary_emb.inv_freq");
+            if !expected.contains(name) && !redundant {
+                problems.push(format!(
+                    "{name} has no place in a {} model as config.json describes it",
+                    architecture.model_type
+                ));
+            }
+        }
+        if problems.is_empty() && !self.second_head_is_the_same(architecture)? {
+            problems.push(format!(
+                "{LM_HEAD} differs from {EMBEDDING}, though config.json ties them; remove one or set tie_word_embeddings to false"
+            ));
+        }
+        self.fit(problems)
+    }
+
+    /// Returns whether a tied checkpoint that stores the head as well stores the same twice. transformers
+    /// does not tie them otherwise.
+    fn second_head_is_the_same(&self, architecture: &Architecture) -> Result<bool, Error> {
+        let stored = (self.tensors.get(EMBEDDING), self.tensors.get(LM_HEAD));
+        let (true, (Some(embedding), Some(head))) = (architecture.tied_head, stored) else {
+            return Ok(true);
+        };
+        if embedding.dtype != head.dtype {
+            return Ok(self.load(EMBEDDING)? == self.load(LM_HEAD)?);
+        }
+        let [embedding, head] = [embedding, head].map(|place| {
+            let (_, file) = &self.files[place.file];
+            (file, place.range.clone())
+        });
+        let is_same = embedding.0[embedding.1.clone()] == head.0[head.1.clone()];
+        for (file, range) in [embedding, head] {
+            file.release(range);
+        }
+        Ok(is_same)
+    }
+
+    /// Reads a tensor's elements as f32, row-major.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFinite`] when one is NaN or infinite.
+    pub fn load(&self, name: &str) -> Result<Vec<f32>, Error> {
+        let place = self.place(name)?;
+        let (_, file) = &self.files[place.file];
+        let values = read::read(file, place.range.clone(), place.dtype)
+            .ok_or(Error::Internal("a tensor that was not checked"))?;
+        match values.par_iter().position_first(|value| !value.is_finite()) {
+            None => Ok(values),
+            Some(element) => Err(Error::NotFinite {
+                model: self.model.clone(),
+                tensor: name.to_owned(),
+                element,
+                value: values[element],
+            }),
+        }
+    }
+
+    /// Returns a tensor's stored dtype: F32, F16 or BF16.
+    pub(crate) fn dtype(&self, name: &str) -> Option<Dtype> {
+        self.tensors.get(name).map(|place| place.dtype)
+    }
+
+    /// Returns the digests of the weight files, by name, in byte order of the names.
+    pub(super) fn digests(&self) -> impl Iterator<Item = (&str, Digest)> {
+        let files = self.files.iter();
+        files.map(|(name, file)| (name.as_str(), file.digest()))
+    }
+
+    /// Returns the names of the weight files and their bytes, in byte order of the names.
+    pub fn files(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.files
+            .iter()
+            .map(|(name, bytes)| (name.as_str(), bytes.len() as u64))
+    }
+
+    /// Reads every tensor of the architecture and checks that all of its elements are numbers.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFinite`] for the first that holds NaN or an infinity, in the order of the forward pass.
+    pub fn check_values(&self, architecture: &Architecture) -> Result<(), Error> {
+        for (name, _) in architecture.tensors() {
+            self.load(&name)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the dtypes that occur, for people: "bf16", "f32 and bf16".
+    pub fn dtype_names(&self) -> String {
+        let names: BTreeSet<String> = self
+            .tensors
+            .values()
+            .map(|place| format!("{:?}", place.dtype).to_lowercase())
+            .collect();
+        names.into_iter().collect::<Vec<_>>().join(" and ")
+    }
+}
+
+/// Finds the files that hold the weights; returns their names in byte order.
+fn weight_files(source: &ModelSource) -> Result<Vec<String>, Error> {
+    let names = source.list()?;
+    let has = |name: &str| names.iter().any(|n| n == name);
+    if has(SINGLE_FILE) {
+        return Ok(vec![SINGLE_FILE.to_owned()]);
+    }
+    let Some(text) = source.read(INDEX_FILE)? else {
+        let pickled = names.iter().any(|n| {
+            [".bin", ".pt", ".pth"]
+                .iter()
+                .any(|ending| n.ends_with(ending))
+        });
+        return Err(Error::MissingFile {
+            model: source.to_string(),
+            file: SINGLE_FILE.to_owned(),
+            hint: if pickled {
+                "\nhint: .bin and .pt files are Python pickles, which can run code; load the model with transformers and save it again, which writes safetensors"
+            } else {
+                ""
+            },
+        });
+    };
+    let json_error = |source_error| Error::Json {
+        model: source.to_string(),
+        file: INDEX_FILE.to_owned(),
+        source: source_error,
+    };
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let index: Index = serde_json::from_slice(&text).map_err(json_error)?;
+    let files: BTreeSet<String> = index.weight_map.into_values().collect();
+    for file in &files {
+        let is_plain_name = Path::new(file)
+            .file_name()
+            .is_some_and(|name| name == file.as_str());
+        if !is_plain_name || !has(file) {
+            return Err(Error::MissingFile {
+                model: source.to_string(),
+                file: file.clone(),
+                hint: "\nhint: model.safetensors.index.json names it; is the download complete?",
+            });
+        }
+    }
+    Ok(files.into_iter().collect())
+}
