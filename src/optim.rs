@@ -4,7 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use candle_core::Tensor;
 
-use crate::model::{AdamWState, AdamWStep, Error, Gradients, Parameter, Parameters, set_values, zeros_f32};
+use crate::model::{
+    AdamWState, AdamWStep, Error, Gradients, Parameter, Parameters, set_values, zeros_f32,
+};
 
 /// Default peak learning rate: stage 2 of OLMo-2-0425-1B.
 pub const DEFAULT_LEARNING_RATE: f64 = 7.4487e-5;

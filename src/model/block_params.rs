@@ -8,7 +8,8 @@ use candle_core::Tensor;
 
 use super::Error;
 use super::architecture::{
-    Activation, Architecture, BlockConfig, EMBEDDING, LM_HEAD, MlaConfig, NormPlacement, Projections, QkNorm,
+    Activation, Architecture, BlockConfig, EMBEDDING, LM_HEAD, MlaConfig, NormPlacement,
+    Projections, QkNorm,
 };
 use super::kernels::{AttentionShape, MlaDims, RopeLayout};
 use super::parameters::ParamId;
@@ -245,9 +246,12 @@ impl BlockDeclaration<'_> {
     fn mla(&mut self, block: &BlockConfig, sizes: MlaConfig) -> MlaParams {
         let hidden = self.architecture.hidden_size;
         let q = match sizes.q_lora_rank {
-            None => {
-                MlaQuery::Direct(self.projection("self_attn.q_proj", block.query_width(), hidden, false))
-            }
+            None => MlaQuery::Direct(self.projection(
+                "self_attn.q_proj",
+                block.query_width(),
+                hidden,
+                false,
+            )),
             Some(rank) => MlaQuery::LowRank(LowRank {
                 down: self.projection("self_attn.q_a_proj", rank, hidden, sizes.attention_bias),
                 norm: self.norm_with("self_attn.q_a_layernorm", rank, MLA_NORM_EPS),
@@ -255,7 +259,7 @@ impl BlockDeclaration<'_> {
             }),
         };
         let dims = MlaDims {
-            nope: block.head_dim - sizes.qk_rope_head_dim,
+            nope: sizes.qk_nope_head_dim(block.head_dim),
             rope: sizes.qk_rope_head_dim,
             value: block.v_head_dim,
         };
@@ -294,12 +298,7 @@ impl BlockDeclaration<'_> {
         const AFTER_MLP: &str = "post_feedforward_layernorm";
         let (pre_attn, post_attn, pre_mlp, post_mlp) = match block.norms {
             // The norm before the feed-forward layer has its name from what it stands after.
-            NormPlacement::Pre => (
-                Some("input_layernorm"),
-                None,
-                Some(AFTER_ATTENTION),
-                None,
-            ),
+            NormPlacement::Pre => (Some("input_layernorm"), None, Some(AFTER_ATTENTION), None),
             NormPlacement::Post => (None, Some(AFTER_ATTENTION), None, Some(AFTER_MLP)),
             NormPlacement::PreAndPost => (
                 Some("input_layernorm"),

@@ -13,11 +13,11 @@ use super::batch::Batch;
 use super::block::BlockTape;
 use super::block_params::ModelParams;
 use super::device::Compute;
+use super::files::{ModelSource, OpenModel};
 use super::gradients::Gradients;
 use super::kernels::{Kernels, LmHead, LmLoss, WeightFn};
 use super::parameters::Parameters;
 use super::pass::Pass;
-use super::files::{ModelSource, OpenModel};
 use crate::types::TokenId;
 
 /// How [`Decoder::accumulate_gradients`] goes about it.

@@ -9,9 +9,9 @@ use safetensors::Dtype;
 use super::Error;
 use super::architecture::EMBEDDING;
 use super::device::{Compute, ComputeDtype};
+use super::files::ModelWeights;
 use super::kernels::Kernels;
 use super::kernels::tensor::{assign, rounded_to_bf16, set_values, tensor, to_host};
-use super::files::ModelWeights;
 
 /// Index of a parameter in the order of [`Architecture::tensors`](super::Architecture::tensors).
 pub(crate) type ParamId = usize;

@@ -104,8 +104,7 @@ impl BlockParams {
                 let (kv, kv_tape) = pass.low_rank(x, mla.kv)?;
                 let k_rope = pass.project(x, mla.k_rope)?;
                 let q = pass.norm_rope(q, None, rope)?;
-                let k_rope =
-                    pass.norm_rope(k_rope, None, with_layout(rope, mla.k_rope_layout))?;
+                let k_rope = pass.norm_rope(k_rope, None, with_layout(rope, mla.k_rope_layout))?;
                 let (k, v) = pass.kernels.mla(&kv, &k_rope, mla.dims)?;
                 Ok((q, k, v, QkvTape::Mla(q_tape, kv_tape)))
             }
@@ -139,8 +138,7 @@ impl BlockParams {
                 let k_rope = with_layout(rope, mla.k_rope_layout);
                 let d_k_rope = pass.norm_rope_backward(d_k_rope, None, None, k_rope, grads)?;
                 let d_in = pass.project_backward(&d_k_rope, x, mla.k_rope, grads, None)?;
-                let d_in =
-                    pass.low_rank_backward(&d_kv, x, kv_tape, mla.kv, grads, Some(d_in))?;
+                let d_in = pass.low_rank_backward(&d_kv, x, kv_tape, mla.kv, grads, Some(d_in))?;
                 match (mla.q, q_tape) {
                     (MlaQuery::Direct(q), None) => {
                         pass.project_backward(&dq, x, q, grads, Some(d_in))

@@ -15,8 +15,8 @@ use candle_core::{Device, Tensor};
 use super::portable;
 use super::portable_head;
 use super::shapes::{
-    AdamWState, AdamWStep, AttentionShape, LmHead, LmLoss, MlaDims, Qkv, RmsNorm,
-    Rope, RopeDirection,
+    AdamWState, AdamWStep, AttentionShape, LmHead, LmLoss, MlaDims, Qkv, RmsNorm, Rope,
+    RopeDirection,
 };
 use crate::model::Error;
 use crate::model::architecture::Activation;
@@ -126,22 +126,12 @@ pub(crate) trait Kernels: Debug + Send + Sync {
 
     /// Rotates features of each head of `x` `[T, heads * head_dim]` by their position. The result may take
     /// the place of `x` in memory.
-    fn rope(
-        &self,
-        x: Tensor,
-        rope: Rope<'_>,
-        direction: RopeDirection,
-    ) -> Result<Tensor, Error> {
+    fn rope(&self, x: Tensor, rope: Rope<'_>, direction: RopeDirection) -> Result<Tensor, Error> {
         portable::rope(&x, rope, direction)
     }
 
     /// Normalizes queries or keys, then rotates them. One pass over memory in a backend that fuses the two.
-    fn norm_rope(
-        &self,
-        x: &Tensor,
-        norm: RmsNorm<'_>,
-        rope: Rope<'_>,
-    ) -> Result<Tensor, Error> {
+    fn norm_rope(&self, x: &Tensor, norm: RmsNorm<'_>, rope: Rope<'_>) -> Result<Tensor, Error> {
         let normed = self.rms_norm(x, norm)?;
         self.rope(normed, rope, RopeDirection::Forward)
     }

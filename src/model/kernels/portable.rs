@@ -8,8 +8,7 @@ use std::ops::Range;
 use candle_core::{D, DType, Device, Tensor};
 
 use super::shapes::{
-    AdamWState, AdamWStep, AttentionShape, MlaDims, Qkv, RmsNorm, Rope,
-    RopeDirection,
+    AdamWState, AdamWStep, AttentionShape, MlaDims, Qkv, RmsNorm, Rope, RopeDirection,
 };
 use super::tensor::{assign, indices};
 use crate::model::Error;
@@ -215,11 +214,7 @@ pub(super) fn glu_backward(
     Ok((d_gate.to_dtype(dtype)?, dy.mul(&value)?.to_dtype(dtype)?))
 }
 
-pub(super) fn mla(
-    kv: &Tensor,
-    k_rope: &Tensor,
-    dims: MlaDims,
-) -> Result<(Tensor, Tensor), Error> {
+pub(super) fn mla(kv: &Tensor, k_rope: &Tensor, dims: MlaDims) -> Result<(Tensor, Tensor), Error> {
     let (tokens, width) = kv.dims2()?;
     let heads = width / (dims.own());
     let pairs = kv.reshape((tokens, heads, dims.own()))?;

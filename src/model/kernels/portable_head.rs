@@ -128,9 +128,9 @@ pub(super) fn gradients(
         let weights = column(&weights[part.clone()])?;
         let p = logits.broadcast_sub(&column(&shifts)?)?.exp()?;
         let target = indices(&next[part.clone()], device)?.reshape((n, 1))?;
-        let mut d = p
-            .broadcast_mul(&column(&slope_terms)?)?
-            .scatter_add(&target, &weights.neg()?, 1)?;
+        let mut d =
+            p.broadcast_mul(&column(&slope_terms)?)?
+                .scatter_add(&target, &weights.neg()?, 1)?;
         if let Some(cap) = head.soft_cap {
             d = d.mul(&soft_cap_slope(&logits, cap)?)?;
         }

@@ -37,7 +37,9 @@ pub(super) fn targets(ids: &[u32], layout: &RowLayout) -> (Vec<usize>, Vec<u32>)
 /// slope of `z_loss * s²`, with `s` the log-sum-exp, whose own gradient is the probabilities.
 #[inline]
 pub(super) fn z_slope(z_loss: Option<f32>, log_normalizer: f64) -> f32 {
-    z_loss.map_or(0.0, |z_loss| (2.0 * f64::from(z_loss) * log_normalizer) as f32)
+    z_loss.map_or(0.0, |z_loss| {
+        (2.0 * f64::from(z_loss) * log_normalizer) as f32
+    })
 }
 
 /// Asks for the weights of every row of a layout, of which the first has the number `first`, with its part

@@ -8,7 +8,7 @@ use super::super::StopFlag;
 use super::{AnnealOptions, RESUMES, StepMetrics};
 use crate::batch::{Step, micro_batches, row_tokens};
 use crate::loss::{LossSums, Objective};
-use crate::model::{self, Backward, Decoder, Gradients, GRAD_CHUNK_TOKENS};
+use crate::model::{self, Backward, Decoder, GRAD_CHUNK_TOKENS, Gradients};
 use crate::optim::AdamW;
 use crate::schedule::Schedule;
 use crate::shard::read::StoredRow;
@@ -90,15 +90,12 @@ impl Trainer<'_> {
         }
         let lr = self.schedule.rate(number - 1);
         let normalizer = sums.normalizer(objective.normalize);
-        let grad_norm = match self
-            .optimizer
-            .step(
+        let grad_norm = match self.optimizer.step(
             self.model.parameters_mut(),
             &mut self.gradients,
             normalizer,
             lr,
-        )
-        {
+        ) {
             Err(model::Error::Diverged { norm }) => {
                 let what = format!("the gradient's norm is {norm}");
                 return Err(nonfinite(number, what, &step.rows));

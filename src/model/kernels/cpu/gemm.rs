@@ -293,8 +293,8 @@ pub(crate) fn elements(rows: usize, cols: usize) -> Result<usize, Error> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::simd::Noise;
     use super::*;
-    use crate::model::simd::Noise;
     use proptest::prelude::*;
 
     fn reference(x: &[f32], w: &[f32], tokens: usize, out: usize, inner: usize) -> Vec<f64> {

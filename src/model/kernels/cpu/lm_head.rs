@@ -211,7 +211,7 @@ impl Tile<'_> {
                             for block in logits.chunks_mut(VOCAB_TILE) {
                                 squeeze(block, cap);
                                 let shift = sum.raise(max(block));
-                            sum.add(sum_exp_shifted(block, shift));
+                                sum.add(sum_exp_shifted(block, shift));
                             }
                         },
                     );

@@ -61,9 +61,7 @@ pub(super) fn backward(
         .for_each(|(((d_kv, d_k_rope), d_keys), d_values)| {
             let d_keys = d_keys.chunks_exact(dims.key());
             let d_values = d_values.chunks_exact(dims.value);
-            let pairs = d_kv
-                .chunks_exact_mut(dims.own())
-                .zip(d_keys.zip(d_values));
+            let pairs = d_kv.chunks_exact_mut(dims.own()).zip(d_keys.zip(d_values));
             for (i, (pair, (key, value))) in pairs.enumerate() {
                 let at = i / heads * dims.rope;
                 pair[..dims.nope].copy_from_slice(&key[..dims.nope]);

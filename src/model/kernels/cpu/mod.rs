@@ -24,8 +24,8 @@ use candle_core::{Device, Tensor};
 
 use super::backend::Kernels;
 use super::shapes::{
-    AdamWState, AdamWStep, AttentionShape, LmHead, LmLoss, MlaDims, Qkv, RmsNorm,
-    Rope, RopeDirection,
+    AdamWState, AdamWStep, AttentionShape, LmHead, LmLoss, MlaDims, Qkv, RmsNorm, Rope,
+    RopeDirection,
 };
 use crate::model::Error;
 use crate::model::architecture::Activation;
@@ -116,12 +116,7 @@ impl Kernels for Cpu {
         linear::backward_bias(d_b, dy)
     }
 
-    fn rope(
-        &self,
-        x: Tensor,
-        rope: Rope<'_>,
-        direction: RopeDirection,
-    ) -> Result<Tensor, Error> {
+    fn rope(&self, x: Tensor, rope: Rope<'_>, direction: RopeDirection) -> Result<Tensor, Error> {
         rope::rope(&x, rope, direction)?;
         Ok(x)
     }
