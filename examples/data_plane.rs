@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use remit::corpus::{Corpus, CorpusOptions, Part};
 use remit::fs::Digest;
 use remit::pack::Packing;
-use remit::pipeline::stream::{self, RowScorer, RowSource, ShardSink};
+use remit::pipeline::stages::{self, RowScorer, RowSource, ShardSink};
 use remit::pipeline::{Progress, StopFlag};
 use remit::shard::schema::ShardFormat;
 use remit::shard::write::ShardOptions;
@@ -43,12 +43,7 @@ impl RowScorer for Constant {
                     .iter()
                     .map(|id| round_mantissa(-1e-4 * (*id as f32) - 0.5))
                     .collect();
-                ScoredRow {
-                    row,
-                    rl_logprobs,
-                    base_logprobs: None,
-                    weights: None,
-                }
+                row.scored(rl_logprobs, None, None)
             })
             .collect())
     }
@@ -145,7 +140,7 @@ fn all(tokenizer: &TextTokenizer, corpus: &Corpus, output: &Path) -> Result<()> 
     };
     let parts: Vec<&Part> = corpus.parts().iter().collect();
     let started = Instant::now();
-    let tokens = stream::run(
+    let tokens = stages::run(
         &source,
         &parts,
         &Constant,

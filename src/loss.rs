@@ -5,22 +5,22 @@ use serde::{Deserialize, Serialize};
 use crate::types::ScoredRow;
 use crate::weight::{Center, WeightFormula, excess_top_k};
 
-/// Default for the share of targets that excess-top-k trains on: what Rho-1 uses for a general corpus.
+/// Default for the fraction of targets that excess-top-k trains on: what Rho-1 uses for a general corpus.
 pub const DEFAULT_TOP_K_FRACTION: f64 = 0.6;
 
-/// What a target's negative log-prob is multiplied with.
+/// Source of the weight of a target's negative log-prob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Weighting {
-    /// The method of the paper: from the stored RL log-prob and the learner as it is now.
+    /// The method of the paper: from the stored RL log-prob and the current learner.
     #[default]
     Dynamic,
     /// The stored weight, made from the RL model and the frozen base.
     Static,
     /// 1: plain next-token prediction.
     Uniform,
-    /// Rho-1's selection: 1 for the share of a row's targets with the largest excess loss,
+    /// Rho-1's selection: 1 for the fraction of a row's targets with the largest excess loss,
     /// `log p_RL - log p_theta`, and 0 for the others.
     ExcessTopK,
 }
@@ -36,7 +36,7 @@ impl std::fmt::Display for Weighting {
     }
 }
 
-/// What a step's sums are divided by.
+/// Divisor of a step's sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Normalize {
@@ -47,55 +47,73 @@ pub enum Normalize {
     Weights,
 }
 
-/// What is minimised: `sum of weight * -log p + z_loss * sum of (log-sum-exp of the logits)²`, divided by
+/// The loss that is minimised: `sum of weight * -log p + z_loss * sum of (log-sum-exp of the logits)²`, divided by
 /// what [`Normalize`] says.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Objective {
-    /// Where weights come from.
+    /// Source of the weights.
     pub weighting: Weighting,
-    /// How differences become weights; for dynamic weighting.
+    /// Formula of the weights; for dynamic weighting.
     pub formula: WeightFormula,
-    /// What differences are counted from; for dynamic weighting.
+    /// Offset that is subtracted from differences; for dynamic weighting.
     pub center: Center,
-    /// What sums are divided by.
+    /// Divisor of sums.
     pub normalize: Normalize,
-    /// Share of a row's targets that are trained on, in (0, 1]; for excess-top-k weighting.
+    /// Fraction of a row's targets that are trained on, in (0, 1]; for excess-top-k weighting.
     pub top_k_fraction: f64,
-    /// Coefficient of the squared log-sum-exp of the logits, 0 for none (PaLM, arXiv 2204.02311).
-    pub z_loss: f64,
+    /// Coefficient of the squared log-sum-exp of the logits (PaLM, arXiv 2204.02311); files have 0 for none.
+    #[serde(with = "off_as_zero")]
+    pub z_loss: Option<f64>,
+}
+
+/// A coefficient in a file: 0 where the term is off.
+mod off_as_zero {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        value: &Option<f64>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(value.unwrap_or(0.0))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<f64>, D::Error> {
+        f64::deserialize(deserializer).map(|value| (value != 0.0).then_some(value))
+    }
 }
 
 impl Objective {
-    /// Fills `weights`, one a target of `row`, given the learner's log-probs.
+    /// Fills `weights`, one per target of `row`, given the learner's log-probs.
     ///
     /// # Errors
     ///
     /// [`NoStoredWeights`] for static weighting of a row that has none.
-    pub fn weigh(
+    pub fn token_weights(
         &self,
         row: &ScoredRow,
         learner: &[f32],
         weights: &mut [f32],
     ) -> Result<(), NoStoredWeights> {
-        let reference = &row.rl_logprobs;
+        let rl = &row.rl_logprobs;
         match self.weighting {
             Weighting::Dynamic => {
-                self.formula
-                    .weights_from(self.center, reference, learner, weights);
+                self.formula.weights_from(self.center, rl, learner, weights);
             }
             Weighting::Static => {
                 weights.copy_from_slice(row.weights.as_ref().ok_or(NoStoredWeights)?);
             }
             Weighting::Uniform => weights.fill(1.0),
             Weighting::ExcessTopK => {
-                excess_top_k(self.top_k_fraction, reference, learner, weights);
+                excess_top_k(self.top_k_fraction, rl, learner, weights);
             }
         }
         Ok(())
     }
 
-    /// How many of these weights are at a bound. Weights of excess-top-k are always.
+    /// Counts the weights that are at a bound. Weights of excess-top-k always are.
     fn at_bounds(&self, weights: &[f32]) -> usize {
         match self.weighting {
             Weighting::Uniform => 0,
@@ -108,7 +126,7 @@ impl Objective {
     }
 }
 
-/// Static weighting was asked of rows without weights.
+/// Static weighting was asked for, but rows have no weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the set stores no static weights, because it was scored without a base model")]
 pub struct NoStoredWeights;
@@ -166,32 +184,33 @@ impl LossSums {
         self.squared_log_normalizers += other.squared_log_normalizers;
     }
 
-    /// The weighted loss: nats a target, or a unit of weight.
+    /// Returns the weighted loss: nats per target, or per unit of weight.
     pub fn loss(&self, normalize: Normalize) -> f64 {
         self.weighted_nll / self.normalizer(normalize)
     }
 
-    /// What the z-loss adds to it.
+    /// Returns what the z-loss adds to it.
     pub fn z_loss(&self, objective: &Objective) -> f64 {
-        objective.z_loss * self.squared_log_normalizers / self.normalizer(objective.normalize)
+        objective.z_loss.unwrap_or(0.0) * self.squared_log_normalizers
+            / self.normalizer(objective.normalize)
     }
 
-    /// The plain next-token loss, nats a target.
+    /// Returns the plain next-token loss, nats per target.
     pub fn ntp_loss(&self) -> f64 {
         self.nll / self.num_targets()
     }
 
-    /// Mean weight of a target.
+    /// Returns the mean weight of a target.
     pub fn weight_mean(&self) -> f64 {
         self.weight / self.num_targets()
     }
 
-    /// Share of the targets whose weight is at a bound, in [0, 1].
+    /// Returns the fraction of the targets whose weight is at a bound, in [0, 1].
     pub fn weight_at_bounds(&self) -> f64 {
         self.at_bounds as f64 / self.num_targets()
     }
 
-    /// What sums are divided by; 1 where there is nothing to divide.
+    /// Returns what sums are divided by; 1 where there is nothing to divide.
     pub fn normalizer(&self, normalize: Normalize) -> f64 {
         match normalize {
             Normalize::Targets => self.num_targets(),
@@ -217,7 +236,7 @@ mod tests {
             center: Center::Row,
             normalize: Normalize::Weights,
             top_k_fraction: 0.5,
-            z_loss: 0.5,
+            z_loss: Some(0.5),
         };
         let mut sums = LossSums::default();
         sums.add(

@@ -9,15 +9,11 @@
 
 use std::fmt;
 use std::ops::AddAssign;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::types::{Row, TokenId, TokenizedDocument};
-
-/// Longest row in tokens, where none is given.
-pub const DEFAULT_SEQ_LEN: u32 = 2048;
 
 /// Fewest tokens that a row may have: with one token there is nothing to predict.
 pub const MIN_ROW_TOKENS: u32 = 2;
@@ -44,20 +40,6 @@ impl fmt::Display for Packing {
     }
 }
 
-impl FromStr for Packing {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self, Error> {
-        match text {
-            "document" => Ok(Self::Document),
-            "window" => Ok(Self::Window),
-            _ => Err(Error::UnknownPacking {
-                found: text.to_owned(),
-            }),
-        }
-    }
-}
-
 /// What packing can't do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -67,12 +49,6 @@ pub enum Error {
     SeqLenTooShort {
         /// The length asked for, tokens.
         found: u32,
-    },
-    /// No such packing.
-    #[error("unknown packing {found:?}; expected \"document\" or \"window\"")]
-    UnknownPacking {
-        /// The name given.
-        found: String,
     },
 }
 
@@ -392,13 +368,11 @@ mod tests {
     }
 
     #[test]
-    fn packing_names_survive_text_and_json() {
+    fn packing_names_are_the_same_as_text_and_as_json() {
         for packing in [Packing::Document, Packing::Window] {
-            assert_eq!(packing.to_string().parse(), Ok(packing));
             let json = serde_json::to_string(&packing).unwrap();
             assert_eq!(json, format!("\"{packing}\""));
         }
-        assert!("Document".parse::<Packing>().is_err());
     }
 
     proptest! {

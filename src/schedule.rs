@@ -2,12 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How the rate falls after the warm-up, as a share of the way from the peak to the floor.
+/// Shape of the fall of the learning rate after the warm-up, as a fraction of the way from the peak to the minimum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Decay {
-    /// `1 - x`, with `x` the share of the steps after the warm-up that are done.
+    /// `1 - x`, with `x` the fraction of the steps after the warm-up that are done
     #[default]
     Linear,
     /// `(1 + cos(pi x)) / 2` (Loshchilov & Hutter, arXiv 1608.03983).
@@ -31,48 +31,50 @@ impl std::fmt::Display for Decay {
     }
 }
 
-/// The learning rate of every step: linear warm-up, then decay from the peak to the floor.
+/// The learning rate of every step: linear warm-up, then decay from the peak to the minimum.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Schedule {
-    /// How it decays.
+    /// Shape of the fall.
     pub decay: Decay,
-    /// Rate at the end of the warm-up.
-    pub peak: f64,
-    /// Rate that the step after the last would have; nothing to a constant schedule.
-    pub floor: f64,
-    /// Steps of linear warm-up; the first step of a warm-up of `n` steps has `peak / n`.
+    /// Learning rate at the end of the warm-up, the peak.
+    #[serde(alias = "peak")]
+    pub lr: f64,
+    /// Learning rate that the step after the last would have. A constant schedule ignores it.
+    #[serde(alias = "floor")]
+    pub min_lr: f64,
+    /// Steps of linear warm-up; the first step of a warm-up of `n` steps has `lr / n`.
     pub warmup_steps: u64,
     /// Steps in all.
     pub num_steps: u64,
 }
 
 impl Schedule {
-    /// The rate of a step, counted from 0.
+    /// Returns the learning rate of a step, counted from 0.
     ///
     /// # Examples
     ///
     /// ```
     /// use remit::schedule::{Decay, Schedule};
     ///
-    /// let schedule = Schedule { decay: Decay::Linear, peak: 1.0, floor: 0.0, warmup_steps: 0, num_steps: 4 };
-    /// let rates: Vec<f64> = (0..5).map(|step| schedule.rate(step)).collect();
+    /// let schedule = Schedule { decay: Decay::Linear, lr: 1.0, min_lr: 0.0, warmup_steps: 0, num_steps: 4 };
+    /// let rates: Vec<f64> = (0..5).map(|step| schedule.lr_at(step)).collect();
     /// assert_eq!(rates, [1.0, 0.75, 0.5, 0.25, 0.0]);
     /// ```
-    pub fn rate(&self, step: u64) -> f64 {
+    pub fn lr_at(&self, step: u64) -> f64 {
         if step < self.warmup_steps {
-            return self.peak * (step + 1) as f64 / self.warmup_steps as f64;
+            return self.lr * (step + 1) as f64 / self.warmup_steps as f64;
         }
         let all = self.num_steps.saturating_sub(self.warmup_steps).max(1) as f64;
-        // Counted from the end, so that a linear decay to 0 is `peak * left / all` to the last bit.
+        // Counted from the end, so that a linear decay to 0 is `lr * left / all` to the last bit.
         let left = self.num_steps.saturating_sub(step) as f64 / all;
-        let share = match self.decay {
+        let fraction = match self.decay {
             Decay::Linear => left,
             Decay::Cosine => (1.0 - (std::f64::consts::PI * left).cos()) / 2.0,
             Decay::OneMinusSqrt => 1.0 - (1.0 - left).max(0.0).sqrt(),
             Decay::Constant => 1.0,
         };
-        self.floor + (self.peak - self.floor) * share
+        self.min_lr + (self.lr - self.min_lr) * fraction
     }
 }
 
@@ -80,19 +82,19 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    fn rates(decay: Decay, floor: f64) -> Vec<f64> {
+    fn rates(decay: Decay, min_lr: f64) -> Vec<f64> {
         let schedule = Schedule {
             decay,
-            peak: 2.0,
-            floor,
+            lr: 2.0,
+            min_lr,
             warmup_steps: 2,
             num_steps: 6,
         };
-        (0..7).map(|step| schedule.rate(step)).collect()
+        (0..7).map(|step| schedule.lr_at(step)).collect()
     }
 
     #[test]
-    fn warm_up_reaches_the_peak_and_the_end_reaches_the_floor() {
+    fn warm_up_reaches_the_peak_and_the_end_reaches_the_minimum() {
         assert_eq!(
             rates(Decay::Linear, 0.0),
             [1.0, 2.0, 2.0, 1.5, 1.0, 0.5, 0.0]
@@ -119,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_never_rise_after_the_warm_up_and_stay_above_the_floor() {
+    fn rates_never_rise_after_the_warm_up_and_stay_above_the_minimum() {
         for decay in [
             Decay::Linear,
             Decay::Cosine,

@@ -30,7 +30,7 @@ pub enum Error {
     /// A document can't be encoded.
     #[error(
         "{document}, record {index}: the tokenizer of {name} can't encode the text: {reason}\nhint: \
-         --on-bad-record skip leaves out what can't be read, and lists it in rejects.jsonl"
+         --on-bad-record skip leaves out what can't be read; remit-inspect rejects lists it"
     )]
     Encode {
         /// The tokenizer.
@@ -55,7 +55,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The document that can't be encoded, as it is listed in rejects.jsonl, when that is what is
+    /// The document that can't be encoded, as it is listed among the rejects, when that is what is
     /// wrong.
     pub fn reject(&self) -> Option<Reject> {
         let Self::Encode {

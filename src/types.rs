@@ -59,7 +59,7 @@ pub enum OnBadRecord {
     /// It ends the run.
     #[default]
     Fail,
-    /// It is left out, and listed in rejects.jsonl.
+    /// It is left out, and listed by remit-inspect rejects.
     Skip,
 }
 
@@ -103,23 +103,81 @@ pub struct Row {
 }
 
 impl Row {
-    /// Number of predicted positions.
+    /// Returns the token ids.
+    pub fn ids(&self) -> &[TokenId] {
+        &self.input_ids
+    }
+
+    /// Returns the number of tokens.
+    pub fn num_tokens(&self) -> usize {
+        self.input_ids.len()
+    }
+
+    /// Returns the number of predicted positions.
     pub fn num_targets(&self) -> usize {
         self.input_ids.len().saturating_sub(1)
     }
+
+    /// Adds what the models say about it; each vector has [`Row::num_targets`] elements.
+    pub fn scored(
+        self,
+        rl_logprobs: Vec<f32>,
+        base_logprobs: Option<Vec<f32>>,
+        weights: Option<Vec<f32>>,
+    ) -> ScoredRow {
+        let Self {
+            source,
+            doc_index,
+            doc_starts,
+            input_ids,
+        } = self;
+        ScoredRow {
+            source,
+            doc_index,
+            doc_starts,
+            input_ids,
+            rl_logprobs,
+            base_logprobs,
+            weights,
+        }
+    }
 }
 
-/// A row with what the models say about it. Every vector has [`Row::num_targets`] elements.
+/// A row with what the models say about it: the fields of [`Row`], and vectors of
+/// [`ScoredRow::num_targets`] elements.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScoredRow {
-    /// The context.
-    pub row: Row,
+    /// As in [`Row::source`].
+    pub source: Arc<str>,
+    /// As in [`Row::doc_index`].
+    pub doc_index: u64,
+    /// As in [`Row::doc_starts`].
+    pub doc_starts: Vec<u32>,
+    /// As in [`Row::input_ids`].
+    pub input_ids: Vec<TokenId>,
     /// `log p_RL(x_t | x_<t)`, nats, one a target.
     pub rl_logprobs: Vec<f32>,
     /// The same under the frozen base, when a base was scored.
     pub base_logprobs: Option<Vec<f32>>,
     /// The static weight of each target, when a base was scored.
     pub weights: Option<Vec<f32>>,
+}
+
+impl ScoredRow {
+    /// Returns the token ids.
+    pub fn ids(&self) -> &[TokenId] {
+        &self.input_ids
+    }
+
+    /// Returns the number of tokens.
+    pub fn num_tokens(&self) -> usize {
+        self.input_ids.len()
+    }
+
+    /// Returns the number of predicted positions.
+    pub fn num_targets(&self) -> usize {
+        self.input_ids.len().saturating_sub(1)
+    }
 }
 
 /// Bits of the mantissa that a stored float keeps, unless all 23 are asked for.

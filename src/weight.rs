@@ -1,6 +1,6 @@
 //! Log-probs to weights: the formula of ReMiT (arXiv 2602.03075), for one context at a time.
 //!
-//! With `delta = reference - current` for every target of a row, and its mean over that row's targets:
+//! With `delta = rl - current` for every target of a row, and its mean over that row's targets:
 //!
 //! ```text
 //! weight = clamp(2 * sigmoid((delta - mean) / temperature), 1 - epsilon, 1 + epsilon)
@@ -18,14 +18,14 @@ pub const DEFAULT_EPSILON: f32 = 0.2;
 /// Default divisor of the centred difference, nats.
 pub const DEFAULT_TEMPERATURE: f32 = 1.0;
 
-/// What is taken off the differences of a row before they become weights.
+/// Offset that is subtracted from the differences of a row before they become weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Center {
-    /// Their mean over the targets of the row, as in the paper.
+    /// Their mean over the targets of the row, as in the paper
     #[default]
     Row,
-    /// Nothing: a row that the reference finds likelier throughout weighs more throughout.
+    /// Nothing: a row that the RL model finds likelier throughout weighs more throughout.
     None,
 }
 
@@ -39,7 +39,7 @@ pub struct WeightFormula {
     temperature: f32,
 }
 
-/// 0.2 for 0.2, also where the number goes through f64, which would make 0.20000000298 of it.
+/// Returns 0.2 for 0.2, where a plain conversion to f64 would give 0.20000000298.
 pub(crate) fn shortest_decimal(value: f32) -> f64 {
     value.to_string().parse().unwrap_or(f64::from(value))
 }
@@ -85,7 +85,7 @@ impl Default for WeightFormula {
 }
 
 impl WeightFormula {
-    /// `epsilon` in [0, 1), `temperature` positive and finite.
+    /// Makes a formula of an `epsilon` in [0, 1) and a positive, finite `temperature`.
     ///
     /// # Errors
     ///
@@ -103,23 +103,23 @@ impl WeightFormula {
         })
     }
 
-    /// Half-width of the interval that weights are clamped to.
+    /// Returns the half-width of the interval that weights are clamped to.
     pub fn epsilon(&self) -> f32 {
         self.epsilon
     }
 
-    /// Divisor of the centred difference, nats.
+    /// Returns the divisor of the centred difference, nats.
     pub fn temperature(&self) -> f32 {
         self.temperature
     }
 
-    /// Smallest and largest weight.
+    /// Returns the smallest and the largest weight.
     pub fn bounds(&self) -> (f32, f32) {
         (1.0 - self.epsilon, 1.0 + self.epsilon)
     }
 
-    /// Fills `weights` for the targets of one row, from as many log-probs (nats) of the reference
-    /// and of the model being weighted. Differences and their mean are taken in f64.
+    /// Fills `weights` for the targets of one row, from as many log-probs (nats) of the RL
+    /// model and of the model being weighted. Differences and their mean are taken in f64.
     ///
     /// # Examples
     ///
@@ -131,19 +131,13 @@ impl WeightFormula {
     /// WeightFormula::default().weights(&[-1.0, -2.0, -4.0], &[-2.0, -2.0, -3.0], &mut weights);
     /// assert_eq!(weights, [1.2, 1.0, 0.8]);
     /// ```
-    pub fn weights(&self, reference: &[f32], current: &[f32], weights: &mut [f32]) {
-        self.weights_from(Center::Row, reference, current, weights);
+    pub fn weights(&self, rl: &[f32], current: &[f32], weights: &mut [f32]) {
+        self.weights_from(Center::Row, rl, current, weights);
     }
 
-    /// As [`WeightFormula::weights`], with a choice of what the differences are counted from.
-    pub fn weights_from(
-        &self,
-        center: Center,
-        reference: &[f32],
-        current: &[f32],
-        weights: &mut [f32],
-    ) {
-        let pairs = || reference.iter().zip(current);
+    /// Does the same as [`WeightFormula::weights`], with a choice of what is subtracted from the differences.
+    pub fn weights_from(&self, center: Center, rl: &[f32], current: &[f32], weights: &mut [f32]) {
+        let pairs = || rl.iter().zip(current);
         let mean = match center {
             Center::Row => pairs().map(delta).sum::<f64>() / pairs().len().max(1) as f64,
             Center::None => 0.0,
@@ -157,7 +151,7 @@ impl WeightFormula {
         }
     }
 
-    /// How many weights are at the lower and at the upper bound, be they rounded for storage or not.
+    /// Counts the weights at the lower and at the upper bound, whether they are rounded for storage or not.
     pub fn at_bounds(&self, weights: &[f32]) -> (usize, usize) {
         let (lower, upper) = self.bounds();
         let (lower, upper) = (
@@ -173,13 +167,13 @@ impl WeightFormula {
     }
 }
 
-/// `log p_reference - log p_current`, nats.
-fn delta((reference, current): (&f32, &f32)) -> f64 {
-    f64::from(*reference) - f64::from(*current)
+/// Returns `log p_rl - log p_current`, nats.
+fn delta((rl, current): (&f32, &f32)) -> f64 {
+    f64::from(*rl) - f64::from(*current)
 }
 
 /// Selects targets of one row as Rho-1 does (Lin et al., arXiv 2404.07965): weight 1 for the `fraction` of
-/// them with the largest excess loss `log p_reference - log p_current`, 0 for the others. The number selected
+/// them with the largest excess loss `log p_rl - log p_current`, 0 for the others. The number selected
 /// is rounded up; among equals the earlier target goes first.
 ///
 /// Rho-1 ranks the targets of a batch together. Here each row is ranked by itself, so that a row's weights
@@ -193,11 +187,11 @@ fn delta((reference, current): (&f32, &f32)) -> f64 {
 /// remit::weight::excess_top_k(0.5, &[-1.0, -2.0, -1.0, -4.0], &[-2.0, -2.0, -4.0, -3.0], &mut weights);
 /// assert_eq!(weights, [1.0, 0.0, 1.0, 0.0]);
 /// ```
-pub fn excess_top_k(fraction: f64, reference: &[f32], current: &[f32], weights: &mut [f32]) {
-    let excess: Vec<f64> = reference.iter().zip(current).map(delta).collect();
+pub fn excess_top_k(fraction: f64, rl: &[f32], current: &[f32], weights: &mut [f32]) {
+    let excess: Vec<f64> = rl.iter().zip(current).map(delta).collect();
     let mut order: Vec<usize> = (0..excess.len()).collect();
     order.sort_by(|&a, &b| excess[b].total_cmp(&excess[a]));
-    // Less a trifle, as 0.07 of 100 targets would else be 8.
+    // Minus a trifle, since 0.07 of 100 targets would else be 8.
     let selected = ((fraction * excess.len() as f64 - 1e-9).ceil() as usize).max(1);
     weights.fill(0.0);
     for &target in order.iter().take(selected) {
@@ -210,9 +204,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn weights(formula: WeightFormula, reference: &[f32], current: &[f32]) -> Vec<f32> {
-        let mut out = vec![0.0; reference.len()];
-        formula.weights(reference, current, &mut out);
+    fn weights(formula: WeightFormula, rl: &[f32], current: &[f32]) -> Vec<f32> {
+        let mut out = vec![0.0; rl.len()];
+        formula.weights(rl, current, &mut out);
         out
     }
 
@@ -239,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_of_a_round_number_is_not_rounded_up() {
+    fn a_fraction_of_a_round_number_is_not_rounded_up() {
         for (fraction, targets, expected) in [(0.07, 100, 7.0), (0.55, 100, 55.0), (1e-9, 3, 1.0)] {
             let mut out = vec![0.0; targets];
             excess_top_k(
@@ -279,13 +273,13 @@ mod tests {
             temperature in 0.1_f32..10.0,
         ) {
             let formula = WeightFormula::new(epsilon, temperature).unwrap();
-            let (reference, current): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
-            let out = weights(formula, &reference, &current);
+            let (rl, current): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
+            let out = weights(formula, &rl, &current);
             let (lower, upper) = formula.bounds();
             for (i, a) in out.iter().enumerate() {
                 prop_assert!((lower..=upper).contains(a));
                 for (j, b) in out.iter().enumerate() {
-                    let delta = |i: usize| f64::from(reference[i]) - f64::from(current[i]);
+                    let delta = |i: usize| f64::from(rl[i]) - f64::from(current[i]);
                     if delta(i) > delta(j) {
                         prop_assert!(a >= b);
                     }
@@ -298,13 +292,13 @@ mod tests {
             pairs in proptest::collection::vec((-20.0_f32..0.0, -20.0_f32..0.0), 1..40),
             fraction in 0.01_f64..1.0,
         ) {
-            let (reference, current): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
-            let mut out = vec![0.5; reference.len()];
-            excess_top_k(fraction, &reference, &current, &mut out);
+            let (rl, current): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
+            let mut out = vec![0.5; rl.len()];
+            excess_top_k(fraction, &rl, &current, &mut out);
             let selected = out.iter().filter(|w| **w == 1.0).count();
             prop_assert_eq!(selected, ((fraction * out.len() as f64 - 1e-9).ceil() as usize).max(1));
             prop_assert!(out.iter().all(|w| *w == 0.0 || *w == 1.0));
-            let excess = |i: usize| f64::from(reference[i]) - f64::from(current[i]);
+            let excess = |i: usize| f64::from(rl[i]) - f64::from(current[i]);
             for (i, a) in out.iter().enumerate() {
                 for (j, b) in out.iter().enumerate() {
                     prop_assert!(!(a > b && excess(i) < excess(j)));
@@ -317,10 +311,10 @@ mod tests {
             pairs in proptest::collection::vec((-20.0_f32..0.0, -20.0_f32..0.0), 1..40),
             shift in -5.0_f32..0.0,
         ) {
-            let (reference, current): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
-            let shifted: Vec<f32> = reference.iter().map(|v| v + shift).collect();
+            let (rl, current): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
+            let shifted: Vec<f32> = rl.iter().map(|v| v + shift).collect();
             let formula = WeightFormula::default();
-            let a = weights(formula, &reference, &current);
+            let a = weights(formula, &rl, &current);
             let b = weights(formula, &shifted, &current);
             for (a, b) in a.iter().zip(&b) {
                 prop_assert!((a - b).abs() < 1e-5);

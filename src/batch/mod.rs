@@ -8,15 +8,16 @@
 //! No generator has a state that lives from step to step: each is made anew from (seed, epoch, window). So a
 //! [`Cursor`] is all that a run needs to go on where it stopped.
 
-mod stream;
+mod rng;
 #[cfg(test)]
 mod tests;
 
 use serde::{Deserialize, Serialize};
 
 use crate::shard::Error;
-use crate::shard::read::{ShardFile, ShardSet, StoredRow};
-use stream::Stream;
+use crate::shard::read::{ShardFile, ShardSet};
+use crate::shard::row::StoredRow;
+use rng::SplitMix64;
 
 /// Most tokens of a shuffle window, unless a single row group has more. At 12 bytes a token (id,
 /// RL log-prob, weight) and 4 more with a base, this is what bounds the memory for data: 128 MiB.
@@ -75,13 +76,8 @@ pub struct Step {
 impl Step {
     /// Number of its tokens.
     pub fn num_tokens(&self) -> u64 {
-        self.rows.iter().map(|row| row_tokens(row) as u64).sum()
+        self.rows.iter().map(|row| row.num_tokens() as u64).sum()
     }
-}
-
-/// Number of tokens of a row.
-pub fn row_tokens(row: &StoredRow) -> usize {
-    row.scored.row.input_ids.len()
 }
 
 impl<'a> Order<'a> {
@@ -192,7 +188,7 @@ impl<'a> Order<'a> {
     /// The permuted row groups of an epoch, as windows of indices into `groups`.
     fn windows(&self, epoch: u64) -> Vec<Vec<usize>> {
         let mut order: Vec<usize> = (0..self.groups.len()).collect();
-        Stream::new(self.seed, epoch, u64::MAX).shuffle(&mut order);
+        SplitMix64::new(self.seed, epoch, u64::MAX).shuffle(&mut order);
         let mut windows: Vec<Vec<usize>> = Vec::new();
         let mut tokens = 0;
         for group in order {
@@ -217,7 +213,7 @@ impl<'a> Order<'a> {
             .iter()
             .flat_map(|&group| self.groups[group].trained().map(move |row| (group, row)))
             .collect();
-        Stream::new(self.seed, epoch, number as u64).shuffle(&mut places);
+        SplitMix64::new(self.seed, epoch, number as u64).shuffle(&mut places);
         places
     }
 
@@ -350,7 +346,7 @@ fn hold_out(groups: &mut [Group], file: &ShardFile, fraction: f64) -> Result<(),
     for group in 0..groups.len() {
         starts.push(rows.len());
         for row in file.read_row_group(group)? {
-            let goes_on = row.scored.row.doc_starts.first() != Some(&0);
+            let goes_on = row.scored.doc_starts.first() != Some(&0);
             rows.push((is_held_out(&row, fraction), goes_on));
         }
     }
@@ -378,12 +374,12 @@ fn hold_out(groups: &mut [Group], file: &ShardFile, fraction: f64) -> Result<(),
 /// and all rows of a document that stands in rows of its own are held out, or none. Where rows hold several
 /// documents, [`Order`] leaves out what stands on both sides.
 pub fn is_held_out(row: &StoredRow, fraction: f64) -> bool {
-    let row = &row.scored.row;
+    let row = &row.scored;
     let mut key = Vec::from(*b"remit holdout 1");
     key.extend(row.doc_index.to_le_bytes());
     key.extend(row.source.as_bytes());
     // 53 bits, which f64 holds exactly.
-    let draw = Stream::of_key(&key).next() >> 11;
+    let draw = SplitMix64::of_key(&key).next() >> 11;
     (draw as f64) < fraction * (1_u64 << 53) as f64
 }
 
@@ -428,7 +424,7 @@ impl<I: Iterator<Item = Result<StoredRow, Error>>> Iterator for Steps<I> {
         let rows = loop {
             match self.rows.next() {
                 Some(Ok(row)) => {
-                    if self.packer.starts_new_step(row_tokens(&row)) {
+                    if self.packer.starts_new_step(row.num_tokens()) {
                         break std::mem::replace(&mut self.open, vec![row]);
                     }
                     self.open.push(row);

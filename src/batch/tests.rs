@@ -5,7 +5,7 @@ use crate::shard::tests::finished_set;
 use proptest::prelude::*;
 
 fn ids(rows: &[StoredRow]) -> Vec<u32> {
-    rows.iter().map(|row| row.scored.row.input_ids[0]).collect()
+    rows.iter().map(|row| row.scored.input_ids[0]).collect()
 }
 
 fn epoch(order: &Order<'_>, epoch: u64, batch_tokens: usize) -> Vec<Step> {
@@ -95,7 +95,7 @@ fn documents_are_held_out_whole_whatever_the_seed_and_never_trained_on() {
         .concat();
     assert_eq!(held.len() as u64, order.num_held_out());
     let documents = |rows: &[StoredRow]| -> std::collections::BTreeSet<(String, u64)> {
-        let document = |r: &StoredRow| (r.scored.row.source.to_string(), r.scored.row.doc_index);
+        let document = |r: &StoredRow| (r.scored.source.to_string(), r.scored.doc_index);
         rows.iter().map(document).collect()
     };
     let held_documents = documents(&held);
@@ -111,7 +111,7 @@ fn documents_are_held_out_whole_whatever_the_seed_and_never_trained_on() {
             order.num_tokens(),
             trained
                 .iter()
-                .map(|row| row_tokens(row) as u64)
+                .map(|row| row.num_tokens() as u64)
                 .sum::<u64>()
         );
     }

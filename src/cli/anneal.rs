@@ -8,6 +8,10 @@ use serde::{Serialize, Serializer};
 
 use super::progress::Console;
 use super::report::grouped;
+use super::values::{
+    above_zero, bytes, decay_rate, epsilon, fraction, not_negative, open_fraction, positive,
+    temperature,
+};
 use crate::loss::{DEFAULT_TOP_K_FRACTION, Normalize, Weighting};
 use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::optim::{
@@ -15,18 +19,20 @@ use crate::optim::{
     DEFAULT_WEIGHT_DECAY, DecayOn,
 };
 use crate::pipeline::anneal::{
-    AnnealOptions, AnnealReport, DEFAULT_BATCH_TOKENS, DEFAULT_KEEP, DEFAULT_MAX_SHARD_BYTES,
-    DEFAULT_MICRO_BATCH_TOKENS, DEFAULT_SAVE_EVERY, EvalRows, Length, OnNonFinite, Resume, Typed,
+    AnnealOptions, AnnealReport, CheckpointOptions, ComputeOptions, DEFAULT_BATCH_TOKENS,
+    DEFAULT_KEEP, DEFAULT_MAX_SHARD_BYTES, DEFAULT_MICRO_BATCH_TOKENS, DEFAULT_SAVE_EVERY,
+    EvalOptions, EvalRows, Invocation, Length, LossChange, LossOptions, OnNonFinite,
+    OptimizationOptions, OutputOptions, Resume,
 };
 use crate::pipeline::{self, StopFlag, Usage};
 use crate::schedule::Decay;
 use crate::weight::{Center, shortest_decimal};
 
-/// Train a base model on a scored set, each token weighted by what an RL-tuned model thinks of it
+/// Train a base model on a scored set, each token weighted by what an RL-tuned model says about it
 ///
-/// Writes a Hugging Face directory with the tensor names and dtypes of the model it began with. Beside it, and
-/// while it goes on: metrics.jsonl with one object a step, tensorboard/, run.json, and checkpoints/, from which
-/// the same command goes on after an interruption.
+/// Writes a Hugging Face directory with the tensor names and dtypes of the initial model. Beside it, during
+/// training: metrics.jsonl with one object per step, tensorboard/, run.json, and checkpoints/, from which the same
+/// command resumes after an interruption.
 #[derive(Debug, Parser, Serialize)]
 #[command(name = "remit-anneal", version, max_term_width = 100, after_help = EXAMPLES)]
 #[serde(rename_all = "kebab-case")]
@@ -36,7 +42,7 @@ pub struct AnnealArgs {
     #[serde(serialize_with = "lossy")]
     weights: PathBuf,
 
-    /// Model to begin with, a Hugging Face directory [default: the base that the set was scored with]
+    /// Initial model, a Hugging Face directory [default: the base that the set was scored with]
     #[arg(long, value_name = "DIR")]
     #[serde(serialize_with = "lossy_option")]
     model: Option<PathBuf>,
@@ -46,59 +52,58 @@ pub struct AnnealArgs {
     #[serde(serialize_with = "lossy")]
     output: PathBuf,
 
-    /// TOML file of options, by the names of these flags; a flag that is typed wins
+    /// TOML file of options, by the names of these flags; flags override the file
     #[arg(long, value_name = "FILE", help_heading = None)]
     #[serde(skip)]
     config: Option<PathBuf>,
 
-    /// Print every option that is in force, as TOML for --config, and end
+    /// Print every option in force, as TOML for --config, and exit
     #[arg(long)]
     #[serde(skip)]
     print_config: bool,
 
-    /// dynamic: from the learner as it is now; static: the stored weights; uniform: plain next-token
-    /// prediction; excess-top-k: Rho-1's selection
+    /// Source of the weights of tokens
     #[arg(long, value_enum, default_value_t, help_heading = LOSS)]
     weighting: Weighting,
 
     /// Weights lie within 1 - EPSILON and 1 + EPSILON [default: as scored, else 0.2]
-    #[arg(long, help_heading = LOSS)]
+    #[arg(long, value_parser = epsilon, help_heading = LOSS)]
     #[serde(serialize_with = "shortest")]
     epsilon: Option<f32>,
 
     /// Divisor of the difference of log-probs, in nats [default: as scored, else 1]
-    #[arg(long, help_heading = LOSS)]
+    #[arg(long, value_parser = temperature, help_heading = LOSS)]
     #[serde(serialize_with = "shortest")]
     temperature: Option<f32>,
 
-    /// What differences of log-probs are counted from: the mean of their row, or nothing
+    /// Offset to subtract from differences of log-probs: the mean of their row, or nothing
     #[arg(long, value_enum, default_value_t, help_heading = LOSS)]
     center: Center,
 
-    /// What the loss of a step is divided by: the number of its targets, or the sum of their weights
+    /// Divisor of the loss of a step: the number of its targets, or the sum of their weights
     /// [default: targets; with excess-top-k weights, as Rho-1]
     #[arg(long, value_enum, help_heading = LOSS)]
     normalize: Option<Normalize>,
 
-    /// Share of a row's targets that excess-top-k trains on: those that the RL model finds most likely beyond
-    /// what the learner does
-    #[arg(long, value_name = "SHARE", default_value_t = DEFAULT_TOP_K_FRACTION, value_parser = super::share, help_heading = LOSS)]
+    /// Fraction of a row's targets that excess-top-k trains on: those whose log-prob under the RL model exceeds
+    /// that under the learner most
+    #[arg(long, value_name = "FRACTION", default_value_t = DEFAULT_TOP_K_FRACTION, value_parser = fraction, help_heading = LOSS)]
     top_k_fraction: f64,
 
     /// Coefficient of the squared log-sum-exp of the logits, which keeps it near 0; OLMo 2 uses 1e-5
-    #[arg(long, value_name = "COEFFICIENT", default_value_t = 0.0, value_parser = super::not_negative, help_heading = LOSS)]
+    #[arg(long, value_name = "COEFFICIENT", default_value_t = 0.0, value_parser = not_negative, help_heading = LOSS)]
     z_loss: f64,
 
     /// Peak learning rate
-    #[arg(long, default_value_t = DEFAULT_LEARNING_RATE, value_parser = super::above_zero, help_heading = OPTIMIZER)]
+    #[arg(long, default_value_t = DEFAULT_LEARNING_RATE, value_parser = above_zero, help_heading = OPTIMIZER)]
     lr: f64,
 
-    /// How the learning rate falls from the peak to --min-lr over the steps after the warm-up
+    /// How the learning rate falls from --lr to --min-lr over the steps after the warm-up
     #[arg(long, value_enum, default_value_t, help_heading = OPTIMIZER)]
     schedule: Decay,
 
     /// Learning rate that the schedule falls to
-    #[arg(long, value_name = "LR", default_value_t = 0.0, value_parser = super::not_negative, help_heading = OPTIMIZER)]
+    #[arg(long, value_name = "LR", default_value_t = 0.0, value_parser = not_negative, help_heading = OPTIMIZER)]
     min_lr: f64,
 
     /// Steps of linear warm-up
@@ -109,7 +114,7 @@ pub struct AnnealArgs {
     #[arg(long, value_name = "N", conflicts_with_all = ["tokens", "epochs"], value_parser = clap::value_parser!(u64).range(1..), help_heading = OPTIMIZER)]
     steps: Option<u64>,
 
-    /// Tokens to train on, over as many epochs as they need; the last step is a whole one
+    /// Tokens to train on, over as many epochs as they need; the last step is a full one
     #[arg(long, value_name = "N", conflicts_with = "epochs", value_parser = clap::value_parser!(u64).range(1..), help_heading = OPTIMIZER)]
     tokens: Option<u64>,
 
@@ -118,26 +123,26 @@ pub struct AnnealArgs {
     epochs: Option<u64>,
 
     /// Tokens of an optimizer step
-    #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT_BATCH_TOKENS, value_parser = super::positive, help_heading = OPTIMIZER)]
+    #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT_BATCH_TOKENS, value_parser = positive, help_heading = OPTIMIZER)]
     batch_tokens: usize,
 
     /// Decay rate of AdamW's first moment
-    #[arg(long, value_name = "RATE", default_value_t = DEFAULT_BETAS.0, value_parser = super::decay_rate, help_heading = OPTIMIZER)]
+    #[arg(long, value_name = "RATE", default_value_t = DEFAULT_BETAS.0, value_parser = decay_rate, help_heading = OPTIMIZER)]
     beta1: f64,
 
     /// Decay rate of AdamW's second moment
-    #[arg(long, value_name = "RATE", default_value_t = DEFAULT_BETAS.1, value_parser = super::decay_rate, help_heading = OPTIMIZER)]
+    #[arg(long, value_name = "RATE", default_value_t = DEFAULT_BETAS.1, value_parser = decay_rate, help_heading = OPTIMIZER)]
     beta2: f64,
 
     /// Added to the root of the second moment
-    #[arg(long, value_name = "EPS", default_value_t = DEFAULT_ADAM_EPS, value_parser = super::above_zero, help_heading = OPTIMIZER)]
+    #[arg(long, value_name = "EPS", default_value_t = DEFAULT_ADAM_EPS, value_parser = above_zero, help_heading = OPTIMIZER)]
     adam_eps: f64,
 
     /// Decoupled weight decay
-    #[arg(long, default_value_t = DEFAULT_WEIGHT_DECAY, value_parser = super::not_negative, help_heading = OPTIMIZER)]
+    #[arg(long, default_value_t = DEFAULT_WEIGHT_DECAY, value_parser = not_negative, help_heading = OPTIMIZER)]
     weight_decay: f64,
 
-    /// What decays: matrices other than the embedding, all matrices, or norms and biases too
+    /// Parameters that decay: matrices other than the embedding, all matrices, or norms and biases too
     #[arg(long, value_enum, default_value_t, help_heading = OPTIMIZER)]
     decay_on: DecayOn,
 
@@ -145,7 +150,7 @@ pub struct AnnealArgs {
     #[arg(long, value_name = "NORM", default_value_t = Clip(Some(DEFAULT_CLIP)), help_heading = OPTIMIZER)]
     clip: Clip,
 
-    /// When a loss or gradient is not a finite number: stop, or leave the step out; ten in a row stop the run
+    /// Reaction to a loss or gradient that is not finite; ten skipped steps in a row stop the run
     #[arg(long, value_enum, default_value_t, help_heading = OPTIMIZER)]
     on_nonfinite: OnNonFinite,
 
@@ -153,17 +158,17 @@ pub struct AnnealArgs {
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64), help_heading = OPTIMIZER)]
     seed: u64,
 
-    /// Tokens that are in memory at a time; gradients of a step are summed over its micro-batches, and
-    /// on the CPU their size changes no bit of them from 1024 tokens on
-    #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT_MICRO_BATCH_TOKENS, value_parser = super::positive, help_heading = COMPUTE)]
+    /// Tokens in memory at a time. The gradients of a step are summed over its micro-batches. On the CPU, sizes of
+    /// 1024 tokens and more all give the same bits
+    #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT_MICRO_BATCH_TOKENS, value_parser = positive, help_heading = COMPUTE)]
     micro_batch_tokens: usize,
 
-    /// Keep only what blocks are given, and compute them again for their gradients: less memory, about a
-    /// third more time, and the same result
+    /// Keep only the inputs of blocks, and compute blocks again for their gradients: less memory, about a third
+    /// more time, and the same result
     #[arg(long, help_heading = COMPUTE)]
     activation_checkpointing: bool,
 
-    /// What matrices are computed with; weights, gradients and moments are kept in f32
+    /// Dtype of matrix products; weights, gradients and moments are kept in f32
     #[arg(long, value_enum, default_value_t, help_heading = COMPUTE)]
     dtype: ComputeDtype,
 
@@ -172,23 +177,23 @@ pub struct AnnealArgs {
     #[serde(serialize_with = "displayed")]
     device: DeviceChoice,
 
-    /// Threads [default: one a core]
-    #[arg(long, value_name = "N", value_parser = super::positive, help_heading = COMPUTE)]
+    /// Threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = positive, help_heading = COMPUTE)]
     threads: Option<usize>,
 
-    /// Refuse to begin a run that needs more memory than this (K, M and G are units) [default: what is free]
-    #[arg(long, value_name = "BYTES", value_parser = super::bytes, help_heading = COMPUTE)]
+    /// Refuse a run that needs more memory than this (K, M and G are units) [default: what is free]
+    #[arg(long, value_name = "BYTES", value_parser = bytes, help_heading = COMPUTE)]
     max_memory_bytes: Option<u64>,
 
     /// Steps between two checkpoints; an interruption writes one as well
     #[arg(long, value_name = "N", default_value_t = DEFAULT_SAVE_EVERY, value_parser = clap::value_parser!(u64).range(1..), help_heading = OUTPUT)]
     save_every: u64,
 
-    /// Checkpoints that are kept, the newest
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_KEEP, value_parser = super::positive, help_heading = OUTPUT)]
+    /// Number of newest checkpoints to keep
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_KEEP, value_parser = positive, help_heading = OUTPUT)]
     keep: usize,
 
-    /// auto: go on from the newest checkpoint that is whole, where there is one; never: refuse to
+    /// Use of checkpoints that are in the output folder
     #[arg(long, value_enum, value_name = "MODE", num_args = 0..=1, require_equals = true, default_value_t, default_missing_value = "auto", help_heading = OUTPUT)]
     resume: Resume,
 
@@ -197,8 +202,8 @@ pub struct AnnealArgs {
     #[serde(serialize_with = "lossy_option")]
     eval_weights: Option<PathBuf>,
 
-    /// Share of the documents that is never trained on, to measure losses on
-    #[arg(long, value_name = "SHARE", value_parser = super::part, help_heading = OUTPUT)]
+    /// Fraction of the documents to measure losses on, which is never trained on
+    #[arg(long, value_name = "FRACTION", value_parser = open_fraction, help_heading = OUTPUT)]
     holdout: Option<f64>,
 
     /// Steps between two such measurements [default: a tenth of the run]
@@ -206,10 +211,10 @@ pub struct AnnealArgs {
     eval_every: Option<u64>,
 
     /// Most bytes of a file of weights (K, M and G are units)
-    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MAX_SHARD_BYTES, value_parser = super::bytes, help_heading = OUTPUT)]
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MAX_SHARD_BYTES, value_parser = bytes, help_heading = OUTPUT)]
     max_shard_bytes: u64,
 
-    /// Print the result as one JSON object, and progress as an object a line
+    /// Print the result as one JSON object, and progress as one object per line
     #[arg(long, help_heading = OUTPUT)]
     json: bool,
 }
@@ -225,17 +230,17 @@ Examples:
   remit-anneal --weights weights/ --model Qwen3-0.6B-Base/ -o uniform/ --weighting uniform --holdout 0.01
   remit-anneal --weights weights/ --lr 1e-4 --print-config > run.toml; remit-anneal --config run.toml";
 
-/// A number of single precision with as many digits as it needs.
+/// Serializes a number of single precision with as many digits as it needs.
 fn shortest<S: Serializer>(value: &Option<f32>, serializer: S) -> Result<S::Ok, S::Error> {
     value.map(shortest_decimal).serialize(serializer)
 }
 
-/// A path, with replacement characters where it is not Unicode.
+/// Serializes a path with replacement characters where it is not Unicode.
 fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&path.display())
 }
 
-/// As [`lossy`].
+/// Does the same as [`lossy`].
 fn lossy_option<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
     let text = path.as_ref().map(|path| path.display().to_string());
     text.serialize(serializer)
@@ -276,12 +281,12 @@ impl std::str::FromStr for Clip {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "none" => Ok(Self(None)),
-            norm => super::above_zero(norm).map(|norm| Self(Some(norm))),
+            norm => above_zero(norm).map(|norm| Self(Some(norm))),
         }
     }
 }
 
-/// What the arguments come to.
+/// The arguments, resolved.
 #[derive(Debug)]
 pub(super) struct Resolved {
     pub(super) options: AnnealOptions,
@@ -290,7 +295,7 @@ pub(super) struct Resolved {
 }
 
 pub(super) fn resolve(args: AnnealArgs) -> Result<Resolved> {
-    let typed = Typed {
+    let invocation = Invocation {
         command: std::env::args_os()
             .map(|word| word.to_string_lossy().into_owned())
             .collect(),
@@ -342,23 +347,26 @@ pub(super) fn resolve(args: AnnealArgs) -> Result<Resolved> {
     } = args;
     if lr * weight_decay >= 1.0 {
         bail!(Usage(format!(
-            "--lr {lr} times --weight-decay {weight_decay} is {}; from 1 on a step wipes out the weights",
+            "--lr {lr} times --weight-decay {weight_decay} is {}; it must be less than 1, or a step wipes out the weights\nhint: lower either of them",
             lr * weight_decay
         )));
     }
     if min_lr > lr {
         bail!(Usage(format!(
-            "--min-lr {min_lr} is above the peak, --lr {lr}"
+            "--min-lr {min_lr} is above the peak, --lr {lr}\nhint: lower --min-lr, or raise --lr"
         )));
     }
     if schedule == Decay::Constant && min_lr > 0.0 {
         bail!(Usage(format!(
-            "--min-lr {min_lr} says where the learning rate falls to, but with --schedule constant it does not fall"
+            "--min-lr {min_lr} says where the learning rate falls to, but with --schedule constant it does not fall\nhint: leave out --min-lr, or give another --schedule"
         )));
     }
-    if eval_every.is_some() && eval_weights.is_none() && holdout.is_none() {
+    let eval_rows = eval_weights
+        .map(EvalRows::Set)
+        .or(holdout.map(EvalRows::Holdout));
+    if eval_every.is_some() && eval_rows.is_none() {
         bail!(Usage(
-            "--eval-every has nothing to measure losses on\nhint: give --eval-weights DIR or --holdout SHARE".to_owned()
+            "--eval-every has nothing to measure losses on\nhint: give --eval-weights DIR or --holdout FRACTION".to_owned()
         ));
     }
     let length = match (steps, tokens) {
@@ -370,43 +378,53 @@ pub(super) fn resolve(args: AnnealArgs) -> Result<Resolved> {
         options: AnnealOptions {
             weights,
             model: model.map(ModelSource::Directory),
-            output,
-            weighting,
-            epsilon,
-            temperature,
-            center,
-            normalize,
-            top_k_fraction,
-            z_loss,
-            learning_rate: lr,
-            min_learning_rate: min_lr,
-            decay: schedule,
-            warmup_steps,
-            length,
-            batch_tokens,
-            micro_batch_tokens,
-            optimizer: AdamWOptions {
-                betas: (beta1, beta2),
-                eps: adam_eps,
-                weight_decay,
-                decay_on,
-                clip: clip.0,
+            loss: LossOptions {
+                weighting,
+                epsilon,
+                temperature,
+                center,
+                normalize,
+                top_k_fraction,
+                z_loss: (z_loss > 0.0).then_some(z_loss),
             },
-            device,
-            dtype,
-            activation_checkpointing,
-            max_memory_bytes,
-            save_every,
-            keep,
-            resume,
-            eval: eval_weights
-                .map(EvalRows::Set)
-                .or(holdout.map(EvalRows::Holdout)),
-            eval_every,
-            on_nonfinite,
-            max_shard_bytes,
-            seed,
-            typed,
+            optimization: OptimizationOptions {
+                lr,
+                min_lr,
+                decay: schedule,
+                warmup_steps,
+                length,
+                batch_tokens,
+                adamw: AdamWOptions {
+                    betas: (beta1, beta2),
+                    eps: adam_eps,
+                    weight_decay,
+                    decay_on,
+                    clip: clip.0,
+                },
+                on_nonfinite,
+                seed,
+            },
+            compute: ComputeOptions {
+                device,
+                dtype,
+                micro_batch_tokens,
+                activation_checkpointing,
+                max_memory_bytes,
+            },
+            checkpoints: CheckpointOptions {
+                save_every,
+                keep,
+                resume,
+            },
+            eval: eval_rows.map(|rows| EvalOptions {
+                rows,
+                every: eval_every,
+            }),
+            output: OutputOptions {
+                dir: output,
+                max_shard_bytes,
+            },
+            invocation,
         },
         threads,
         json,
@@ -428,7 +446,7 @@ pub fn run(args: AnnealArgs) -> Result<()> {
     let stop = StopFlag::on_signals()?;
     let report = pipeline::anneal::run(&options, &stop, &Console::new(json))?;
     super::print(&if json {
-        as_json(&report)?
+        format!("{}\n", serde_json::to_string(&report)?)
     } else {
         as_text(&report)
     })
@@ -449,15 +467,9 @@ fn as_text(report: &AnnealReport) -> String {
     );
     if report.resumed_after > 0 {
         text.push_str(&format!(
-            "went on after step {}; {} tokens in all\n",
+            "resumed after step {}; {} tokens in all\n",
             report.resumed_after,
             grouped(report.tokens)
-        ));
-    }
-    if let Some((first, last)) = &report.ends {
-        text.push_str(&format!(
-            "loss {:.4} -> {:.4}, plain {:.4} -> {:.4} (step {} -> {})\n",
-            first.loss, last.loss, first.ntp_loss, last.ntp_loss, first.step, last.step
         ));
     }
     if report.skipped_steps > 0 {
@@ -470,13 +482,8 @@ fn as_text(report: &AnnealReport) -> String {
             }
         ));
     }
-    if let Some(evaluation) = &report.evaluation {
-        text.push_str(&format!(
-            "on {} targets that were not trained on: loss {:.4}, plain {:.4}\n",
-            grouped(evaluation.targets),
-            evaluation.loss,
-            evaluation.ntp_loss
-        ));
+    if let Some(losses) = &report.losses {
+        text.push_str(&change(losses));
     }
     text.push_str(&format!(
         "{output} is a Hugging Face directory; {output}/metrics.jsonl has every step\n"
@@ -484,22 +491,33 @@ fn as_text(report: &AnnealReport) -> String {
     text
 }
 
-fn as_json(report: &AnnealReport) -> Result<String> {
-    let value = serde_json::json!({
-        "output": report.output,
-        "was_finished": report.was_finished,
-        "model": report.model,
-        "weighting": report.weighting,
-        "steps": report.steps,
-        "resumed_after": report.resumed_after,
-        "skipped_steps": report.skipped_steps,
-        "skipped_at_end": report.skipped_at_end,
-        "tokens": report.tokens,
-        "own_tokens": report.own_tokens,
-        "seconds": report.seconds,
-        "first_step": report.ends.as_ref().map(|(first, _)| first),
-        "last_step": report.ends.as_ref().map(|(_, last)| last),
-        "evaluation": report.evaluation,
-    });
-    Ok(format!("{}\n", serde_json::to_string(&value)?))
+/// Tells what a run changed, as a line.
+fn change(losses: &LossChange) -> String {
+    let from_to = |loss: [f64; 2], plain: [f64; 2]| {
+        format!(
+            "loss {:.4} -> {:.4}, plain {:.4} -> {:.4}",
+            loss[0], loss[1], plain[0], plain[1]
+        )
+    };
+    match losses {
+        LossChange::EvaluationRows { first, last } => format!(
+            "{} on {} evaluation targets, after step {} and after step {}\n",
+            from_to([first.loss, last.loss], [first.ntp_loss, last.ntp_loss]),
+            grouped(last.targets),
+            first.step,
+            last.step
+        ),
+        LossChange::TrainingRows { first, last } => format!(
+            "{}, means of steps {}-{} and {}-{}, each on rows of its own; with --holdout, the rows are the same\n",
+            from_to([first.loss, last.loss], [first.ntp_loss, last.ntp_loss]),
+            first.first_step,
+            first.last_step,
+            last.first_step,
+            last.last_step
+        ),
+        LossChange::AllTrainingRows { all } => format!(
+            "loss {:.4}, plain {:.4}, means of all steps, which are too few to tell a change; --holdout tells one\n",
+            all.loss, all.ntp_loss
+        ),
+    }
 }

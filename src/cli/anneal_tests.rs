@@ -1,5 +1,5 @@
-//! Whatever call to the operating system fails while a model is trained: an error that names the path, no
-//! part of a file under its name, and a later run that comes to the same model.
+//! Tests that whatever call to the operating system fails while a model is trained, the error names the path, no
+//! part of a file is under its name, and a later run comes to the same model.
 
 use std::path::{Path, PathBuf};
 
@@ -45,7 +45,7 @@ fn anneal(root: &Path, output: &Path) -> anyhow::Result<()> {
     pipeline::anneal::run(&options, &StopFlag::default(), &Quiet).map(|_| ())
 }
 
-/// Names of what a folder holds, without temporary files of runs that failed.
+/// Lists the names in a folder, without temporary files of failed runs.
 fn names(dir: &Path) -> Vec<String> {
     if !fs::is_dir(dir).unwrap() {
         return Vec::new();
@@ -57,7 +57,7 @@ fn names(dir: &Path) -> Vec<String> {
         .collect()
 }
 
-/// The weights that a run came to.
+/// Reads the weights that a run came to.
 fn weights(output: &Path) -> Vec<Vec<u8>> {
     let shards = names(output).into_iter();
     let shards = shards.filter(|name| name.ends_with(".safetensors"));

@@ -1,4 +1,4 @@
-//! Options from a TOML file: its keys are the names of the flags, and flags win.
+//! Options from a TOML file: its keys are the names of the flags, and flags override the file.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -13,14 +13,14 @@ use crate::pipeline::{BadInput, Usage};
 /// The flag that names the file.
 const CONFIG: &str = "config";
 
-/// Parses a command line that may, if the program has the option, name a file with `--config`. What the file gives is put before what was
-/// typed; of options that were typed, or that contradict one that was, it is left out.
+/// Parses a command line that may name a file with `--config`, if the program has that option. Flags override the
+/// file: its options are put before them, except for those that are among the flags or contradict one of them.
 ///
 /// # Errors
 ///
 /// clap's, and when the file can't be read, is no TOML, or has a key that is no option.
 pub(super) fn parse<A: Parser>(typed: Vec<OsString>) -> Result<A> {
-    // What the file gives need not be typed.
+    // The file may have what is required.
     let lenient = A::command().mut_args(|arg| arg.required(false));
     let Ok(matches) = lenient.clone().try_get_matches_from(&typed) else {
         return Ok(A::try_parse_from(typed)?);
@@ -34,7 +34,7 @@ pub(super) fn parse<A: Parser>(typed: Vec<OsString>) -> Result<A> {
     let rest = words.split_off(1.min(words.len()));
     for (key, value) in read(path)? {
         let arg = find(&lenient, path, &key)?;
-        // Either may say that they contradict each other.
+        // Either of two options may declare that they contradict each other.
         let contradict = |a: &Arg, b: &Arg| {
             let others = lenient.get_arg_conflicts_with(a);
             others.iter().any(|other| other.get_id() == b.get_id())
@@ -72,7 +72,7 @@ fn read(path: &Path) -> Result<toml::Table> {
     })
 }
 
-/// The option of this name.
+/// Finds the option of this name.
 fn find<'a>(command: &'a Command, path: &Path, key: &str) -> Result<&'a Arg> {
     let mut options = command
         .get_arguments()
@@ -96,7 +96,7 @@ fn find<'a>(command: &'a Command, path: &Path, key: &str) -> Result<&'a Arg> {
     )))
 }
 
-/// What would be typed for a value; nothing for a switch that is off.
+/// Returns the argument that gives a value; nothing for a switch that is off.
 fn word(arg: &Arg, path: &Path, key: &str, value: &toml::Value) -> Result<Option<OsString>> {
     let is_switch = matches!(arg.get_action(), ArgAction::SetTrue);
     let text = match value {

@@ -1,4 +1,4 @@
-//! Errors to exit codes, after sysexits.h.
+//! Maps errors to exit codes, after sysexits.h.
 
 use std::io;
 
@@ -18,14 +18,14 @@ const IO: u8 = 74;
 const RESUME: u8 = 75;
 /// Anything else.
 const OTHER: u8 = 1;
-/// Whoever read our output has gone (128 + SIGPIPE); not worth a message.
+/// The reader of our output is gone (128 + SIGPIPE); not worth a message.
 pub const BROKEN_PIPE: u8 = 141;
 
-/// Of several files with problems the first of these counts: what is damaged can't be trusted, what is
-/// missing can be made again, and what could not be read may be as it should be.
+/// Lists the codes of files with problems, of which the first one counts. Damaged files can't be trusted, missing ones can be
+/// made again, and those that could not be read may be intact.
 const WORST_FIRST: [u8; 3] = [BAD_DATA, MISSING, IO];
 
-/// The exit code of an error: that of the innermost cause that has one.
+/// Returns the exit code of an error: that of the innermost cause that has one.
 pub fn code(error: &anyhow::Error) -> u8 {
     error.chain().rev().find_map(of_cause).unwrap_or(OTHER)
 }
@@ -123,7 +123,7 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     None
 }
 
-/// The chain of an error, outermost first; a cause that its parent already spelled out is left out.
+/// Writes out the chain of an error, outermost first; a cause that its parent already spelled out is left out.
 pub fn chain(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {

@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 
 use super::progress::Console;
+use super::values::{open_fraction, positive};
 use super::{model_report, report, show};
 use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::pipeline::compare::{self, CompareOptions};
@@ -48,8 +49,8 @@ enum Command {
         /// A folder that remit-score made
         #[arg(value_name = "DIR")]
         set: PathBuf,
-        /// Threads [default: one a core]
-        #[arg(long, value_name = "N", value_parser = super::positive)]
+        /// Threads [default: one per core]
+        #[arg(long, value_name = "N", value_parser = positive)]
         threads: Option<usize>,
         /// Print one JSON object that lists every file with a problem
         #[arg(long)]
@@ -102,7 +103,7 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         weights: PathBuf,
         /// Tokens computed at a time
-        #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT_BATCH_TOKENS, value_parser = super::positive)]
+        #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT_BATCH_TOKENS, value_parser = positive)]
         batch_tokens: usize,
         /// Dtype that matrices are kept in
         #[arg(long, value_enum, default_value_t)]
@@ -110,8 +111,8 @@ enum Command {
         /// Device to compute on: auto, cpu, cuda or cuda:N; auto takes a GPU if it can
         #[arg(long, value_name = "DEVICE", default_value_t)]
         device: DeviceChoice,
-        /// Threads [default: one a core]
-        #[arg(long, value_name = "N", value_parser = super::positive)]
+        /// Threads [default: one per core]
+        #[arg(long, value_name = "N", value_parser = positive)]
         threads: Option<usize>,
         /// Print one JSON object
         #[arg(long)]
@@ -126,14 +127,20 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         seed: u64,
         /// Tokens of an optimizer step, as for remit-anneal
-        #[arg(long, value_name = "TOKENS", default_value_t = anneal::DEFAULT_BATCH_TOKENS, value_parser = super::positive)]
+        #[arg(long, value_name = "TOKENS", default_value_t = anneal::DEFAULT_BATCH_TOKENS, value_parser = positive)]
         batch_tokens: usize,
         /// Number of steps [default: one epoch's]
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
         steps: Option<u64>,
         /// Share of the documents that is held out, as for remit-anneal
-        #[arg(long, value_name = "SHARE", value_parser = super::part)]
+        #[arg(long, value_name = "SHARE", value_parser = open_fraction)]
         holdout: Option<f64>,
+    },
+    /// Print the records that could not be read, an object a line
+    Rejects {
+        /// A folder that remit-score made
+        #[arg(value_name = "DIR")]
+        set: PathBuf,
     },
     /// Describe a model: its blocks, parameters, cost, and whether every tensor is there
     Model {
@@ -141,7 +148,7 @@ enum Command {
         #[arg(value_name = "DIR")]
         model: PathBuf,
         /// Length of the rows that cost and memory are for [default: 4096, or what the model allows]
-        #[arg(long, value_name = "TOKENS", value_parser = super::positive)]
+        #[arg(long, value_name = "TOKENS", value_parser = positive)]
         seq_len: Option<usize>,
         /// Read every weight, and name the first that is not a number
         #[arg(long)]
@@ -253,6 +260,12 @@ pub fn run(args: InspectArgs) -> Result<()> {
         ) => compare::order(&set, seed, batch_tokens, steps, holdout, &mut |step| {
             super::print(&format!("{}\n", serde_json::to_string(&step)?))
         }),
+        (Some(Command::Rejects { set }), _) => {
+            for reject in pipeline::inspect::rejects(&set)? {
+                super::print(&format!("{}\n", serde_json::to_string(&reject)?))?;
+            }
+            Ok(())
+        }
         (
             Some(Command::Model {
                 model,

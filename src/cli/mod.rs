@@ -1,4 +1,4 @@
-//! The command lines: what was typed, what it resolves to, and how a run reports back.
+//! The command lines: arguments, what they resolve to, and how a run reports back.
 //!
 //! Results go to stdout, progress and logs to stderr. An error is printed once, as a chain from
 //! what was attempted to why it failed, and decides the exit code.
@@ -18,6 +18,7 @@ pub mod score;
 mod show;
 #[cfg(test)]
 mod tests;
+mod values;
 mod worker;
 
 use std::process::ExitCode;
@@ -74,10 +75,10 @@ pub(crate) fn print(text: &str) -> Result<()> {
     Ok(())
 }
 
-/// Most threads that can be asked for where there are not more than 64 cores; else four a core.
+/// Most threads that can be asked for on up to 64 cores; on more, there are four per core.
 const MAX_THREADS: usize = 256;
 
-/// Uses this many threads for everything, or one a core.
+/// Uses this many threads for everything, or one per core.
 pub(crate) fn set_threads(threads: Option<usize>) -> Result<()> {
     if let Some(threads) = threads {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -85,7 +86,7 @@ pub(crate) fn set_threads(threads: Option<usize>) -> Result<()> {
         if threads > most {
             bail!(Usage(format!(
                 "--threads {threads} is more than {most}, the most that can be asked for here\nhint: without \
-                 it there is one a core, {cores}"
+                 it there is one per core, {cores}"
             )));
         }
         rayon::ThreadPoolBuilder::new()
@@ -93,71 +94,4 @@ pub(crate) fn set_threads(threads: Option<usize>) -> Result<()> {
             .build_global()?;
     }
     Ok(())
-}
-
-/// Parses a number greater than 0.
-pub(crate) fn positive(text: &str) -> Result<usize, String> {
-    match text.parse::<usize>() {
-        Ok(0) => Err("it must be at least 1".to_owned()),
-        Ok(n) => Ok(n),
-        Err(_) => Err("it is not a whole number".to_owned()),
-    }
-}
-
-/// Parses a number of bytes greater than 0: `1048576`, `1024K`, `1M`, `1MiB`.
-pub(crate) fn bytes(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let unit = match text.get(digits.len()..).unwrap_or_default() {
-        "" => 1,
-        "K" | "KiB" => 1 << 10,
-        "M" | "MiB" => 1 << 20,
-        "G" | "GiB" => 1 << 30,
-        other => return Err(format!("{other:?} is no unit; there are K, M and G")),
-    };
-    match digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)) {
-        Some(0) => Err("it must be at least 1".to_owned()),
-        Some(bytes) => Ok(bytes),
-        None => Err("it is not a number of bytes".to_owned()),
-    }
-}
-
-/// Parses a finite number that is not negative.
-pub(crate) fn not_negative(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
-        Ok(value) => Err(format!("{value} is not a finite number of at least 0")),
-        Err(_) => Err("it is not a number".to_owned()),
-    }
-}
-
-/// Parses a share in (0, 1].
-pub(crate) fn share(text: &str) -> Result<f64, String> {
-    match above_zero(text)? {
-        value if value <= 1.0 => Ok(value),
-        value => Err(format!("{value} is more than 1, which is all")),
-    }
-}
-
-/// Parses a share in (0, 1).
-pub(crate) fn part(text: &str) -> Result<f64, String> {
-    match share(text)? {
-        1.0 => Err("it must leave something, so be less than 1".to_owned()),
-        value => Ok(value),
-    }
-}
-
-/// Parses a decay rate in [0, 1).
-pub(crate) fn decay_rate(text: &str) -> Result<f64, String> {
-    match not_negative(text)? {
-        value if value < 1.0 => Ok(value),
-        value => Err(format!("{value} is not less than 1")),
-    }
-}
-
-/// Parses a finite number greater than 0.
-pub(crate) fn above_zero(text: &str) -> Result<f64, String> {
-    match not_negative(text)? {
-        0.0 => Err("it must be greater than 0".to_owned()),
-        value => Ok(value),
-    }
 }

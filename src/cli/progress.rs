@@ -1,4 +1,4 @@
-//! Progress on stderr: a bar on a terminal, now and then a plain line elsewhere, or JSON objects.
+//! Progress on stderr: a bar on a terminal, a plain line every ten seconds elsewhere, or JSON objects.
 
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
@@ -26,7 +26,7 @@ struct State {
     task: &'static str,
     total: u64,
     done: u64,
-    /// What was done before the task began.
+    /// Units done before the task began.
     done_before: u64,
     tokens: u64,
     started: Instant,
@@ -34,8 +34,8 @@ struct State {
 }
 
 impl Console {
-    /// JSON objects, a line each, if `json` is set; else a bar if stderr is a terminal, and plain
-    /// lines if not.
+    /// Writes JSON objects, one per line, if `json` is set; else a bar if stderr is a terminal, and plain lines if
+    /// not.
     pub fn new(json: bool) -> Self {
         let now = Instant::now();
         Self {
@@ -53,7 +53,7 @@ impl Console {
         }
     }
 
-    /// A warning that everyone should see.
+    /// Shows a warning that everyone should see.
     pub fn warn(&self, line: &str) {
         if self.json {
             print_object(&json!({"event": "warning", "message": line}));
@@ -71,7 +71,7 @@ impl Console {
     }
 }
 
-/// Writes one line to stderr; a reader that has gone is no reason to end.
+/// Writes one line to stderr; a reader that is gone is no reason to end.
 fn print_object(object: &Value) {
     let _ = writeln!(std::io::stderr(), "{object}");
 }
@@ -96,11 +96,11 @@ impl State {
     fn eta(&self) -> Option<Duration> {
         let before = self.done_before;
         let all = self.total.saturating_sub(before).max(1);
-        let share = self.done.saturating_sub(before) as f64 / all as f64;
-        (share > 0.0).then(|| {
+        let fraction = self.done.saturating_sub(before) as f64 / all as f64;
+        (fraction > 0.0).then(|| {
             self.started
                 .elapsed()
-                .mul_f64((1.0 - share).max(0.0) / share)
+                .mul_f64((1.0 - fraction).max(0.0) / fraction)
         })
     }
 }
@@ -131,7 +131,7 @@ impl Progress for Console {
 
     fn advance(&self, done: u64, tokens: u64, detail: &str) {
         self.with(|state| {
-            // Of what an earlier run did nothing is known but that it is done.
+            // Work of an earlier run tells nothing about the speed of this one.
             if state.tokens == 0 && tokens == 0 {
                 state.done_before = done;
             }

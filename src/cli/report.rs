@@ -1,4 +1,4 @@
-//! Manifests as text for people.
+//! Results as text for people.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -7,10 +7,10 @@ use crate::pipeline::compare::{ComparedLosses, Comparison};
 use crate::pipeline::estimate::Estimate;
 use crate::pipeline::inspect::Verification;
 use crate::shard::ErrorKind;
-use crate::shard::manifest::{MANIFEST_FILE, Manifest};
+use crate::shard::manifest::Manifest;
 use crate::shard::statistics::Statistics;
 
-/// `1234567` as `1,234,567`.
+/// Writes `1234567` as `1,234,567`.
 pub fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
@@ -27,7 +27,7 @@ fn number(value: Option<f64>, decimals: usize) -> String {
     value.map_or_else(|| "-".to_owned(), |value| format!("{value:.decimals$}"))
 }
 
-/// The summary of a finished set.
+/// Summarizes a finished set.
 pub fn summary(manifest: &Manifest) -> String {
     let plan = &manifest.plan;
     let bytes: u64 = manifest.shards.iter().map(|shard| shard.size_bytes).sum();
@@ -37,8 +37,8 @@ pub fn summary(manifest: &Manifest) -> String {
         let _ = writeln!(text, "{name:<12}{value}");
     };
     line(
-        "reference",
-        format!("{} ({})", plan.reference.path, plan.reference.model_type),
+        "RL model",
+        format!("{} ({})", plan.rl.path, plan.rl.model_type),
     );
     if let Some(base) = &plan.base {
         line("base", format!("{} ({})", base.path, base.model_type));
@@ -83,16 +83,15 @@ pub fn summary(manifest: &Manifest) -> String {
         line(
             "rejects",
             format!(
-                "{} records that can't be read left out, see {}",
-                grouped(rejects.records),
-                rejects.file
+                "{} records that can't be read left out; remit-inspect rejects lists them",
+                grouped(rejects.records)
             ),
         );
     }
     line(
         "shards",
         format!(
-            "{}, {} bytes, {per_token:.2} bytes a token",
+            "{}, {} bytes, {per_token:.2} bytes per token",
             manifest.shards.len(),
             grouped(bytes)
         ),
@@ -102,7 +101,7 @@ pub fn summary(manifest: &Manifest) -> String {
     text
 }
 
-/// What a run would take.
+/// Tells what a run would take.
 pub fn estimate(estimate: &Estimate) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
@@ -224,7 +223,7 @@ fn row(text: &mut String, name: &str, width: usize, statistics: &Statistics) {
     text.push('\n');
 }
 
-/// One line about a set without problems.
+/// Tells in one line that a set has no problems.
 pub fn verified(dir: &Path, manifest: &Manifest) -> String {
     format!(
         "{}: {} shards, {} rows, {} tokens: digests, columns and counts are right, and every row keeps the rules\n",
@@ -235,7 +234,7 @@ pub fn verified(dir: &Path, manifest: &Manifest) -> String {
     )
 }
 
-/// What was checked, and every file with a problem, as one JSON object.
+/// Returns what was checked, and every file with a problem, as one JSON object.
 pub fn verification_json(verification: &Verification) -> String {
     let problems: Vec<_> = verification
         .problems
@@ -259,19 +258,19 @@ pub fn verification_json(verification: &Verification) -> String {
     format!("{object}\n")
 }
 
-/// The same of a set whose manifest can't be used, so that nothing else can be checked.
+/// Does the same for a set whose manifest can't be used, so that nothing else can be checked.
 pub fn unverifiable_json(problem: &str) -> String {
     let object = serde_json::json!({
         "ok": false,
         "shards": null,
         "rows": null,
         "tokens": null,
-        "problems": [{"file": MANIFEST_FILE, "kind": "manifest", "problem": problem}],
+        "problems": [{"file": "_remit/manifest", "kind": "manifest", "problem": problem}],
     });
     format!("{object}\n")
 }
 
-/// Losses of two models, by source.
+/// Tables the losses of two models, by source.
 pub fn comparison(comparison: &Comparison) -> String {
     let Comparison {
         models: [a, b],
@@ -282,7 +281,7 @@ pub fn comparison(comparison: &Comparison) -> String {
     let width = sources.keys().map(|name| name.chars().count()).max();
     let width = width.unwrap_or(0).max("source".len());
     let mut text = format!(
-        "A: {a}\nB: {b}\non the rows of {weights}; losses in nats a target, weighted ones with the model as the \
+        "A: {a}\nB: {b}\non the rows of {weights}; losses in nats per target, weighted ones with the model as the \
          learner\n\n{:<width$} {:>12} {:>9} {:>9} {:>9}   {:>10} {:>10}\n",
         "source", "targets", "A", "B", "B - A", "A weighted", "B weighted"
     );

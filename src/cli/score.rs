@@ -8,21 +8,25 @@ use clap::Parser;
 
 use super::progress::Console;
 use super::report;
+use super::values::{bytes, epsilon, positive, row_length, temperature};
 use super::worker::Worker;
 use crate::corpus::{DEFAULT_MAX_RECORD_BYTES, DEFAULT_ZSTD_WINDOW_LOG, Input};
 use crate::demo;
 use crate::fs;
 use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::pack::Packing;
-use crate::pipeline::score::{AddToken, DEFAULT_BATCH_TOKENS, ScoreOptions, ScoreReport};
+use crate::pipeline::score::{
+    AddToken, ComputeOptions, DEFAULT_BATCH_TOKENS, InputOptions, RowOptions, ScoreOptions,
+    ScoreReport, SetOptions, WorkerOptions,
+};
 use crate::pipeline::{self, Progress, StopFlag, Usage};
 use crate::shard::schema::ShardFormat;
 use crate::types::{OnBadRecord, TokenDtype, TokenId};
 use crate::weight::{DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
 
-/// Score a corpus with an RL-tuned model: one log-probability a token, in Parquet shards
+/// Score a corpus with an RL-tuned model: one log-probability per token, in Parquet shards
 ///
-/// Reads .txt and .md (a document a file), .jsonl, .ndjson, .parquet and .arrow, each plain, .gz or
+/// Reads .txt and .md (one document per file), .jsonl, .ndjson, .parquet and .arrow, each plain, .gz or
 /// .zst; and token ids: lists of integers in any of these, .npy and .bin.
 /// Running the same command again does only what is missing.
 #[derive(Debug, Parser)]
@@ -32,7 +36,7 @@ pub struct ScoreArgs {
     #[arg(required_unless_present = "files_from", value_name = "INPUT")]
     inputs: Vec<PathBuf>,
 
-    /// File that lists more files to score, one a line; - reads the list from stdin
+    /// File that lists more files to score, one per line; - reads the list from stdin
     #[arg(long, value_name = "FILE")]
     files_from: Option<PathBuf>,
 
@@ -49,10 +53,10 @@ pub struct ScoreArgs {
     base_model: Option<PathBuf>,
 
     /// Longest row in tokens [default: 4096, or what the models allow]
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = row_length)]
     seq_len: Option<u32>,
 
-    /// How documents become rows: one document a row, or windows over documents in a line
+    /// How documents become rows: one document per row, or windows over concatenated documents
     #[arg(long, value_enum, default_value_t)]
     packing: Packing,
 
@@ -68,12 +72,12 @@ pub struct ScoreArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     min_tokens: usize,
 
-    /// What to do with a record that can't be read: stop, or leave it out and list it in rejects.jsonl
+    /// Reaction to a record that can't be read: stop, or leave it out
     #[arg(long, value_enum, default_value_t)]
     on_bad_record: OnBadRecord,
 
     /// Most bytes of one record: a line, a file of text, a value; K, M and G stand for 2^10, 2^20, 2^30
-    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MAX_RECORD_BYTES, value_parser = super::bytes)]
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MAX_RECORD_BYTES, value_parser = bytes)]
     max_record_bytes: u64,
 
     /// Largest window of a zstd frame, as a power of two; files made with zstd --long=31 need 31
@@ -88,16 +92,16 @@ pub struct ScoreArgs {
     #[arg(long, value_name = "ID")]
     separator: Option<TokenId>,
 
-    /// Whether a document begins with BOS; auto: if the tokenizer's template says so
+    /// Begin documents with BOS; auto: if the tokenizer's template says so
     #[arg(long, value_enum, default_value_t)]
     bos: AddToken,
 
-    /// Whether a document ends with EOS; auto: if the model has one
+    /// End documents with EOS; auto: if the model has one
     #[arg(long, value_enum, default_value_t)]
     eos: AddToken,
 
     /// Most tokens in a batch; the results do not depend on it
-    #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT_BATCH_TOKENS, value_parser = super::positive)]
+    #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT_BATCH_TOKENS, value_parser = positive)]
     batch_tokens: usize,
 
     /// Dtype that the models compute in; on the CPU bf16 is for their matrices alone
@@ -109,11 +113,11 @@ pub struct ScoreArgs {
     device: DeviceChoice,
 
     /// Static weights lie within 1 - EPSILON and 1 + EPSILON
-    #[arg(long, default_value_t = DEFAULT_EPSILON)]
+    #[arg(long, default_value_t = DEFAULT_EPSILON, value_parser = epsilon)]
     epsilon: f32,
 
     /// Static weights: divisor of the difference of log-probs, in nats
-    #[arg(long, default_value_t = DEFAULT_TEMPERATURE)]
+    #[arg(long, default_value_t = DEFAULT_TEMPERATURE, value_parser = temperature)]
     temperature: f32,
 
     /// Store log-probs in full (23 bits of mantissa) instead of rounded to 12
@@ -126,7 +130,7 @@ pub struct ScoreArgs {
 
     /// Target size of a part, the unit of resumption [default: a 64th of the corpus, within 256 KiB
     /// and 16 MiB]
-    #[arg(long, value_name = "BYTES", value_parser = super::bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
     part_bytes: Option<u64>,
 
     /// Number of workers that share the parts [default: SLURM_ARRAY_TASK_COUNT, else 1]
@@ -137,15 +141,15 @@ pub struct ScoreArgs {
     #[arg(long, value_name = "I")]
     worker_index: Option<u32>,
 
-    /// Say what a run would take, from a few rows that are scored for it; write nothing
+    /// Estimate what a run would take, from a few rows that are scored; write nothing
     #[arg(long)]
     dry_run: bool,
 
-    /// Threads [default: one a core]
-    #[arg(long, value_name = "N", value_parser = super::positive)]
+    /// Threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = positive)]
     threads: Option<usize>,
 
-    /// Print the result as one JSON object, and progress on stderr as one a line
+    /// Print the result as one JSON object, and progress on stderr as one per line
     #[arg(long)]
     json: bool,
 }
@@ -155,14 +159,14 @@ Examples:
   remit-score corpus/ -o weights/
   remit-score data/*.jsonl.zst -o weights/ --rl-model Qwen3-0.6B/ --base-model Qwen3-0.6B-Base/ --seq-len 4096";
 
-/// What the arguments come to, once the environment was looked at.
+/// The arguments and the environment, resolved.
 pub(super) struct Resolved {
     pub(super) options: ScoreOptions,
     threads: Option<usize>,
     dry_run: bool,
     json: bool,
     is_demo: bool,
-    /// Where this worker's number comes from, if it was not given.
+    /// The variable that this worker's number is from, if it was not given.
     worker_from: Option<&'static str>,
 }
 
@@ -216,31 +220,41 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
         WeightFormula::new(epsilon, temperature).map_err(|error| Usage(error.to_string()))?;
     Ok(Resolved {
         options: ScoreOptions {
-            inputs: all_inputs,
-            output,
-            rl,
-            base,
-            seq_len,
-            packing,
-            text_field,
-            limit_docs,
-            min_tokens,
-            on_bad_record,
-            max_record_bytes,
-            zstd_window_log,
-            token_dtype,
-            separator,
-            bos,
-            eos,
-            batch_tokens,
-            dtype,
-            device,
-            formula,
-            exact,
-            format,
-            part_bytes,
-            num_workers: worker.count,
-            worker_index: worker.index,
+            corpus: InputOptions {
+                inputs: all_inputs,
+                text_field,
+                on_bad_record,
+                max_record_bytes,
+                limit_docs,
+                token_dtype,
+                separator,
+                zstd_window_log,
+                part_bytes,
+            },
+            rows: RowOptions {
+                packing,
+                seq_len,
+                min_tokens,
+                bos,
+                eos,
+            },
+            compute: ComputeOptions {
+                rl,
+                base,
+                batch_tokens,
+                dtype,
+                device,
+            },
+            shards: SetOptions {
+                output,
+                format,
+                exact,
+                formula,
+            },
+            worker: WorkerOptions {
+                count: worker.count,
+                index: worker.index,
+            },
         },
         threads,
         dry_run,
@@ -271,7 +285,7 @@ pub fn run(args: ScoreArgs) -> Result<()> {
     if let Some(variable) = worker_from {
         console.note(&format!(
             "{variable} is set: this is worker {} of {}",
-            options.worker_index, options.num_workers
+            options.worker.index, options.worker.count
         ));
     }
     if dry_run {
@@ -294,14 +308,14 @@ pub fn run(args: ScoreArgs) -> Result<()> {
         ));
     }
     super::print(&if json {
-        as_json(&report)?
+        format!("{}\n", serde_json::to_string(&report)?)
     } else {
         as_text(&options, &report)
     })
 }
 
 fn as_text(options: &ScoreOptions, report: &ScoreReport) -> String {
-    let output = options.output.display();
+    let output = options.shards.output.display();
     let mut text = String::new();
     if report.scored_parts > 0 {
         text.push_str(&format!(
@@ -312,10 +326,10 @@ fn as_text(options: &ScoreOptions, report: &ScoreReport) -> String {
             report.seconds,
             report.scored_tokens as f64 / report.seconds.max(1e-9)
         ));
-    } else if options.worker_index as usize >= report.num_parts {
+    } else if options.worker.index as usize >= report.num_parts {
         text.push_str(&format!(
             "nothing to score: the corpus has {} parts, so worker {} has none\n",
-            report.num_parts, options.worker_index
+            report.num_parts, options.worker.index
         ));
     } else {
         text.push_str("nothing to score: all parts of this worker are there already\n");
@@ -332,13 +346,13 @@ fn as_text(options: &ScoreOptions, report: &ScoreReport) -> String {
             report.missing_parts.len(),
             report.num_parts,
             listed(&report.missing_parts),
-            how_to_run(options, &report.missing_parts)
+            how_to_run(options.worker, &report.missing_parts)
         )),
     }
     text
 }
 
-/// The first few of many numbers.
+/// Lists the first few of many numbers.
 fn listed(numbers: &[u32]) -> String {
     let first: Vec<String> = numbers.iter().take(10).map(u32::to_string).collect();
     let more = if numbers.len() > first.len() {
@@ -349,29 +363,14 @@ fn listed(numbers: &[u32]) -> String {
     format!("{}{more}", first.join(", "))
 }
 
-/// What makes the missing parts.
-fn how_to_run(options: &ScoreOptions, missing: &[u32]) -> String {
-    let workers: BTreeSet<u32> = missing
-        .iter()
-        .map(|part| part % options.num_workers.max(1))
-        .collect();
+/// Tells how to make the missing parts.
+fn how_to_run(worker: WorkerOptions, missing: &[u32]) -> String {
+    let workers: BTreeSet<u32> = missing.iter().map(|part| worker.of_part(*part)).collect();
     let workers: Vec<u32> = workers.into_iter().collect();
     format!(
         "to make them, run the same command with --num-workers {} and --worker-index {}, or with \
          --num-workers 1 for all of them\n",
-        options.num_workers,
+        worker.count,
         listed(&workers)
     )
-}
-
-fn as_json(report: &ScoreReport) -> Result<String> {
-    let value = serde_json::json!({
-        "scored_parts": report.scored_parts,
-        "num_parts": report.num_parts,
-        "scored_tokens": report.scored_tokens,
-        "seconds": report.seconds,
-        "missing_parts": report.missing_parts,
-        "manifest": report.manifest,
-    });
-    Ok(format!("{}\n", serde_json::to_string(&value)?))
 }

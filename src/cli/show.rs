@@ -40,9 +40,9 @@ pub(super) fn row(row: &ShownRow, color: Color) -> String {
     let mut text = format!(
         "row {}: {} tokens, from record {} of {}\n",
         row.stored.row_id,
-        scored.row.input_ids.len(),
-        scored.row.doc_index,
-        printable(&scored.row.source)
+        scored.num_tokens(),
+        scored.doc_index,
+        printable(&scored.source)
     );
     match &row.pieces {
         Some(pieces) if is_coloured => coloured(&mut text, row, pieces),
@@ -136,7 +136,7 @@ fn table(text: &mut String, row: &ShownRow) {
         texts.extend((1..*len).map(|_| String::new()));
         texts.push(format!("{piece:?}"));
     }
-    for (position, id) in scored.row.input_ids.iter().enumerate() {
+    for (position, id) in scored.input_ids.iter().enumerate() {
         let line = format!(
             "{position:>8} {id:>8} {:>8} {:>7} {:>7}  {}",
             number(scored.weights.as_ref(), position, 4),
@@ -151,8 +151,8 @@ fn table(text: &mut String, row: &ShownRow) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shard::read::StoredRow;
-    use crate::types::{Row, ScoredRow};
+    use crate::shard::row::StoredRow;
+    use crate::types::ScoredRow;
 
     fn shown(source: &str, weights: &[f32]) -> ShownRow {
         let len = weights.len();
@@ -160,12 +160,10 @@ mod tests {
             stored: StoredRow {
                 row_id: 7,
                 scored: ScoredRow {
-                    row: Row {
-                        source: source.into(),
-                        doc_index: 3,
-                        doc_starts: vec![0],
-                        input_ids: (0..=len as u32).collect(),
-                    },
+                    source: source.into(),
+                    doc_index: 3,
+                    doc_starts: vec![0],
+                    input_ids: (0..=len as u32).collect(),
                     rl_logprobs: vec![-1.0; len],
                     base_logprobs: Some(vec![-1.5; len]),
                     weights: Some(weights.to_vec()),

@@ -1,4 +1,4 @@
-//! Which of several workers this is: as given, or as the scheduler says in the environment.
+//! Finds out which of several workers this is: as given, or as the scheduler says in the environment.
 
 use anyhow::{Result, bail};
 
@@ -7,11 +7,11 @@ use crate::pipeline::Usage;
 /// One of several workers.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Worker {
-    /// How many there are.
+    /// Number of workers.
     pub(super) count: u32,
     /// The number of this one, from 0.
     pub(super) index: u32,
-    /// The variable that the number is from, or how many there are.
+    /// The variable that the number, or the count, is from.
     pub(super) from: Option<&'static str>,
 }
 
@@ -36,11 +36,11 @@ impl<F: Fn(&str) -> Option<String>> Environment<F> {
         }
     }
 
-    /// Which worker the task `id` of a SLURM array is, and of how many.
+    /// Returns the worker that the task `id` of a SLURM array is, and the number of workers.
     ///
-    /// An array with as many tasks as there are workers is all of them, and its numbers may begin
-    /// anywhere and have steps: `--array=1-8`, `--array=0-14:2`. Any other is taken for a few tasks of
-    /// such an array that are run again, `--array=2,5` of 8, whose numbers are those of the workers.
+    /// An array with as many tasks as there are workers is all of them. Its numbers may start anywhere and have
+    /// steps: `--array=1-8`, `--array=0-14:2`. Any other array is taken for a few tasks that are run again,
+    /// `--array=2,5` of 8. Their numbers are those of the workers.
     fn slurm_task(&self, id: u32, count: Option<u32>) -> Result<(u32, u32)> {
         let tasks = self.number(SLURM_COUNT)?;
         let Some(count) = count.or(tasks) else {
@@ -101,7 +101,7 @@ impl Worker {
             }
             return Ok(Self { count, index, from });
         }
-        // All parts: whose number this is does not matter.
+        // A single worker has all parts, whatever its number.
         if count == Some(1) {
             return Ok(Self {
                 count: 1,
@@ -168,7 +168,7 @@ mod tests {
             .map_err(|error| error.to_string())
     }
 
-    /// What SLURM sets for a task of an array.
+    /// Returns the variables that SLURM sets for a task of an array.
     fn slurm(id: u32, ids: &[u32]) -> Vec<(&'static str, &'static str)> {
         let text = |number: u32| -> &'static str { Box::leak(number.to_string().into_boxed_str()) };
         let step = ids.get(1).map_or(1, |second| second - ids[0]);

@@ -11,8 +11,9 @@ use arrow_ipc::reader::{FileReader, StreamReader};
 use arrow_schema::{ArrowError, SchemaRef};
 
 use super::columns::{self, NoColumn};
+use super::compression::MAX_EXPANSION;
 use super::parts::RowGroup;
-use super::{Error, MAX_EXPANSION, Place, RecordProblem};
+use super::{Error, Place, RecordProblem};
 use crate::fs;
 use crate::guard::guarded;
 use crate::types::Content;
@@ -110,7 +111,7 @@ impl Reader {
 
 fn read_error(path: &Path, source: io::Error) -> Error {
     Error::Io(fs::Error {
-        action: "read",
+        operation: fs::Operation::Read,
         path: path.to_owned(),
         source,
     })
@@ -354,7 +355,7 @@ fn parse<T>(path: &Path, step: impl FnOnce() -> Result<T, ArrowError>) -> Result
     };
     guarded(step).map_err(failed)?.map_err(|error| match error {
         ArrowError::IoError(_, source) if fs::is_of_system(&source) => Error::Io(fs::Error {
-            action: "read",
+            operation: fs::Operation::Read,
             path: path.to_owned(),
             source,
         }),

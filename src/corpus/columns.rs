@@ -9,7 +9,8 @@ use arrow_array::{Array, ArrayRef};
 use arrow_buffer::ArrowNativeType;
 use arrow_schema::{DataType, Schema};
 
-use super::{DEFAULT_IDS_FIELD, DEFAULT_TEXT_FIELD, RecordProblem};
+use super::RecordProblem;
+use super::options::{DEFAULT_IDS_FIELD, DEFAULT_TEXT_FIELD};
 use crate::types::{Content, TokenId};
 
 /// Why no column holds the documents.

@@ -1,16 +1,18 @@
 //! From named files to a corpus: hashed, and cut into parts.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::compression::{ASSUMED_EXPANSION, Compression};
+use super::files::{Corpus, CorpusFile};
+use super::format::Format;
 use super::inputs::{Found, Input, find};
+use super::options::CorpusOptions;
 use super::parts::{self, Cuts, LineCutter};
 use super::tokens::{self, TokenCutter};
-use super::{
-    ASSUMED_EXPANSION, Compression, Corpus, CorpusFile, CorpusOptions, Error, Format,
-    TokenFileProblem, arrow, parquet, stream,
-};
+use super::{Error, TokenFileProblem, arrow, bytes, parquet};
 use crate::fs;
 
 /// What is known of a file before it is hashed.
@@ -34,7 +36,42 @@ impl Sized {
     }
 }
 
-pub(super) fn discover(inputs: &[Input], options: &CorpusOptions) -> Result<Corpus, Error> {
+impl Corpus {
+    /// Finds the files of the inputs (files, or folders with all below them), hashes them, and
+    /// cuts the corpus into parts.
+    ///
+    /// A file's source is its path relative to the folder that was given, or its file name where
+    /// it was given itself; with several inputs, a folder's own name goes in front. A path that
+    /// does not exist and has `*`, `?` or `[` in it is a pattern; sources are then relative to the
+    /// folder in front of the first of these. Files are in byte order of their sources. Hidden
+    /// files are left out, and files of an unsupported type inside a folder are listed by
+    /// [`Corpus::skipped`].
+    ///
+    /// Every file is read once, unpacked, to hash it and to find where it can be cut. That a table
+    /// has the column is checked here, other content when it is read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Missing`], [`Error::NoMatch`], [`Error::Unsupported`], [`Error::NameNotUtf8`] and
+    /// [`Error::Collision`] for the inputs' names, [`Error::Empty`] when nothing is left, those
+    /// for damaged files, and [`Error::Io`]. Of several errors, the first in the order of the
+    /// files is returned.
+    pub fn discover(inputs: &[PathBuf], options: &CorpusOptions) -> Result<Self, Error> {
+        let inputs: Vec<Input> = inputs.iter().cloned().map(Input::Path).collect();
+        Self::discover_inputs(&inputs, options)
+    }
+
+    /// As [`Corpus::discover`], also from lists of files.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Corpus::discover`].
+    pub fn discover_inputs(inputs: &[Input], options: &CorpusOptions) -> Result<Self, Error> {
+        discover(inputs, options)
+    }
+}
+
+fn discover(inputs: &[Input], options: &CorpusOptions) -> Result<Corpus, Error> {
     let (found, skipped) = find(inputs)?;
     let empty = |num_files| Error::Empty {
         num_files,
@@ -116,7 +153,7 @@ fn in_order<T: Send>(
 fn look_at(file: &Found, options: &CorpusOptions) -> Result<Sized, Error> {
     let stamp = fs::stamp(&file.path)?;
     let size_bytes = stamp.size_bytes();
-    let table = || stream::open_table(&file.path, file.compression, options);
+    let table = || bytes::open_table(&file.path, file.compression, options);
     let field = options.text_field.as_deref();
     let mut format = file.format;
     let row_groups = match file.format {
@@ -164,23 +201,23 @@ fn scan(
     let plain = Compression::None;
     let (hashed, cuts) = match (format, row_groups) {
         (_, Some(groups)) => {
-            let hashed = stream::scan(&path, plain, options, |_| ())?;
+            let hashed = bytes::scan(&path, plain, options, |_| ())?;
             (hashed, Cuts::RowGroups(groups))
         }
         (Format::Jsonl, _) => {
             let mut cutter = LineCutter::new(part_bytes);
-            let hashed = stream::scan(&path, compression, options, |block| {
+            let hashed = bytes::scan(&path, compression, options, |block| {
                 cutter.observe(block);
             })?;
             (hashed, cutter.finish())
         }
         (Format::Tokens(layout), _) => {
             let mut cutter = TokenCutter::new(layout, options.separator, part_bytes);
-            let hashed = stream::scan(&path, plain, options, |block| cutter.observe(block))?;
+            let hashed = bytes::scan(&path, plain, options, |block| cutter.observe(block))?;
             (hashed, cutter.finish())
         }
         (Format::Text | Format::Parquet | Format::Arrow, _) => {
-            let hashed = stream::scan(&path, plain, options, |_| ())?;
+            let hashed = bytes::scan(&path, plain, options, |_| ())?;
             (hashed, Cuts::Never { size_bytes })
         }
     };

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use ::parquet::errors::ParquetError;
 
-use super::{Compression, MAX_EXPANSION};
+use super::compression::{Compression, MAX_EXPANSION};
 use crate::fs;
 use crate::types::Reject;
 
@@ -101,8 +101,8 @@ pub enum Error {
     },
     /// One record can't be read; the file can be read on after it.
     #[error(
-        "{}{place}: {problem}\nhint: --on-bad-record skip leaves out what can't be read, and lists it in \
-         rejects.jsonl",
+        "{}{place}: {problem}\nhint: --on-bad-record skip leaves out what can't be read; \
+         remit-inspect rejects lists it",
         path.display()
     )]
     BadRecord {
@@ -257,7 +257,7 @@ impl Error {
         }
     }
 
-    /// The record that can't be read, as it is listed in rejects.jsonl, when the error is one of
+    /// The record that can't be read, as it is listed among the rejects, when the error is one of
     /// that kind: everything after it can still be read. The path isn't part of it, so that the
     /// same corpus in another place gives the same.
     pub fn reject(&self, source: &str) -> Option<Reject> {

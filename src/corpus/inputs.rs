@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use super::{Compression, Error, Format, classify};
+use super::Error;
+use super::compression::Compression;
+use super::format::{Format, classify};
 use crate::fs;
 
 /// One input of a command.

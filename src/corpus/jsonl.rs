@@ -6,7 +6,8 @@ use serde::de::{
     DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
 
-use super::{DEFAULT_IDS_FIELD, DEFAULT_TEXT_FIELD, RecordProblem, columns};
+use super::options::{DEFAULT_IDS_FIELD, DEFAULT_TEXT_FIELD};
+use super::{RecordProblem, columns};
 use crate::types::Content;
 
 /// The content of one record: the field that is named, else `text`, else `input_ids`. Ids have to be

@@ -19,8 +19,9 @@ use arrow_array::ArrayRef;
 use bytes::Bytes;
 
 use super::columns::{self, NoColumn};
+use super::compression::MAX_EXPANSION;
 use super::parts::RowGroup;
-use super::{Error, MAX_EXPANSION, Place, RecordProblem};
+use super::{Error, Place, RecordProblem};
 use crate::fs;
 use crate::guard::guarded;
 use crate::types::Content;
@@ -279,7 +280,7 @@ fn guarded_at<T>(path: &Path, call: impl FnOnce() -> T) -> Result<T, Error> {
 fn unreadable(path: &Path, failure: &fs::Failure, or: impl FnOnce() -> Error) -> Error {
     match failure.take() {
         Some(source) => Error::Io(fs::Error {
-            action: "read",
+            operation: fs::Operation::Read,
             path: path.to_owned(),
             source,
         }),

@@ -1,6 +1,78 @@
 //! Cutting a corpus into parts: pure arithmetic on sizes and record boundaries.
 
-use super::{DEFAULT_NUM_PARTS, MAX_PART_BYTES, MIN_PART_BYTES, Part, Slice, SliceRange};
+/// A corpus is cut into about this many parts, where [`MIN_PART_BYTES`] and [`MAX_PART_BYTES`]
+/// allow it and no size is given.
+pub const DEFAULT_NUM_PARTS: u64 = 64;
+
+/// Smallest default part size: 256 KiB.
+pub const MIN_PART_BYTES: u64 = 256 << 10;
+
+/// Largest default part size: 16 MiB.
+pub const MAX_PART_BYTES: u64 = 16 << 20;
+
+/// A deterministic slice of the corpus: the unit of work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// Number of the part, from 0.
+    pub index: u32,
+    /// What it consists of, in the order of the corpus.
+    pub slices: Vec<Slice>,
+    /// Size as [`CorpusOptions::part_bytes`](super::CorpusOptions::part_bytes) measures it.
+    pub size_bytes: u64,
+}
+
+impl Part {
+    /// Number of its records, if all of them are rows of tables.
+    pub fn num_rows(&self) -> Option<u64> {
+        self.slices.iter().try_fold(0, |sum: u64, slice| {
+            let SliceRange::RowGroups { num_records, .. } = slice.range else {
+                return None;
+            };
+            let rows = slice
+                .max_documents
+                .map_or(num_records, |max| max.min(num_records));
+            Some(sum.saturating_add(rows))
+        })
+    }
+}
+
+/// What a part takes of one file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slice {
+    /// Index in [`Corpus::files`](super::Corpus::files).
+    pub file: usize,
+    /// Which of its records.
+    pub range: SliceRange,
+    /// Most documents that are taken of it, where that is less than it holds.
+    pub max_documents: Option<u64>,
+}
+
+/// Which records of a file a slice takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SliceRange {
+    /// All of them.
+    Whole,
+    /// The records that lie in the bytes `start..end` of the file, unpacked.
+    Bytes {
+        /// Offset of the first byte; a record starts there.
+        start: u64,
+        /// Offset after the last byte.
+        end: u64,
+        /// Number of the first record in the file, from 0.
+        first_record: u64,
+    },
+    /// The row groups `start..end` of a Parquet file, or batches of an Arrow file.
+    RowGroups {
+        /// First row group.
+        start: usize,
+        /// Row group after the last.
+        end: usize,
+        /// Number of the first row in the file, from 0.
+        first_record: u64,
+        /// Rows in all of these groups.
+        num_records: u64,
+    },
+}
 
 /// A record boundary at which a file may be cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

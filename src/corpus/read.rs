@@ -3,11 +3,12 @@
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
 
-use super::stream::{self, Stream};
-use super::{
-    Compression, Corpus, CorpusFile, Error, Format, Part, Place, RecordProblem, Slice, SliceRange,
-    arrow, jsonl, parquet, tokens,
-};
+use super::bytes::{self, ByteStream};
+use super::compression::Compression;
+use super::files::{Corpus, CorpusFile};
+use super::format::Format;
+use super::parts::{Part, Slice, SliceRange};
+use super::{Error, Place, RecordProblem, arrow, jsonl, parquet, tokens};
 use crate::fs;
 use crate::types::{Content, Document};
 
@@ -41,15 +42,35 @@ struct OpenSlice<'a> {
 
 /// An open slice of a file.
 enum Records {
-    Text(Option<Box<Stream>>),
+    Text(Option<Box<ByteStream>>),
     Lines(Lines),
     Parquet(Box<parquet::Rows>),
     Arrow(Box<arrow::Rows>),
     Tokens(Box<tokens::Documents<BufReader<io::Take<fs::File>>>>),
 }
 
+impl Corpus {
+    /// A reader of documents, to be told with which part to begin. One reader for several parts
+    /// unpacks a compressed file only once.
+    ///
+    /// Memory holds one record of a text file, or one batch of rows of a table, never a whole part.
+    /// A document's index is its line number (from 0; blank lines count and are no documents), its
+    /// row number, its number in a file of token ids, or 0 for a text file. Documents without any
+    /// text are yielded as they are.
+    pub fn reader(&self) -> Documents<'_> {
+        Documents::new(self)
+    }
+
+    /// Streams the documents of a part, in order.
+    pub fn documents<'a>(&'a self, part: &'a Part) -> Documents<'a> {
+        let mut documents = self.reader();
+        documents.begin(part);
+        documents
+    }
+}
+
 impl<'a> Documents<'a> {
-    pub(super) fn new(corpus: &'a Corpus) -> Self {
+    fn new(corpus: &'a Corpus) -> Self {
         Self {
             corpus,
             slices: [].iter(),
@@ -142,7 +163,7 @@ impl<'a> Documents<'a> {
             ));
         }
         self.unpacked = None;
-        let table = stream::open_table(&file.path, file.compression, &self.corpus.options)?;
+        let table = bytes::open_table(&file.path, file.compression, &self.corpus.options)?;
         if file.compression != Compression::None {
             let copy = table.try_clone();
             let copy = copy.map_err(|error| self.corpus.read_error(file, error))?;
@@ -195,7 +216,7 @@ impl Records {
         file.expect_unchanged()?;
         let options = &corpus.options;
         let field = options.text_field.as_deref();
-        let unpack = || stream::open(&file.path, file.compression, options.zstd_window_log);
+        let unpack = || bytes::open(&file.path, file.compression, options.zstd_window_log);
         let misfit = || Error::Changed {
             path: file.path.clone(),
             how: "the part is of another kind of file".to_owned(),
@@ -212,7 +233,7 @@ impl Records {
             ) => {
                 let mut lines = match parked {
                     _ if file.compression == Compression::None => {
-                        let plain = stream::open_range(&file.path, start, end)?;
+                        let plain = bytes::open_range(&file.path, start, end)?;
                         Lines::new(Box::new(plain), start, first_record)
                     }
                     Some((parked, lines)) if parked == slice.file && lines.offset <= start => lines,
@@ -264,7 +285,7 @@ impl Records {
                     first_record,
                 },
             ) => Self::Tokens(Box::new(tokens::Documents::new(
-                stream::open_range(&file.path, start, end)?,
+                bytes::open_range(&file.path, start, end)?,
                 layout,
                 options.separator,
                 options.num_ids,

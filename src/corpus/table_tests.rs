@@ -1,7 +1,7 @@
 //! Tables: compressed whole, with dictionaries, with codecs that are not there; and files that are
 //! written to while they are read.
 
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use super::tests::{discover, documents, gzip, message, parquet, put, read, text_of, texts, zstd};
 use super::*;
+use crate::fs::Digest;
 
 fn batches(num_rows: usize, rows: usize) -> Vec<RecordBatch> {
     let texts = texts(num_rows);

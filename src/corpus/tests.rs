@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::fs;
+use crate::fs::{self, Digest};
 use crate::types::{Content, Document};
 
 pub(super) fn put(dir: &Path, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
@@ -94,8 +94,7 @@ pub(super) fn message(name: &str, bytes: impl AsRef<[u8]>) -> String {
     let error = read(&path).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::BadData);
     let text = error.to_string();
-    let hint =
-        "\nhint: --on-bad-record skip leaves out what can't be read, and lists it in rejects.jsonl";
+    let hint = "\nhint: --on-bad-record skip leaves out what can't be read; remit-inspect rejects lists it";
     let is_record = matches!(error, Error::BadRecord { .. });
     assert_eq!(is_record, text.ends_with(hint), "{text}");
     let text = text.strip_suffix(hint).unwrap_or(&text);

@@ -88,7 +88,7 @@ pub(super) fn layout(
         .take(u64::from(MAX_NPY_HEADER_BYTES) + 12)
         .read_to_end(&mut head)
         .map_err(|source| fs::Error {
-            action: "read",
+            operation: fs::Operation::Read,
             path: path.to_owned(),
             source,
         })?;

@@ -3,10 +3,14 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use super::{
-    Context, Failure, Result, TEMP_SUFFIX, Url, attempt, exists, fault, parent, remote, sync_dir,
-    unsupported,
-};
+use super::error::{Context, Failure, Result, attempt, unsupported};
+use super::operation::Operation;
+use super::paths::{exists, list, parent, remove_file, sync_dir};
+use super::url::Url;
+use super::{fault, remote};
+
+/// Suffix of a file that is being written and is not yet published.
+pub const TEMP_SUFFIX: &str = ".remit-tmp";
 
 /// A file that appears under its name only when it is complete.
 ///
@@ -26,7 +30,7 @@ enum Temp {
 impl AtomicFile {
     /// Opens a hidden temporary sibling of `target` for writing.
     pub fn create(target: &Path) -> Result<Self> {
-        let temp = attempt("create a temporary file beside", target, || {
+        let temp = attempt(Operation::CreateTemp, target, || {
             if let Some(url) = Url::of(target) {
                 return Ok(Temp::Object(url, tempfile::tempfile()?));
             }
@@ -58,7 +62,7 @@ impl AtomicFile {
     pub fn path(&self) -> Result<&Path> {
         match &self.temp {
             Temp::Sibling(temp) => Ok(temp.path()),
-            Temp::Object(..) => Err(unsupported("write", &self.target)),
+            Temp::Object(..) => Err(unsupported(Operation::Write, &self.target)),
         }
     }
 
@@ -68,10 +72,10 @@ impl AtomicFile {
         match temp {
             Temp::Object(url, file) => remote::put(&url, &file, false)
                 .map(|_| ())
-                .during("publish", &target),
+                .during(Operation::Publish, &target),
             Temp::Sibling(temp) => {
                 make_durable(&temp, &target)?;
-                attempt("publish", &target, || {
+                attempt(Operation::Publish, &target, || {
                     temp.persist(&target).map_err(|error| error.error)
                 })?;
                 sync_dir(parent(&target))
@@ -85,12 +89,12 @@ impl AtomicFile {
         let Self { target, temp, .. } = self;
         let temp = match temp {
             Temp::Object(url, file) => {
-                return remote::put(&url, &file, true).during("publish", &target);
+                return remote::put(&url, &file, true).during(Operation::Publish, &target);
             }
             Temp::Sibling(temp) => temp,
         };
         let published = make_durable(&temp, &target).and_then(|()| {
-            attempt("publish", &target, || {
+            attempt(Operation::Publish, &target, || {
                 temp.persist_noclobber(&target).map_err(|error| error.error)
             })
         });
@@ -121,11 +125,11 @@ fn make_durable(temp: &tempfile::NamedTempFile, target: &Path) -> Result<()> {
         use std::os::unix::fs::PermissionsExt;
         // tempfile creates 0600; a published file follows the usual 0644 so that others on a
         // cluster can read it.
-        attempt("set the permissions of", target, || {
+        attempt(Operation::SetPermissions, target, || {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))
         })?;
     }
-    attempt("sync", target, || {
+    attempt(Operation::Sync, target, || {
         std::fs::File::open(path).and_then(|file| file.sync_all())
     })
 }
@@ -159,13 +163,39 @@ impl Write for AtomicFile {
 /// Writes bytes to a file atomically.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
-    file.write_all(bytes).during("write", path)?;
+    file.write_all(bytes).during(Operation::Write, path)?;
     file.publish()
 }
 
 /// Writes bytes to a file atomically, unless a file is there already; whether it was written.
 pub fn write_new(path: &Path, bytes: &[u8]) -> Result<bool> {
     let mut file = AtomicFile::create(path)?;
-    file.write_all(bytes).during("write", path)?;
+    file.write_all(bytes).during(Operation::Write, path)?;
     file.publish_new()
+}
+
+/// Removes temporary files of targets whose names begin with `prefix`, left by interrupted runs, and
+/// says how many.
+///
+/// Only to be called when all those targets are published: whoever still writes one of them finds it
+/// there (see [`AtomicFile::publish_new`]).
+pub fn remove_stale_temps(dir: &Path, prefix: &str) -> Result<usize> {
+    if Url::of(dir).is_some() {
+        return Ok(0);
+    }
+    let mut removed = 0;
+    let beginning = format!(".{prefix}");
+    for name in list(dir)? {
+        let bytes = name.as_encoded_bytes();
+        if bytes.starts_with(beginning.as_bytes()) && bytes.ends_with(TEMP_SUFFIX.as_bytes()) {
+            match remove_file(&dir.join(&name)) {
+                Err(error) if error.is_missing() => {}
+                outcome => {
+                    outcome?;
+                    removed += 1;
+                }
+            }
+        }
+    }
+    Ok(removed)
 }

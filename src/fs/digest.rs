@@ -7,7 +7,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Context, File, MappedFile, Result, open};
+use super::error::{Context, Result};
+use super::file::{File, MappedFile, open};
+use super::operation::Operation;
 
 /// Bytes of a mapped file that are hashed before their pages are given back.
 const MAPPED_BLOCK_BYTES: usize = 8 << 20;
@@ -95,7 +97,7 @@ pub fn hash_file(path: &Path, mut observe: impl FnMut(&[u8])) -> Result<(u64, Di
             Ok(0) => break,
             Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error).during("read", path),
+            Err(error) => return Err(error).during(Operation::Read, path),
         };
         let block = buffer.get(..read).unwrap_or_default();
         hasher.update_rayon(block);
@@ -139,7 +141,7 @@ impl HashingFile {
 
     /// Reads what is left; size and digest of the whole file.
     pub fn finish(mut self) -> Result<(u64, Digest)> {
-        io::copy(&mut self, &mut io::sink()).during("read", &self.path.clone())?;
+        io::copy(&mut self, &mut io::sink()).during(Operation::Read, &self.path.clone())?;
         Ok((self.size_bytes, Digest(*self.hasher.finalize().as_bytes())))
     }
 }

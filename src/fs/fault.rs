@@ -6,6 +6,8 @@ use std::io::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::Operation;
+
 const ENOSPC: i32 = 28;
 const EIO: i32 = 5;
 
@@ -126,8 +128,8 @@ impl State {
     }
 }
 
-pub(super) fn check(action: &'static str, path: &Path) -> Result<()> {
-    if action == "open" {
+pub(super) fn check(operation: Operation, path: &Path) -> Result<()> {
+    if operation == Operation::Open {
         count_opened(path);
     }
     let mut state = state();
@@ -135,19 +137,24 @@ pub(super) fn check(action: &'static str, path: &Path) -> Result<()> {
         return Ok(());
     };
     let grows = matches!(
-        action,
-        "create a temporary file beside" | "create the folder" | "create" | "publish" | "sync"
+        operation,
+        Operation::CreateTemp
+            | Operation::CreateFolder
+            | Operation::Create
+            | Operation::Publish
+            | Operation::Sync
     );
+    let syncs = matches!(operation, Operation::Sync | Operation::SyncFolder);
     let fault = state.fault;
     match fault {
         Fault::Full if grows && (state.tripped || state.trips()) => {
             Err(Error::from_raw_os_error(ENOSPC))
         }
         Fault::Io if state.trips() => Err(Error::from_raw_os_error(EIO)),
-        Fault::Rename if action == "publish" && state.trips() => Err(Error::from_raw_os_error(EIO)),
-        Fault::Sync if action.starts_with("sync") && state.trips() => {
+        Fault::Rename if operation == Operation::Publish && state.trips() => {
             Err(Error::from_raw_os_error(EIO))
         }
+        Fault::Sync if syncs && state.trips() => Err(Error::from_raw_os_error(EIO)),
         _ => Ok(()),
     }
 }

@@ -4,11 +4,14 @@ use std::fmt;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Context, Result, Url, attempt, fault, is_of_system, remote};
+use super::error::{Context, Failure, Result, attempt};
+use super::operation::Operation;
+use super::url::Url;
+use super::{fault, remote};
 
 /// Bytes of an object that are read at a time.
 const BLOCK_BYTES: u64 = 4 << 20;
@@ -19,31 +22,6 @@ pub struct File {
     path: PathBuf,
     inner: Inner,
     failure: Failure,
-}
-
-/// The last error of a file and its clones that was the operating system's, for those who read or
-/// write through a library that only quotes it.
-#[derive(Debug, Clone, Default)]
-pub struct Failure(Arc<Mutex<Option<io::Error>>>);
-
-impl Failure {
-    /// The error, if there was one since the last call.
-    pub fn take(&self) -> Option<io::Error> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    pub(super) fn note<T>(&self, outcome: io::Result<T>) -> io::Result<T> {
-        if let Err(error) = &outcome
-            && is_of_system(error)
-        {
-            let copy = match error.raw_os_error() {
-                Some(number) => io::Error::from_raw_os_error(number),
-                None => io::Error::new(error.kind(), error.to_string()),
-            };
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(copy);
-        }
-        outcome
-    }
 }
 
 #[derive(Debug)]
@@ -61,9 +39,11 @@ enum Inner {
 /// Opens a file for reading.
 pub fn open(path: &Path) -> Result<File> {
     let inner = match Url::of(path) {
-        None => Inner::Local(attempt("open", path, || std::fs::File::open(path))?),
+        None => Inner::Local(attempt(Operation::Open, path, || {
+            std::fs::File::open(path)
+        })?),
         Some(url) => Inner::Object {
-            size_bytes: remote::size_bytes(&url).during("open", path)?,
+            size_bytes: remote::size_bytes(&url).during(Operation::Open, path)?,
             url,
             position: 0,
             block: (0, Bytes::new()),
@@ -131,7 +111,7 @@ impl File {
     }
 
     fn range(&self, range: Range<u64>) -> io::Result<Bytes> {
-        fault::check("read", &self.path)?;
+        fault::check(Operation::Read, &self.path)?;
         let len = range.end.saturating_sub(range.start);
         match &self.inner {
             Inner::Local(file) => {
@@ -162,7 +142,7 @@ impl Read for File {
 
 impl File {
     fn read_some(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        fault::check("read", &self.path)?;
+        fault::check(Operation::Read, &self.path)?;
         match &mut self.inner {
             Inner::Local(file) => file.read(buf),
             Inner::Object {
@@ -227,9 +207,6 @@ fn download(url: &Url) -> io::Result<std::fs::File> {
     Ok(file)
 }
 
-/// What fails when a temporary copy can't be made.
-pub(super) const SPOOL: &str = "make a temporary copy of";
-
 /// A copy of something that can only be read in a line, in a temporary file without a name, so that it
 /// can be read at random. It is gone with its last handle.
 #[derive(Debug)]
@@ -243,20 +220,20 @@ impl Spool {
     pub fn create(path: &Path) -> Result<Self> {
         Ok(Self {
             path: path.to_owned(),
-            file: attempt(SPOOL, path, tempfile::tempfile)?,
+            file: attempt(Operation::Spool, path, tempfile::tempfile)?,
         })
     }
 
     /// Adds bytes to the end.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let Self { path, file } = self;
-        attempt(SPOOL, path, || io::Write::write_all(file, bytes))
+        attempt(Operation::Spool, path, || io::Write::write_all(file, bytes))
     }
 
     /// The copy, to be read from its start.
     pub fn finish(mut self) -> Result<File> {
         let Self { path, file } = &mut self;
-        attempt(SPOOL, path, || file.rewind())?;
+        attempt(Operation::Spool, path, || file.rewind())?;
         Ok(File {
             path: self.path,
             inner: Inner::Local(self.file),
@@ -277,10 +254,10 @@ impl MappedFile {
     /// without a name first, which is gone with the map.
     pub fn open(path: &Path) -> Result<Self> {
         let file = match Url::of(path) {
-            None => attempt("open", path, || std::fs::File::open(path))?,
-            Some(url) => download(&url).during("read", path)?,
+            None => attempt(Operation::Open, path, || std::fs::File::open(path))?,
+            Some(url) => download(&url).during(Operation::Read, path)?,
         };
-        let size = attempt("read the size of", path, || file.metadata())?.len();
+        let size = attempt(Operation::ReadSize, path, || file.metadata())?.len();
         let map = if size == 0 {
             None
         } else {
@@ -288,7 +265,9 @@ impl MappedFile {
             // or rewrites the file while it is mapped could still change them under us; published
             // files are never rewritten by remit, and inputs are documented as read-only while a
             // command runs.
-            let map = attempt("map", path, || unsafe { memmap2::Mmap::map(&file) })?;
+            let map = attempt(Operation::Map, path, || unsafe {
+                memmap2::Mmap::map(&file)
+            })?;
             Some(Arc::new(map))
         };
         Ok(Self {

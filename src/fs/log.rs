@@ -3,7 +3,11 @@
 use std::io::{Seek, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
-use super::{Context, Result, Url, attempt, fault, parent, sync_dir, unsupported};
+use super::error::{Context, Result, attempt, unsupported};
+use super::fault;
+use super::operation::Operation;
+use super::paths::{parent, sync_dir};
+use super::url::Url;
 
 /// A log: what is appended is handed to the operating system at once, and is durable after
 /// [`Log::sync`].
@@ -22,17 +26,17 @@ impl Log {
     /// When it is an object, can't be opened, or is locked.
     pub fn open(path: &Path) -> Result<Self> {
         if Url::of(path).is_some() {
-            return Err(unsupported("create", path));
+            return Err(unsupported(Operation::Create, path));
         }
-        let is_new = !super::exists(path)?;
-        let file = attempt("create", path, || {
+        let is_new = !super::paths::exists(path)?;
+        let file = attempt(Operation::Create, path, || {
             std::fs::OpenOptions::new()
                 .create(true)
                 .truncate(false)
                 .write(true)
                 .open(path)
         })?;
-        let size_bytes = attempt("write", path, || {
+        let size_bytes = attempt(Operation::Write, path, || {
             // Of no use on file systems without locks, and then not asked for.
             if let Err(std::fs::TryLockError::WouldBlock) = file.try_lock() {
                 return Err(std::io::Error::other("another process writes to it"));
@@ -55,7 +59,7 @@ impl Log {
     ///
     /// When the file can't be cut.
     pub fn go_on_at(&mut self, size_bytes: u64) -> Result<()> {
-        attempt("write", &self.path, || {
+        attempt(Operation::Write, &self.path, || {
             self.file.set_len(size_bytes)?;
             self.file.seek(SeekFrom::Start(size_bytes)).map(|_| ())
         })?;
@@ -72,9 +76,12 @@ impl Log {
     pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
         let mut rest = bytes;
         while !rest.is_empty() {
-            let allowed = fault::writable(&self.path, rest.len()).during("write", &self.path)?;
+            let allowed =
+                fault::writable(&self.path, rest.len()).during(Operation::Write, &self.path)?;
             let (now, later) = rest.split_at_checked(allowed).unwrap_or((rest, &[]));
-            self.file.write_all(now).during("write", &self.path)?;
+            self.file
+                .write_all(now)
+                .during(Operation::Write, &self.path)?;
             rest = later;
         }
         self.size_bytes += bytes.len() as u64;
@@ -88,6 +95,6 @@ impl Log {
 
     /// Makes what was appended durable.
     pub fn sync(&self) -> Result<()> {
-        attempt("sync", &self.path, || self.file.sync_data())
+        attempt(Operation::Sync, &self.path, || self.file.sync_data())
     }
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::Url;
+use super::url::Url;
 
 fn absent<T>() -> Result<T> {
     Err(Error::new(

@@ -2,7 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Error, Url, Walk, is_dir, walk, walk_with};
+use super::error::Error;
+use super::operation::Operation;
+use super::paths::is_dir;
+use super::url::Url;
+use super::walk::{Walk, walk, walk_with};
 
 /// Why a pattern gives no paths.
 #[derive(Debug)]
@@ -56,7 +60,7 @@ fn listed(pattern: &str) -> Result<Vec<PathBuf>, GlobError> {
         .map(|path| {
             path.map_err(|error| {
                 GlobError::Io(Error {
-                    action: "list",
+                    operation: Operation::List,
                     path: error.path().to_owned(),
                     source: error.into(),
                 })

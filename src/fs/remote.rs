@@ -14,7 +14,7 @@ use object_store::path::Path;
 use object_store::{ClientConfigKey, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use tokio::runtime::Runtime;
 
-use super::Url;
+use super::url::Url;
 
 /// Most bytes of an object that is put at once: what S3 allows.
 const MAX_PUT_BYTES: u64 = 5 << 30;

@@ -3,7 +3,10 @@
 use std::path::Path;
 use std::time::SystemTime;
 
-use super::{Result, Url, attempt, remote};
+use super::error::{Result, attempt};
+use super::operation::Operation;
+use super::remote;
+use super::url::Url;
 
 /// What changes when a file is written to: size and times, or of an object what its store says.
 ///
@@ -19,7 +22,7 @@ pub struct Stamp {
 
 /// Looks at a file.
 pub fn stamp(path: &Path) -> Result<Stamp> {
-    attempt("read the size of", path, || {
+    attempt(Operation::ReadSize, path, || {
         if let Some(url) = Url::of(path) {
             let (size_bytes, version) = remote::version(&url)?;
             return Ok(Stamp {

@@ -97,6 +97,11 @@ impl ComputeDevice {
         }
     }
 
+    /// Returns whether it computes in the machine's own memory, so that what is free there is a limit.
+    pub fn uses_host_memory(&self) -> bool {
+        matches!(self.location(), DeviceLocation::Cpu)
+    }
+
     pub(super) fn kernels(&self) -> Arc<dyn Kernels> {
         Arc::clone(&self.kernels)
     }

@@ -1,4 +1,4 @@
-//! remit-inspect compare and order: what two models lose on a set, and in which order training sees it.
+//! remit-inspect compare and order: the losses of two models on a set, and the order in which training sees it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,15 +8,18 @@ use std::time::Instant;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::anneal::{Evaluation, Rows, check, check_positions, evaluation, losses};
-use super::{BadInput, Progress, StopFlag, open_device, tokenizer_of};
+use super::anneal::{
+    Evaluation, Rows, check_positions, check_tokenizer, evaluation, longest_row, losses,
+};
+use super::device::open_device;
+use super::{BadInput, Progress, StopFlag, tokenizer_of};
 use crate::batch::Order;
 use crate::loss::{LossSums, Normalize, Objective, Weighting};
 use crate::model::{Compute, ComputeDtype, Decoder, DeviceChoice, ModelSource, OpenModel};
 use crate::shard::read::ShardSet;
 use crate::weight::Center;
 
-/// What is compared, and on what.
+/// Options of a comparison.
 #[derive(Debug, Clone)]
 pub struct CompareOptions {
     /// The two models.
@@ -27,7 +30,7 @@ pub struct CompareOptions {
     pub batch_tokens: usize,
     /// Device to compute on.
     pub device: DeviceChoice,
-    /// What to compute in.
+    /// Dtype to compute in.
     pub dtype: ComputeDtype,
 }
 
@@ -36,7 +39,7 @@ pub struct CompareOptions {
 pub struct ComparedLosses {
     /// Number of targets.
     pub targets: u64,
-    /// The plain next-token loss under each model, nats a target.
+    /// The plain next-token loss under each model, nats per target.
     pub ntp_loss: [f64; 2],
     /// The loss weighted as dynamic weighting does with that model as the learner.
     pub loss: [f64; 2],
@@ -55,7 +58,7 @@ pub struct Comparison {
     pub sources: BTreeMap<String, ComparedLosses>,
 }
 
-/// Measures what two models lose on the rows of a set, by source.
+/// Measures the losses of two models on the rows of a set, by source.
 ///
 /// # Errors
 ///
@@ -65,6 +68,7 @@ pub fn compare(
     stop: &StopFlag,
     progress: &dyn Progress,
 ) -> Result<Comparison> {
+    let device = open_device(options.device, progress)?;
     let set = ShardSet::open(&options.weights)?;
     let manifest = set.manifest();
     if manifest.totals.rows == 0 {
@@ -80,21 +84,20 @@ pub fn compare(
         center: Center::Row,
         normalize: Normalize::Targets,
         top_k_fraction: 1.0,
-        z_loss: 0.0,
+        z_loss: None,
     };
-    let longest_row = Order::new(&set, 0, None)?.longest_row() as usize;
     let open = |path: &PathBuf| -> Result<OpenModel> {
         let model = OpenModel::open(&ModelSource::Directory(path.clone()))?;
         let tokenizer = tokenizer_of(&model)?.fingerprint();
-        let weighting = objective.weighting;
-        check(&model, tokenizer, weighting, &options.weights, manifest)?;
-        check_positions(&model, longest_row)?;
+        check_tokenizer(&model, tokenizer, &options.weights, manifest)?;
+        let positions = model.architecture().max_position_embeddings;
+        check_positions(&model, longest_row(&set, positions)?)?;
         Ok(model)
     };
     let [a, b] = &options.models;
     let (a, b) = (open(a)?, open(b)?);
     let compute = Compute {
-        device: open_device(options.device, progress)?,
+        device,
         dtype: options.dtype,
         trained: false,
     };

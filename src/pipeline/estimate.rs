@@ -1,14 +1,13 @@
-//! What a run of remit-score would take: files, parts, and, from a few rows that are really encoded,
-//! scored and written to memory, tokens, bytes and time.
+//! Estimates a run of remit-score: its files and parts; and its tokens, bytes and time, from a few rows that are
+//! encoded, scored and written to memory.
 
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use serde::Serialize;
 
-use super::resume::{compare_plan, missing_parts};
-use super::score::{Prepared, ScoreOptions, shard_options};
-use super::stream::RowScorer;
+use super::score::{Prepared, ScoreOptions, compare_plan, missing_parts, shard_options};
+use super::stages::RowScorer;
 use super::{Progress, StopFlag};
 use crate::corpus::Part;
 use crate::fs::{self, Digest};
@@ -20,12 +19,12 @@ use crate::types::Row;
 const MAX_SAMPLED_PARTS: usize = 32;
 /// Text that is taken of each.
 const SAMPLE_BYTES: u64 = 64 << 10;
-/// Time that the models are measured for, where there are rows enough.
+/// Time that the models are measured for, if there are enough rows.
 const CALIBRATION: Duration = Duration::from_secs(5);
-/// What is measured before this is loading and warming up.
+/// Tokens that are scored before the measurement starts.
 const WARM_UP_TOKENS: u64 = 64;
 
-/// What a run would do.
+/// Estimate of a run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Estimate {
     /// Files of the corpus.
@@ -50,7 +49,7 @@ pub struct Estimate {
     pub rows: u64,
     /// Bytes of all shards, about.
     pub output_bytes: u64,
-    /// Tokens a second that this machine scores; null if there was nothing to measure.
+    /// Tokens per second that this machine scores; null if there was nothing to measure.
     pub tokens_per_second: Option<f64>,
     /// Seconds that this worker would take for its parts, about.
     pub seconds: Option<f64>,
@@ -64,19 +63,28 @@ pub struct Estimate {
 pub fn run(options: &ScoreOptions, stop: &StopFlag, progress: &dyn Progress) -> Result<Estimate> {
     let prepared = Prepared::new(options, stop, progress)?;
     let parts = prepared.corpus.parts();
-    let missing = if fs::is_dir(&options.output)? {
-        compare_plan(&options.output, &prepared.plan)?;
-        missing_parts(&options.output, options.format, parts)?
+    let output = &options.shards.output;
+    let missing = if fs::is_dir(output)? {
+        compare_plan(output, &prepared.plan)?;
+        missing_parts(output, options.shards.format, parts)?
     } else {
         parts.iter().map(|part| part.index).collect()
     };
     let mine: Vec<&Part> = parts
         .iter()
-        .filter(|part| missing.contains(&part.index) && options.has_part(part.index))
+        .filter(|part| missing.contains(&part.index) && options.worker.has_part(part.index))
         .collect();
 
-    let scorer = prepared.models.load(options, &prepared.compute, progress)?;
-    let source = prepared.models.source(options, &prepared.corpus);
+    let scorer = prepared.models.load(
+        options.compute.batch_tokens,
+        &options.shards,
+        &prepared.compute,
+        progress,
+    )?;
+    let on_bad_record = options.corpus.on_bad_record;
+    let source = prepared
+        .models
+        .source(&options.rows, on_bad_record, &prepared.corpus);
     let mut rows: Vec<Row> = Vec::new();
     let (mut documents, mut bytes) = (0, 0);
     let mut reader = prepared.corpus.reader();
@@ -129,7 +137,7 @@ struct Measured {
 }
 
 /// Scores rows until the time is over, and writes them to memory. Rows are taken from all over the
-/// sample, so that short and long ones have their share.
+/// sample, so that it has short and long ones.
 fn calibrate(
     options: &ScoreOptions,
     scorer: &impl RowScorer,

@@ -15,11 +15,12 @@ use super::{Progress, StopFlag, Usage};
 use crate::fs::{self, AtomicFile};
 use crate::model::ModelSource;
 use crate::shard::manifest::Manifest;
-use crate::shard::read::{ShardFile, StoredRow};
-use crate::shard::write::ZSTD_LEVEL;
+use crate::shard::read::ShardFile;
+use crate::shard::row::StoredRow;
+use crate::shard::sink::ZSTD_LEVEL;
 use crate::tokenize::TextTokenizer;
 
-/// What is exported, and where to.
+/// Options of an export.
 #[derive(Debug, Clone)]
 pub struct ExportOptions {
     /// The set.
@@ -44,7 +45,7 @@ struct Tokens {
     base: Option<(Vec<Option<f32>>, Vec<f32>)>,
 }
 
-/// Writes one row a token; returns the number of tokens. Memory holds one row group.
+/// Writes one row per token; returns the number of tokens. Memory holds one row group.
 ///
 /// # Errors
 ///
@@ -122,8 +123,11 @@ impl Tokens {
             base: has_base.then(Default::default),
             ..Self::default()
         };
-        for StoredRow { row_id, scored } in rows {
-            let row = &scored.row;
+        for StoredRow {
+            row_id,
+            scored: row,
+        } in rows
+        {
             for (position, id) in (0..).zip(&row.input_ids) {
                 tokens.row_id.push(*row_id);
                 tokens.position.push(position);
@@ -134,13 +138,13 @@ impl Tokens {
             tokens.rl_logprob.push(None);
             tokens
                 .rl_logprob
-                .extend(scored.rl_logprobs.iter().copied().map(Some));
+                .extend(row.rl_logprobs.iter().copied().map(Some));
             if let Some((base, weight)) = &mut tokens.base {
-                let stored = scored.base_logprobs.iter().flatten();
+                let stored = row.base_logprobs.iter().flatten();
                 base.push(None);
                 base.extend(stored.copied().map(Some));
                 weight.push(0.0);
-                weight.extend(scored.weights.iter().flatten());
+                weight.extend(row.weights.iter().flatten());
             }
             if let (Some(text), Some(tokenizer)) = (&mut tokens.text, tokenizer) {
                 for (len, piece) in tokenizer.pieces(&row.input_ids)? {

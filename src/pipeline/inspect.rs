@@ -1,4 +1,4 @@
-//! remit-inspect: what a set says about itself and whether it is whole; what a model is and costs.
+//! remit-inspect: describes a set and checks that it is intact; describes a model and its costs.
 
 use std::path::{Path, PathBuf};
 
@@ -11,11 +11,13 @@ use super::{BadInput, Progress, Usage, tokenizer_in, tokenizer_of};
 use crate::demo;
 use crate::model::{AnnealingShape, Architecture, ComputeDtype, ModelSource, OpenModel};
 use crate::shard;
-use crate::shard::manifest::{Manifest, PLAN_FILE, REJECTS_FILE};
-use crate::shard::read::{ShardFile, StoredRow};
+use crate::shard::manifest::Manifest;
+use crate::shard::read::ShardFile;
+use crate::shard::row::StoredRow;
 use crate::tokenize::TextTokenizer;
+use crate::types::Reject;
 
-/// The manifest of a set; no shard is opened.
+/// Reads the manifest of a set; no shard is opened.
 ///
 /// # Errors
 ///
@@ -24,7 +26,7 @@ pub fn summary(dir: &Path) -> Result<Manifest> {
     Ok(Manifest::load(dir)?)
 }
 
-/// What checking a set found.
+/// Findings of checking a set.
 #[derive(Debug)]
 pub struct Verification {
     /// Its manifest.
@@ -76,18 +78,21 @@ impl Verification {
 /// When the manifest can't be read or is damaged.
 pub fn verify(dir: &Path) -> Result<Verification> {
     let manifest = Manifest::load(dir)?;
-    let mut problems = shard::read::check(dir, &manifest)?;
-    let others = [
-        (REJECTS_FILE, manifest.verify_rejects(dir)),
-        (PLAN_FILE, shard::read::check_plan(dir, &manifest)),
-    ];
-    for (file, outcome) in others {
-        problems.extend(outcome.err().map(|error| (file.to_owned(), error)));
-    }
+    let problems = shard::verify::check(dir, &manifest)?;
     Ok(Verification { manifest, problems })
 }
 
-/// Which row of a set.
+/// Returns the records of a set's corpus that could not be read, in the order of the corpus.
+///
+/// # Errors
+///
+/// When the manifest or the list is missing or damaged.
+pub fn rejects(dir: &Path) -> Result<Vec<Reject>> {
+    let manifest = Manifest::load(dir)?;
+    Ok(shard::verify::rejects(dir, &manifest)?)
+}
+
+/// Choice of a row of a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowChoice {
     /// The row with this number in the set's order, from 0.
@@ -101,7 +106,7 @@ pub enum RowChoice {
 pub struct ShownRow {
     /// The row.
     pub stored: StoredRow,
-    /// How many ids each piece of its text is of, and the piece; `None` without a tokenizer.
+    /// Pieces of its text, each with the number of ids it is of; `None` without a tokenizer.
     pub pieces: Option<Vec<(usize, String)>>,
     /// Weights lie within 1 - epsilon and 1 + epsilon.
     pub epsilon: Option<f32>,
@@ -141,7 +146,7 @@ pub fn row(
         let len = rows.len() as u64;
         let at = usize::try_from(index - before).unwrap_or(usize::MAX);
         if let Some(stored) = rows.into_iter().nth(at) {
-            let ids = &stored.scored.row.input_ids;
+            let ids = stored.ids();
             let tokenizer = tokenizer_of_set(&manifest, tokenizer, progress)?;
             return Ok(ShownRow {
                 pieces: tokenizer
@@ -209,7 +214,7 @@ pub(super) fn tokenizer_of_set(
     }
 }
 
-/// What a model is and what it costs.
+/// Description of a model and its costs.
 #[derive(Debug, Serialize)]
 pub struct ModelReport {
     /// The model as given.
@@ -225,7 +230,7 @@ pub struct ModelReport {
     pub dtypes: String,
     /// Number of tensors that the architecture asks for; all are there.
     pub num_tensors: usize,
-    /// Whether every value was read and is a number.
+    /// Every value was read and is finite.
     pub values_checked: bool,
     /// Number of parameters.
     pub parameters: u64,

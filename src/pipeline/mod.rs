@@ -2,39 +2,38 @@
 
 pub mod anneal;
 pub mod compare;
+mod device;
 pub mod estimate;
 pub mod export;
 pub mod inspect;
-mod resume;
 pub mod score;
-mod special;
-pub mod stream;
+pub mod stages;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::model::{self, ComputeDevice, DeviceChoice, ModelSource, OpenModel};
+use crate::model::{self, ModelSource, OpenModel};
 use crate::tokenize::TextTokenizer;
 
-/// Hears how far a run is.
+/// Receives progress.
 pub trait Progress: Sync {
-    /// A task of `total` units of work begins.
+    /// Begins a task of `total` units of work.
     fn begin(&self, task: &'static str, total: u64);
-    /// `done` units are done in all; `tokens` more tokens went through since the last call. A first call
-    /// without tokens says what was done before the task began.
+    /// Advances to `done` units in all, with `tokens` more tokens since the last call. A first call without
+    /// tokens tells what was done before the task began.
     fn advance(&self, done: u64, tokens: u64, detail: &str);
-    /// The task is over.
+    /// Ends the task.
     fn finish(&self);
-    /// Something worth a line of its own.
+    /// Shows a line of its own.
     fn note(&self, line: &str);
 }
 
-/// Set from a signal handler; the loops look at it between batches.
+/// Asks the loops to stop; they look at it between batches.
 #[derive(Debug, Clone, Default)]
 pub struct StopFlag(Arc<AtomicBool>);
 
 impl StopFlag {
-    /// A flag that SIGINT and SIGTERM set. A second signal ends the process at once.
+    /// Returns a flag that SIGINT and SIGTERM set. A second signal ends the process at once.
     pub fn on_signals() -> std::io::Result<Self> {
         let flag = Self::default();
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
@@ -44,12 +43,12 @@ impl StopFlag {
         Ok(flag)
     }
 
-    /// The flag itself, for stages that look at it on their own.
+    /// Returns the flag itself, for stages that look at it on their own.
     pub(crate) fn shared(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.0)
     }
 
-    /// An error once the flag is set; it says what the same command will do next time.
+    /// Fails once the flag is set, with what the same command will do next time.
     pub(crate) fn check(&self, next_time: &'static str) -> Result<(), Interrupted> {
         if self.0.load(Ordering::Relaxed) {
             Err(Interrupted(next_time))
@@ -74,25 +73,15 @@ pub struct Usage(pub String);
 #[error("{0}")]
 pub struct BadInput(pub String);
 
-/// Opens the device that was asked for, and says which it is if that was left open.
-pub(crate) fn open_device(
-    choice: DeviceChoice,
-    progress: &dyn Progress,
-) -> Result<ComputeDevice, model::Error> {
-    let (device, why_not_a_gpu) = ComputeDevice::open(choice)?;
-    if let Some(reason) = why_not_a_gpu {
-        progress.note(&format!("computing on the {device}: {reason}"));
-    }
-    Ok(device)
-}
-
 /// Name of the file that holds a model's tokenizer.
 const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// Loads the tokenizer of a model, without special tokens.
 pub(crate) fn tokenizer_of(model: &OpenModel) -> anyhow::Result<TextTokenizer> {
     let json = model.require(TOKENIZER_FILE)?;
-    Ok(TextTokenizer::from_bytes(&json, &model.to_string())?)
+    let tokenizer = TextTokenizer::from_bytes(&json, &model.to_string())?;
+    json.release(0..json.len());
+    Ok(tokenizer)
 }
 
 /// Loads the tokenizer of a folder that need hold nothing else of a model.

@@ -6,9 +6,9 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::{ArrowPrimitiveType, Float32Type, Int32Type, UInt32Type, UInt64Type};
 use arrow_array::{Array, ListArray, PrimitiveArray, RecordBatch, StringArray};
 
-use super::read::StoredRow;
+use super::row::StoredRow;
 use super::schema::{RowProblem, columns};
-use crate::types::{Row, ScoredRow};
+use crate::types::ScoredRow;
 
 /// The typed columns of a batch.
 pub(super) struct Columns<'a> {
@@ -84,12 +84,10 @@ impl<'a> Columns<'a> {
         Ok(StoredRow {
             row_id: scalar(self.row_id, i).ok_or(missing(columns::ROW_ID))?,
             scored: ScoredRow {
-                row: Row {
-                    source: Arc::from(source),
-                    doc_index: scalar(self.doc_index, i).ok_or(missing(columns::DOC_INDEX))?,
-                    doc_starts: values::<UInt32Type>(self.doc_starts, i, columns::DOC_STARTS, 0)?,
-                    input_ids: values::<UInt32Type>(self.input_ids, i, columns::INPUT_IDS, 0)?,
-                },
+                source: Arc::from(source),
+                doc_index: scalar(self.doc_index, i).ok_or(missing(columns::DOC_INDEX))?,
+                doc_starts: values::<UInt32Type>(self.doc_starts, i, columns::DOC_STARTS, 0)?,
+                input_ids: values::<UInt32Type>(self.input_ids, i, columns::INPUT_IDS, 0)?,
                 rl_logprobs: after_first(self.rl_logprob, i, columns::RL_LOGPROB, None)?,
                 base_logprobs,
                 weights,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use arrow_schema::ArrowError;
 use parquet::errors::ParquetError;
 
+use super::layout::DESCRIPTION_DIR;
 use super::schema::{RowProblem, ShardFormat};
 use crate::fs::{self, Digest};
 
@@ -35,18 +36,30 @@ pub enum Error {
         dir: PathBuf,
     },
     /// The folder holds no set.
-    #[error("{} has no manifest.json, so it is not a set of shards\nhint: remit-score INPUT -o DIR makes one", dir.display())]
+    #[error("{} has no {DESCRIPTION_DIR}/manifest, so it is not a set of shards\nhint: remit-score INPUT -o DIR makes one", dir.display())]
     NoManifest {
         /// The folder.
         dir: PathBuf,
     },
     /// The folder holds a set that is not finished.
-    #[error("the set in {} is not finished: it has a plan.json, but no manifest.json yet\nhint: run the same remit-score command again to finish it", dir.display())]
+    #[error("the set in {} is not finished: it has a plan in {DESCRIPTION_DIR}/, but no manifest yet\nhint: run the same remit-score command again to finish it", dir.display())]
     Unfinished {
         /// The folder.
         dir: PathBuf,
     },
-    /// manifest.json or plan.json can't be parsed.
+    /// The folder holds a set of version 1 that is not finished.
+    #[error("the set in {} is not finished, and of version 1 of the format: it has a plan.json, but no manifest.json\nhint: finish it with the remit that began it, or score the corpus again into another folder", dir.display())]
+    Version1Unfinished {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// Shards were to be added to a set of version 1.
+    #[error("{} holds a set of version 1 of the format, which this remit reads, but does not add to\nhint: give another -o, or complete it with the remit that began it", dir.display())]
+    Version1 {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// A plan or a manifest can't be parsed.
     #[error("{} is not what remit writes", path.display())]
     Json {
         /// The file.
@@ -54,7 +67,7 @@ pub enum Error {
         /// The parser's reason.
         source: serde_json::Error,
     },
-    /// manifest.json or plan.json was written by another version of the format.
+    /// A plan or a manifest was written by another version of the format.
     #[error("{} has format version {found}; this remit reads version {expected}", path.display())]
     FormatVersion {
         /// The file.
@@ -64,9 +77,9 @@ pub enum Error {
         /// The version that is understood.
         expected: u64,
     },
-    /// manifest.json contradicts itself.
-    #[error("{} is damaged: {reason}", path.display())]
-    Manifest {
+    /// What describes a set is not what was written, or contradicts itself.
+    #[error("{} is damaged: {reason}\nhint: remove it and run the same remit-score command again; it makes what is missing", path.display())]
+    Damaged {
         /// The file.
         path: PathBuf,
         /// In what.
@@ -230,6 +243,7 @@ impl Error {
             Self::NoFolder { .. }
             | Self::NoManifest { .. }
             | Self::Unfinished { .. }
+            | Self::Version1Unfinished { .. }
             | Self::MissingShard { .. }
             | Self::MissingRejects { .. } => ErrorKind::Missing,
             _ => ErrorKind::BadData,

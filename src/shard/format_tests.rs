@@ -6,8 +6,9 @@ use arrow_array::cast::AsArray;
 use proptest::prelude::*;
 
 use super::container::{Batches, Container};
-use super::manifest::Plan;
-use super::read::{ShardFile, StoredRow};
+use super::plan::Plan;
+use super::read::ShardFile;
+use super::row::StoredRow;
 use super::schema::{
     BATCH_ROWS_KEY, FORMAT_VERSION_KEY, PACK_STATS_KEY, PLAN_KEY, REJECTS_KEY, ShardFormat, columns,
 };
@@ -48,7 +49,7 @@ fn groups(shard: &ShardFile) -> Vec<Vec<StoredRow>> {
     (0..shard.num_row_groups())
         .map(|group| {
             let rows = shard.read_row_group(group).unwrap();
-            let lengths = rows.iter().map(|row| row.scored.row.input_ids.len() as u32);
+            let lengths = rows.iter().map(|row| row.num_tokens() as u32);
             assert!(lengths.eq(shard.row_lengths(group).unwrap()));
             rows
         })

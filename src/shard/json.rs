@@ -1,15 +1,14 @@
-//! plan.json and manifest.json as text.
+//! Plans and manifests as text.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize;
 use serde_json::Value;
 
 use super::Error;
-use super::schema::FORMAT_VERSION;
 use crate::fs::Digest;
 
-/// A value as it is written to plan.json and manifest.json.
+/// Returns a value as it is written.
 pub(super) fn pretty<T: Serialize>(value: &T, path: &Path) -> Result<Vec<u8>, Error> {
     let mut text = serde_json::to_vec_pretty(value).map_err(|source| Error::Json {
         path: path.to_owned(),
@@ -37,24 +36,25 @@ pub(super) fn content_digest(text: &[u8], written: Digest) -> Option<Digest> {
     Some(Digest::of(&blanked))
 }
 
-/// Refuses another version of the format before the parser says something less clear.
+/// Parses a plan or a manifest, and refuses another version of the format before the parser says something
+/// less clear.
 pub(super) fn check_version(
     path: &Path,
-    bytes: &[u8],
+    text: &[u8],
+    expected: u64,
     version: impl Fn(&Value) -> Option<&Value>,
-) -> Result<(), Error> {
-    let json = |source| Error::Json {
-        path: PathBuf::from(path),
+) -> Result<Value, Error> {
+    let value: Value = serde_json::from_slice(text).map_err(|source| Error::Json {
+        path: path.to_owned(),
         source,
-    };
-    let value: Value = serde_json::from_slice(bytes).map_err(json)?;
+    })?;
     match version(&value).and_then(Value::as_u64) {
-        Some(found) if found != FORMAT_VERSION => Err(Error::FormatVersion {
+        Some(found) if found != expected => Err(Error::FormatVersion {
             path: path.to_owned(),
             found,
-            expected: FORMAT_VERSION,
+            expected,
         }),
         // Without a version the parser says what is wrong.
-        _ => Ok(()),
+        _ => Ok(value),
     }
 }

@@ -4,19 +4,27 @@
 //! [`schema`] and where a shard's own digest lies, and nothing else: what one of them takes for granted,
 //! the other checks.
 
+pub mod assemble;
 mod columns;
 mod container;
+pub mod description;
 mod error;
 #[cfg(test)]
 mod format_tests;
 mod json;
+pub mod layout;
 pub mod manifest;
+pub mod plan;
 pub mod read;
+pub mod row;
 pub mod schema;
 mod seal;
+pub mod sink;
 pub mod statistics;
 #[cfg(test)]
 pub(crate) mod tests;
+pub mod verify;
+pub mod version1;
 pub mod write;
 
 pub use error::{Error, ErrorKind};

@@ -11,25 +11,18 @@ use rayon::prelude::*;
 use super::Error;
 use super::columns::Columns;
 use super::container::Container;
-use super::manifest::{MANIFEST_FILE, Manifest, PLAN_FILE, Plan, ShardEntry};
+use super::manifest::{Manifest, ShardEntry};
+use super::plan::Plan;
+use super::row::StoredRow;
 use super::schema::{
-    self, FORMAT_VERSION, FORMAT_VERSION_KEY, PACK_STATS_KEY, PLAN_KEY, REJECTS_KEY, RowProblem,
-    SEAL_KEY, ShardFormat, columns,
+    self, FORMAT_VERSION_KEY, PACK_STATS_KEY, PLAN_KEY, REJECTS_KEY, RowProblem, SEAL_KEY,
+    SHARD_VERSION, ShardFormat, columns,
 };
-use super::seal;
+use super::seal::{self, Broken};
 use crate::fs::{self, Digest, MappedFile};
 use crate::guard;
 use crate::pack::PackStats;
-use crate::types::{Reject, ScoredRow};
-
-/// A row and its place in the set.
-#[derive(Debug, Clone, PartialEq)]
-pub struct StoredRow {
-    /// `row_id` column.
-    pub row_id: u64,
-    /// Everything else.
-    pub scored: ScoredRow,
-}
+use crate::types::Reject;
 
 /// One shard, mapped into memory, its footer parsed.
 #[derive(Debug)]
@@ -135,11 +128,11 @@ impl ShardFile {
             }
         };
         let version = container.value(FORMAT_VERSION_KEY);
-        if version != Some(FORMAT_VERSION.to_string().as_str()) {
+        if version != Some(SHARD_VERSION.to_string().as_str()) {
             return Err(Error::Schema {
                 path: path.to_owned(),
                 reason: format!(
-                    "its format version is {}, and this remit reads {FORMAT_VERSION}",
+                    "its version is {}, and this remit reads {SHARD_VERSION}",
                     version.unwrap_or("not given")
                 ),
             });
@@ -383,17 +376,17 @@ impl ShardFile {
 
 /// Compares a shard with the digest in its footer.
 fn check_seal(path: &Path, bytes: &[u8], seal: Option<&str>) -> Result<(), Error> {
-    let seal: Option<Digest> = seal.and_then(|seal| seal.parse().ok());
-    match seal.and_then(|seal| Some((seal, seal::expected(bytes, seal)?))) {
-        Some((seal, expected)) if seal == expected => Ok(()),
-        Some((seal, expected)) => Err(Error::Seal {
-            path: path.to_owned(),
-            expected: seal,
-            found: expected,
+    let path = path.to_owned();
+    match seal::check(bytes, seal) {
+        Ok(()) => Ok(()),
+        Err(Broken::Digest { expected, found }) => Err(Error::Seal {
+            path,
+            expected,
+            found,
         }),
-        None => Err(Error::Schema {
-            path: path.to_owned(),
-            reason: format!("its footer has no readable {SEAL_KEY}"),
+        Err(broken @ Broken::Absent) => Err(Error::Schema {
+            path,
+            reason: broken.to_string(),
         }),
     }
 }
@@ -445,51 +438,4 @@ impl ShardSet {
     pub fn shards(&self) -> &[ShardFile] {
         &self.shards
     }
-}
-
-/// Compares plan.json, where it is there, with the plan in the manifest, byte for byte. Readers of a
-/// finished set do not need it; whoever goes on with the set does.
-///
-/// # Errors
-///
-/// [`Error::Manifest`] when it is another plan, or damaged.
-pub fn check_plan(dir: &Path, manifest: &Manifest) -> Result<(), Error> {
-    let path = dir.join(PLAN_FILE);
-    if !fs::exists(&path)? || fs::read(&path)? == manifest.plan.to_json()? {
-        return Ok(());
-    }
-    Err(Error::Manifest {
-        path,
-        reason: format!("it is not the plan in {MANIFEST_FILE}"),
-    })
-}
-
-/// Checks every shard of a set down to the last value, in parallel; what is wrong, by part.
-///
-/// # Errors
-///
-/// None in practice: a plan can always be written as JSON.
-pub fn check(dir: &Path, manifest: &Manifest) -> Result<Vec<(String, Error)>, Error> {
-    let identity = manifest.plan.identity()?;
-    let check = |entry: &ShardEntry| {
-        let shard = ShardFile::open_verified(dir, entry, &manifest.plan, identity)?;
-        let (mut tokens, mut targets) = (0_u64, 0_u64);
-        for group in 0..shard.num_row_groups() {
-            for row in shard.read_row_group(group)? {
-                tokens += row.scored.row.input_ids.len() as u64;
-                targets += row.scored.row.num_targets() as u64;
-            }
-        }
-        shard.expect_count("tokens", entry.tokens, tokens)?;
-        shard.expect_count("targets", entry.targets, targets)?;
-        let stats = shard.pack_stats()?;
-        shard.expect_count("rows by its footer", stats.rows, entry.rows)?;
-        let rejects = shard.rejects()?.len() as u64;
-        shard.expect_count("rejected records", stats.rejected_records, rejects)
-    };
-    Ok(manifest
-        .shards
-        .par_iter()
-        .filter_map(|entry| Some((entry.file.clone(), check(entry).err()?)))
-        .collect())
 }

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::types::ScoredRow;
 
-/// Version of columns, metadata and manifest together. A reader refuses any other.
-pub const FORMAT_VERSION: u64 = 1;
+/// Version of a shard's columns and metadata. A reader refuses any other.
+pub const SHARD_VERSION: u64 = 1;
 
 /// Name of the values in a list column.
 pub const LIST_ELEMENT: &str = "element";
@@ -35,7 +35,7 @@ pub mod columns {
     pub const WEIGHT: &str = "weight";
 }
 
-/// Key of the footer's metadata that holds the format's version.
+/// Key of the footer's metadata that holds [`SHARD_VERSION`].
 pub const FORMAT_VERSION_KEY: &str = "remit.format_version";
 /// Key of the footer's metadata that holds the identity of the plan the shard was made under.
 pub const PLAN_KEY: &str = "remit.plan_blake3";
@@ -71,6 +71,14 @@ impl ShardFormat {
         match self {
             Self::Parquet => "parquet",
             Self::Arrow => "arrow",
+        }
+    }
+
+    /// Returns the other one.
+    pub(super) fn other(self) -> Self {
+        match self {
+            Self::Parquet => Self::Arrow,
+            Self::Arrow => Self::Parquet,
         }
     }
 }
@@ -193,12 +201,12 @@ pub enum RowProblem {
 
 /// Checks every rule that concerns a row alone.
 pub fn validate(row: &ScoredRow) -> Result<(), RowProblem> {
-    let len = row.row.input_ids.len();
+    let len = row.input_ids.len();
     if len < 2 || u32::try_from(len).is_err() {
         return Err(RowProblem::Length(len));
     }
     let mut last = None;
-    for (index, &start) in row.row.doc_starts.iter().enumerate() {
+    for (index, &start) in row.doc_starts.iter().enumerate() {
         let inside = usize::try_from(start).is_ok_and(|start| start < len);
         if !inside || last.is_some_and(|last| start <= last) {
             return Err(RowProblem::DocStarts {

@@ -2,7 +2,7 @@
 //!
 //! Until a set has a manifest, which may be days after its first shard, nothing else could tell that a
 //! bit of a shard has flipped. The seal is the BLAKE3 of all bytes of the file, its own 64 digits in the
-//! footer read as zeros, as in manifest.json. It covers bytes rather than values: those are fewer, they
+//! footer read as zeros, as in a manifest. It covers bytes rather than values: those are fewer, they
 //! can be checked before a value is decoded, and none is left whose change goes unnoticed.
 
 use std::io::{self, Write};
@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use memchr::memmem;
 
+use super::schema::SEAL_KEY;
 use crate::fs::{Digest, Hasher};
 
 /// What the seal's digits count as.
@@ -21,14 +22,37 @@ fn place(bytes: &[u8], digest: Digest) -> Option<Range<usize>> {
     Some(at..at.checked_add(ZEROS.len())?)
 }
 
-/// What the seal of a file has to be that claims to have this one; `None` when the digits are nowhere.
-pub(super) fn expected(bytes: &[u8], claimed: Digest) -> Option<Digest> {
+/// Returns what the seal of a file has to be that claims to have this one; `None` when the digits are nowhere.
+fn expected(bytes: &[u8], claimed: Digest) -> Option<Digest> {
     let place = place(bytes, claimed)?;
     let mut hasher = Hasher::default();
     hasher.update(bytes.get(..place.start)?);
     hasher.update(&ZEROS);
     hasher.update(bytes.get(place.end..)?);
     Some(hasher.digest())
+}
+
+/// A file that is not what was written.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Broken {
+    /// Its footer says another digest than its bytes have.
+    #[error("its BLAKE3 is {found}, its footer says {expected}")]
+    Digest { expected: Digest, found: Digest },
+    /// Its footer says none.
+    #[error("its footer has no readable {SEAL_KEY}")]
+    Absent,
+}
+
+/// Compares a file with the digest in its footer.
+pub(super) fn check(bytes: &[u8], seal: Option<&str>) -> Result<(), Broken> {
+    let expected = seal
+        .and_then(|seal| seal.parse().ok())
+        .ok_or(Broken::Absent)?;
+    match self::expected(bytes, expected) {
+        Some(found) if found == expected => Ok(()),
+        Some(found) => Err(Broken::Digest { expected, found }),
+        None => Err(Broken::Absent),
+    }
 }
 
 /// Writes a file through, and holds its footer back until the seal in it is known.

@@ -89,8 +89,8 @@ impl Accumulator {
     pub fn add(&mut self, row: &ScoredRow, formula: &WeightFormula) {
         let sum = |values: &[f32]| values.iter().map(|v| f64::from(*v)).sum::<f64>();
         self.rows += 1;
-        self.tokens += row.row.input_ids.len() as u64;
-        self.targets += row.row.num_targets() as u64;
+        self.tokens += row.num_tokens() as u64;
+        self.targets += row.num_targets() as u64;
         self.rl_sum += sum(&row.rl_logprobs);
         self.base_sum += row.base_logprobs.as_deref().map_or(0.0, sum);
         let Some(weights) = &row.weights else { return };

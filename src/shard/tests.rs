@@ -1,16 +1,21 @@
 use std::path::Path;
 
-use super::manifest::{
-    CorpusEntry, MANIFEST_FILE, Manifest, ModelIdentity, Plan, TokenizerIdentity,
-};
+use super::assemble::{assemble, save};
+use super::description;
+use super::layout::{Description, shard_name};
+use super::manifest::Manifest;
+use super::plan::{CorpusEntry, FORMAT_VERSION, ModelIdentity, Plan, TokenizerIdentity};
 use super::read::{ShardFile, ShardSet};
-use super::schema::{FORMAT_VERSION, ShardFormat};
+use super::schema::ShardFormat;
 use super::write::{ShardOptions, ShardWriter};
 use super::{Error, ErrorKind};
 use crate::fs::{self, Digest};
 use crate::pack::{PackStats, Packing};
-use crate::types::{OnBadRecord, Row, ScoredRow, round_mantissa};
+use crate::types::{OnBadRecord, ScoredRow, round_mantissa};
 use proptest::prelude::*;
+
+/// The manifest of a set of Parquet shards.
+const MANIFEST: &str = "_remit/manifest.parquet";
 
 pub(super) fn row(first_id: u32, len: usize, has_base: bool) -> ScoredRow {
     let log_probs = |shift: f32| {
@@ -19,12 +24,10 @@ pub(super) fn row(first_id: u32, len: usize, has_base: bool) -> ScoredRow {
             .collect::<Vec<_>>()
     };
     ScoredRow {
-        row: Row {
-            source: format!("dir/{}.txt", first_id % 3).into(),
-            doc_index: u64::from(first_id),
-            doc_starts: vec![0],
-            input_ids: (0..len as u32).map(|i| first_id + i * 1000).collect(),
-        },
+        source: format!("dir/{}.txt", first_id % 3).into(),
+        doc_index: u64::from(first_id),
+        doc_starts: vec![0],
+        input_ids: (0..len as u32).map(|i| first_id + i * 1000).collect(),
         rl_logprobs: log_probs(0.1),
         base_logprobs: has_base.then(|| log_probs(0.2)),
         weights: has_base.then(|| vec![1.0; len - 1]),
@@ -71,7 +74,7 @@ pub(super) fn plan(num_parts: u32) -> Plan {
     Plan {
         format_version: FORMAT_VERSION,
         tool_version: "0".to_owned(),
-        reference: model.clone(),
+        rl: model.clone(),
         base: Some(model),
         tokenizer: TokenizerIdentity {
             path: "models/x".to_owned(),
@@ -108,16 +111,9 @@ pub(crate) fn finished_set(dir: &Path, parts: u32, rows: u32) -> ShardSet {
             .map(|i| row(part * rows + i, 2 + (i as usize * 7) % 11, true))
             .collect();
         let bytes = shard_of_plan(&rows, part, true, false, plan(parts).identity().unwrap());
-        fs::write_atomic(
-            &dir.join(Manifest::shard_name(part, ShardFormat::Parquet)),
-            &bytes,
-        )
-        .unwrap();
+        fs::write_atomic(&dir.join(shard_name(part, ShardFormat::Parquet)), &bytes).unwrap();
     }
-    Manifest::from_shards(dir, plan(parts))
-        .unwrap()
-        .save(dir)
-        .unwrap();
+    assemble(dir, plan(parts)).unwrap().save(dir).unwrap();
     ShardSet::open(dir).unwrap()
 }
 
@@ -129,12 +125,10 @@ pub(super) fn arbitrary_row(has_base: bool) -> impl Strategy<Value = ScoredRow> 
         let starts = proptest::collection::btree_set(0..len as u32, 0..4);
         (floats(), floats(), weights, ids, starts).prop_map(
             move |(rl, base, weights, ids, starts)| ScoredRow {
-                row: Row {
-                    source: source.as_str().into(),
-                    doc_index,
-                    doc_starts: starts.into_iter().collect(),
-                    input_ids: ids,
-                },
+                source: source.as_str().into(),
+                doc_index,
+                doc_starts: starts.into_iter().collect(),
+                input_ids: ids,
                 rl_logprobs: rl,
                 base_logprobs: has_base.then_some(base),
                 weights: has_base.then_some(weights),
@@ -151,10 +145,10 @@ pub(super) fn rounded(row: &ScoredRow) -> ScoredRow {
             .collect::<Vec<_>>()
     };
     ScoredRow {
-        row: row.row.clone(),
         rl_logprobs: round(&row.rl_logprobs),
         base_logprobs: row.base_logprobs.as_deref().map(round),
         weights: row.weights.as_deref().map(round),
+        ..row.clone()
     }
 }
 
@@ -186,7 +180,7 @@ proptest! {
             prop_assert_eq!(read.iter().map(|row| row.scored.clone()).collect::<Vec<_>>(), want);
             for (i, (row, len)) in read.iter().zip(lengths).enumerate() {
                 prop_assert_eq!(row.row_id, u64::from(part) << 32 | i as u64);
-                prop_assert_eq!(row.scored.row.input_ids.len(), len as usize);
+                prop_assert_eq!(row.num_tokens(), len as usize);
             }
         }
     }
@@ -242,11 +236,7 @@ fn the_layout_is_what_the_schema_says() {
 fn a_flipped_bit_anywhere_is_found_before_a_row_is_returned() {
     let dir = tempfile::tempdir().unwrap();
     drop(finished_set(dir.path(), 2, 12));
-    for name in [
-        "part-000000.parquet",
-        "part-000001.parquet",
-        "manifest.json",
-    ] {
+    for name in ["part-000000.parquet", "part-000001.parquet", MANIFEST] {
         let path = dir.path().join(name);
         let intact = fs::read(&path).unwrap();
         for at in (0..intact.len()).step_by(intact.len() / 97 + 1) {
@@ -268,7 +258,7 @@ fn a_flipped_bit_anywhere_is_found_before_a_row_is_returned() {
     }
     let manifest = Manifest::load(dir.path()).unwrap();
     assert!(
-        super::read::check(dir.path(), &manifest)
+        super::verify::check(dir.path(), &manifest)
             .unwrap()
             .is_empty()
     );
@@ -300,9 +290,7 @@ fn a_damaged_shard_that_nothing_vouches_for_is_an_error_and_no_panic() {
 fn a_shard_of_another_kind_is_refused_even_with_the_right_digest() {
     let dir = tempfile::tempdir().unwrap();
     drop(finished_set(dir.path(), 1, 5));
-    let path = dir
-        .path()
-        .join(Manifest::shard_name(0, ShardFormat::Parquet));
+    let path = dir.path().join(shard_name(0, ShardFormat::Parquet));
     let rows: Vec<ScoredRow> = (0..5)
         .map(|i| row(i, 2 + (i as usize * 7) % 11, false))
         .collect();
@@ -311,8 +299,8 @@ fn a_shard_of_another_kind_is_refused_even_with_the_right_digest() {
     let mut manifest = Manifest::load(dir.path()).unwrap();
     manifest.shards[0].size_bytes = bytes.len() as u64;
     manifest.shards[0].blake3 = Digest::of(&bytes);
-    fs::remove_file(&dir.path().join(MANIFEST_FILE)).unwrap();
-    manifest.save(dir.path()).unwrap();
+    fs::remove_file(&dir.path().join(MANIFEST)).unwrap();
+    save(manifest, dir.path()).unwrap();
     let error = ShardSet::open(dir.path()).unwrap_err();
     assert!(matches!(error, Error::Schema { .. }), "{error}");
 }
@@ -322,15 +310,15 @@ fn a_shard_of_another_plan_is_refused_with_and_without_a_manifest() {
     let dir = tempfile::tempdir().unwrap();
     drop(finished_set(dir.path(), 1, 5));
     let mut other = plan(1);
-    other.reference.path = "elsewhere".to_owned();
+    other.rl.path = "elsewhere".to_owned();
     assert_eq!(other.identity().unwrap(), plan(1).identity().unwrap());
     other.seq_len = 63;
-    let error = Manifest::from_shards(dir.path(), other).unwrap_err();
+    let error = assemble(dir.path(), other).unwrap_err();
     assert!(matches!(error, Error::OtherPlan { .. }), "{error}");
     let mut manifest = Manifest::load(dir.path()).unwrap();
     manifest.plan.exact = true;
-    fs::remove_file(&dir.path().join(MANIFEST_FILE)).unwrap();
-    manifest.save(dir.path()).unwrap();
+    fs::remove_file(&dir.path().join(MANIFEST)).unwrap();
+    save(manifest, dir.path()).unwrap();
     let error = ShardSet::open(dir.path()).unwrap_err();
     assert!(matches!(error, Error::OtherPlan { .. }), "{error}");
 }
@@ -340,6 +328,11 @@ fn a_plan_that_is_there_is_not_written_over() {
     let dir = tempfile::tempdir().unwrap();
     assert!(plan(1).save(dir.path()).unwrap());
     assert!(!plan(2).save(dir.path()).unwrap());
+    let arrow = Plan {
+        format: ShardFormat::Arrow,
+        ..plan(1)
+    };
+    assert!(!arrow.save(dir.path()).unwrap());
     assert_eq!(Plan::load(dir.path()).unwrap().unwrap(), plan(1));
 }
 
@@ -347,7 +340,7 @@ fn a_plan_that_is_there_is_not_written_over() {
 fn rows_that_break_a_rule_are_not_written() {
     type Damage = Box<dyn Fn(&mut ScoredRow)>;
     let bad: Vec<(&str, Damage)> = vec![
-        ("it has 1 tokens", Box::new(|r| r.row.input_ids.truncate(1))),
+        ("it has 1 tokens", Box::new(|r| r.input_ids.truncate(1))),
         (
             "rl_logprob has 3 values",
             Box::new(|r| r.rl_logprobs.truncate(3)),
@@ -366,14 +359,8 @@ fn rows_that_break_a_rule_are_not_written() {
                 r.weights.as_mut().unwrap()[0] = f32::INFINITY;
             }),
         ),
-        (
-            "doc_starts is not",
-            Box::new(|r| r.row.doc_starts = vec![3, 3]),
-        ),
-        (
-            "doc_starts is not",
-            Box::new(|r| r.row.doc_starts = vec![10]),
-        ),
+        ("doc_starts is not", Box::new(|r| r.doc_starts = vec![3, 3])),
+        ("doc_starts is not", Box::new(|r| r.doc_starts = vec![10])),
         ("come together", Box::new(|r| r.weights = None)),
     ];
     for (message, damage) in bad {
@@ -410,11 +397,7 @@ fn what_is_missing_is_told_apart() {
         Err(Error::Unfinished { .. })
     ));
     drop(finished_set(dir.path(), 2, 3));
-    fs::remove_file(
-        &dir.path()
-            .join(Manifest::shard_name(1, ShardFormat::Parquet)),
-    )
-    .unwrap();
+    fs::remove_file(&dir.path().join(shard_name(1, ShardFormat::Parquet))).unwrap();
     assert!(matches!(
         ShardSet::open(dir.path()),
         Err(Error::MissingShard { .. })
@@ -425,10 +408,10 @@ fn what_is_missing_is_told_apart() {
 fn a_plan_spells_out_every_difference_and_ignores_paths() {
     let before = plan(2);
     let mut now = before.clone();
-    now.reference.path = "elsewhere".to_owned();
+    now.rl.path = "elsewhere".to_owned();
     assert_eq!(before.difference(&now), Vec::<String>::new());
     now.seq_len = 128;
-    now.reference.fingerprint = Digest::of(b"other");
+    now.rl.fingerprint = Digest::of(b"other");
     now.corpus[0].size_bytes = 4;
     now.corpus.push(CorpusEntry {
         source: "b.txt".to_owned(),
@@ -454,13 +437,16 @@ fn a_plan_spells_out_every_difference_and_ignores_paths() {
 fn a_manifest_of_another_version_says_both() {
     let dir = tempfile::tempdir().unwrap();
     drop(finished_set(dir.path(), 1, 3));
-    let path = dir.path().join("manifest.json");
-    let text = String::from_utf8(fs::read(&path).unwrap()).unwrap();
-    let newer = text.replace("\"format_version\": 1", "\"format_version\": 7");
-    fs::write_atomic(&path, newer.as_bytes()).unwrap();
+    let found = description::read(dir.path(), Description::Manifest);
+    let found = found.unwrap().unwrap();
+    let text = String::from_utf8(found.text).unwrap();
+    let newer = text.replace("\"format_version\": 2", "\"format_version\": 7");
+    let format = ShardFormat::Parquet;
+    let file = description::pack(Description::Manifest, format, true, newer.as_bytes()).unwrap();
+    fs::write_atomic(&found.path, &file).unwrap();
     let message = ShardSet::open(dir.path()).unwrap_err().to_string();
     assert!(
-        message.ends_with("has format version 7; this remit reads version 1"),
+        message.ends_with("has format version 7; this remit reads version 2"),
         "{message}"
     );
 }

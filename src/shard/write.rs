@@ -9,29 +9,19 @@ use arrow_array::builder::{
 };
 use arrow_array::types::Int32Type;
 use arrow_array::{ArrayRef, RecordBatch};
-use arrow_ipc::writer::FileWriter;
 use arrow_schema::{ArrowError, DataType, FieldRef, SchemaRef};
-use parquet::arrow::ArrowWriter;
-use parquet::basic::{Compression, Encoding, ZstdLevel};
-use parquet::file::metadata::KeyValue;
-use parquet::file::properties::{EnabledStatistics, WriterProperties};
-use parquet::schema::types::ColumnPath;
 
 use super::Error;
 use super::schema::{
-    self, BATCH_ROWS_KEY, FORMAT_VERSION_KEY, LIST_ELEMENT, PACK_STATS_KEY, PLAN_KEY, REJECTS_KEY,
-    SEAL_KEY, ShardFormat, columns,
+    self, FORMAT_VERSION_KEY, PACK_STATS_KEY, PLAN_KEY, REJECTS_KEY, ShardFormat, columns,
 };
-use super::seal::Sealing;
+use super::sink::Sink;
 use crate::fs::Digest;
 use crate::pack::PackStats;
 use crate::types::{Reject, ScoredRow, round_mantissa};
 
 /// Tokens after which a row group is closed; it is also what the writer holds in memory.
 pub const ROW_GROUP_TOKENS: usize = 524_288;
-
-/// Level of the zstd compression.
-pub const ZSTD_LEVEL: i32 = 1;
 
 /// Default for [`ShardOptions::exact`].
 pub const DEFAULT_EXACT: bool = false;
@@ -47,7 +37,7 @@ pub struct ShardOptions {
     pub has_base: bool,
     /// Keep all 23 bits of the mantissas instead of 12.
     pub exact: bool,
-    /// Identity of the plan ([`Plan::identity`](super::manifest::Plan::identity)).
+    /// Identity of the plan ([`Plan::identity`](super::plan::Plan::identity)).
     pub plan: Digest,
 }
 
@@ -81,14 +71,17 @@ pub fn round_log_probs(log_probs: &mut [f32]) {
 /// use remit::pack::PackStats;
 /// use remit::shard::schema::ShardFormat;
 /// use remit::shard::write::{ShardOptions, ShardWriter};
-/// use remit::types::{Row, ScoredRow};
+/// use remit::types::ScoredRow;
 ///
 /// let plan = remit::fs::Digest::of(b"plan");
 /// let format = ShardFormat::Parquet;
 /// let options = ShardOptions { part: 0, format, has_base: false, exact: true, plan };
 /// let mut writer = ShardWriter::new(Vec::new(), options)?;
 /// writer.push(&ScoredRow {
-///     row: Row { source: "a.txt".into(), doc_index: 0, doc_starts: vec![0], input_ids: vec![5, 6] },
+///     source: "a.txt".into(),
+///     doc_index: 0,
+///     doc_starts: vec![0],
+///     input_ids: vec![5, 6],
 ///     rl_logprobs: vec![-1.5],
 ///     base_logprobs: None,
 ///     weights: None,
@@ -108,12 +101,6 @@ pub struct ShardWriter<W: Write + Send> {
     next_index: u32,
 }
 
-enum Sink<W: Write + Send> {
-    Parquet(Box<ArrowWriter<Sealing<W>>>),
-    /// And the rows of each batch so far.
-    Arrow(Box<FileWriter<Sealing<W>>>, Vec<u64>),
-}
-
 impl<W: Write + Send> ShardWriter<W> {
     /// A writer of a shard without rows.
     ///
@@ -122,19 +109,8 @@ impl<W: Write + Send> ShardWriter<W> {
     /// When the file can't be written.
     pub fn new(writer: W, options: ShardOptions) -> Result<Self, Error> {
         let schema = schema::schema(options.format, options.has_base);
-        let writer = Sealing::new(writer);
-        let sink = match options.format {
-            ShardFormat::Parquet => Sink::Parquet(Box::new(ArrowWriter::try_new(
-                writer,
-                Arc::clone(&schema),
-                Some(properties()),
-            )?)),
-            ShardFormat::Arrow => {
-                Sink::Arrow(Box::new(FileWriter::try_new(writer, &schema)?), Vec::new())
-            }
-        };
         Ok(Self {
-            sink,
+            sink: Sink::new(writer, options.format, &schema)?,
             group: Group::new(&schema, options),
             schema,
             options,
@@ -151,7 +127,7 @@ impl<W: Write + Send> ShardWriter<W> {
     /// [`Error::BadRow`] when it breaks a rule of the format, and when writing fails.
     pub fn push(&mut self, row: &ScoredRow) -> Result<(), Error> {
         let bad = |reason| Error::BadRow {
-            source_name: row.row.source.to_string(),
+            source_name: row.source.to_string(),
             reason,
         };
         schema::validate(row).map_err(bad)?;
@@ -162,8 +138,8 @@ impl<W: Write + Send> ShardWriter<W> {
         self.next_index = self.next_index.saturating_add(1);
         self.group.push(id, row, self.options.exact)?;
         self.counts.rows += 1;
-        self.counts.tokens += row.row.input_ids.len() as u64;
-        self.counts.targets += row.row.num_targets() as u64;
+        self.counts.tokens += row.input_ids.len() as u64;
+        self.counts.targets += row.num_targets() as u64;
         if self.group.tokens >= ROW_GROUP_TOKENS {
             self.flush()?;
         }
@@ -180,17 +156,7 @@ impl<W: Write + Send> ShardWriter<W> {
             return Ok(());
         }
         let batch = RecordBatch::try_new(Arc::clone(&self.schema), self.group.take())?;
-        match &mut self.sink {
-            Sink::Parquet(writer) => {
-                writer.write(&batch)?;
-                writer.flush()?;
-            }
-            Sink::Arrow(writer, batch_rows) => {
-                writer.write(&batch)?;
-                batch_rows.push(batch.num_rows() as u64);
-            }
-        }
-        Ok(())
+        self.sink.write(&batch)
     }
 
     /// Ends the file; `stats` of the packer go into its footer, and a digest of all of it. The file is
@@ -202,7 +168,7 @@ impl<W: Write + Send> ShardWriter<W> {
     pub fn finish(mut self, stats: &PackStats) -> Result<(W, ShardCounts), Error> {
         self.flush()?;
         let stats = serde_json::to_string(stats).unwrap_or_default();
-        let format = schema::FORMAT_VERSION.to_string();
+        let format = schema::SHARD_VERSION.to_string();
         let mut entries = vec![
             (FORMAT_VERSION_KEY, format),
             (PLAN_KEY, self.options.plan.to_string()),
@@ -212,56 +178,8 @@ impl<W: Write + Send> ShardWriter<W> {
             let rejects = serde_json::to_string(&self.rejects).unwrap_or_default();
             entries.push((REJECTS_KEY, rejects));
         }
-        let inner = match self.sink {
-            Sink::Parquet(mut writer) => {
-                // What lies in a buffer in between is held back too; the digest is the same.
-                let stand_in = writer.inner_mut().hold();
-                entries.push((SEAL_KEY, stand_in.to_string()));
-                for (key, value) in entries {
-                    writer.append_key_value_metadata(KeyValue::new(key.to_owned(), value));
-                }
-                writer.into_inner()?.finish(stand_in)
-            }
-            Sink::Arrow(mut writer, batch_rows) => {
-                let stand_in = writer.get_mut().hold();
-                entries.push((SEAL_KEY, stand_in.to_string()));
-                let batch_rows = serde_json::to_string(&batch_rows).unwrap_or_default();
-                entries.push((BATCH_ROWS_KEY, batch_rows));
-                for (key, value) in entries {
-                    writer.write_metadata(key, value);
-                }
-                writer.into_inner()?.finish(stand_in)
-            }
-        };
-        Ok((inner.map_err(Error::Write)?, self.counts))
+        Ok((self.sink.finish(entries)?, self.counts))
     }
-}
-
-fn properties() -> WriterProperties {
-    let values =
-        |column: &str| ColumnPath::new(vec![column.into(), "list".into(), LIST_ELEMENT.into()]);
-    let mut builder = WriterProperties::builder()
-        .set_created_by(concat!("remit ", env!("CARGO_PKG_VERSION")).to_owned())
-        .set_compression(Compression::ZSTD(
-            ZstdLevel::try_new(ZSTD_LEVEL).unwrap_or_default(),
-        ))
-        .set_dictionary_enabled(false)
-        .set_statistics_enabled(EnabledStatistics::None)
-        // Row groups are closed by hand, by tokens.
-        .set_max_row_group_row_count(None)
-        .set_column_dictionary_enabled(ColumnPath::from(columns::SOURCE), true);
-    for column in [columns::ROW_ID, columns::DOC_INDEX] {
-        builder = builder
-            .set_column_statistics_enabled(ColumnPath::from(column), EnabledStatistics::Chunk)
-            .set_column_encoding(ColumnPath::from(column), Encoding::PLAIN);
-    }
-    for column in [columns::DOC_STARTS, columns::INPUT_IDS] {
-        builder = builder.set_column_encoding(values(column), Encoding::PLAIN);
-    }
-    for column in [columns::RL_LOGPROB, columns::BASE_LOGPROB, columns::WEIGHT] {
-        builder = builder.set_column_encoding(values(column), Encoding::BYTE_STREAM_SPLIT);
-    }
-    builder.build()
 }
 
 /// The rows of an open row group, as column builders.
@@ -317,14 +235,14 @@ impl Group {
         self.row_id.append_value(id);
         match &mut self.source {
             SourceBuilder::Dictionary(builder) => {
-                builder.append(&*row.row.source)?;
+                builder.append(&*row.source)?;
             }
-            SourceBuilder::Plain(builder) => builder.append_value(&*row.row.source),
+            SourceBuilder::Plain(builder) => builder.append_value(&*row.source),
         }
-        self.doc_index.append_value(row.row.doc_index);
-        self.doc_starts.values().append_slice(&row.row.doc_starts);
+        self.doc_index.append_value(row.doc_index);
+        self.doc_starts.values().append_slice(&row.doc_starts);
         self.doc_starts.append(true);
-        self.input_ids.values().append_slice(&row.row.input_ids);
+        self.input_ids.values().append_slice(&row.input_ids);
         self.input_ids.append(true);
         let columns = [
             (Some(&row.rl_logprobs), None),
@@ -340,7 +258,7 @@ impl Group {
             }
             builder.append(true);
         }
-        self.tokens += row.row.input_ids.len();
+        self.tokens += row.input_ids.len();
         Ok(())
     }
 

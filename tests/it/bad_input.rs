@@ -32,7 +32,7 @@ const MISSING: i32 = 66;
 const IO: i32 = 74;
 
 /// What a finished set or model can be told by.
-const PUBLISHED: [&str; 3] = ["manifest.json", "config.json", "remit.json"];
+const PUBLISHED: [&str; 3] = ["manifest.parquet", "config.json", "remit.json"];
 
 /// Runs every case in a copy of `template`, and reports all that fail.
 fn check(template: &Workspace, cases: &[Case]) {

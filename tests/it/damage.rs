@@ -4,8 +4,11 @@
 use std::path::Path;
 
 use remit::shard::ErrorKind;
-use remit::shard::manifest::{MANIFEST_FILE, Manifest, Plan};
-use remit::shard::read::{ShardFile, ShardSet, StoredRow};
+use remit::shard::assemble::assemble;
+use remit::shard::manifest::Manifest;
+use remit::shard::plan::Plan;
+use remit::shard::read::{ShardFile, ShardSet};
+use remit::shard::row::StoredRow;
 
 use crate::harness::{INSPECT, Run, SCORE, Workspace, assert_same, visit};
 
@@ -61,7 +64,8 @@ fn every_flipped_bit_and_every_cut_is_found() {
         assert!(intact.len() > 20);
         let mut files = Vec::new();
         visit(&dir, &mut |path| {
-            if !path.ends_with("plan.json") && !path.ends_with("rejects.jsonl") {
+            let name = path.file_stem().unwrap();
+            if name != "plan" && name != "rejects" {
                 files.push((path.to_owned(), std::fs::read(path).unwrap()));
             }
         });
@@ -98,7 +102,8 @@ fn no_damage_gets_into_a_manifest_that_is_not_made_yet() {
     for format in FORMATS {
         let workspace = scored(format);
         let dir = workspace.path("set");
-        let manifest = workspace.read("set/manifest.json");
+        let manifest_file = format!("set/_remit/manifest.{format}");
+        let manifest = workspace.read(&manifest_file);
         let mut shards = Vec::new();
         visit(&dir, &mut |path| {
             if path
@@ -111,7 +116,7 @@ fn no_damage_gets_into_a_manifest_that_is_not_made_yet() {
             }
         });
         assert!(shards.len() >= 2, "{} shards", shards.len());
-        std::fs::remove_file(dir.join(MANIFEST_FILE)).unwrap();
+        workspace.remove(&manifest_file);
         let plan = Plan::load(&dir).unwrap().unwrap();
         let mut numbers = Numbers(11);
         for attempt in 0..1_000 {
@@ -126,7 +131,7 @@ fn no_damage_gets_into_a_manifest_that_is_not_made_yet() {
                 format!("bit {bit} of {}", path.display())
             };
             std::fs::write(path, &damaged).unwrap();
-            let outcome = Manifest::from_shards(&dir, plan.clone());
+            let outcome = assemble(&dir, plan.clone());
             std::fs::write(path, bytes).unwrap();
             let Err(error) = outcome else {
                 panic!("{what} went unnoticed");
@@ -139,7 +144,7 @@ fn no_damage_gets_into_a_manifest_that_is_not_made_yet() {
             assert!(error.ends_with(hint), "{what}: {error}");
         }
         score(&workspace, format).ok();
-        assert_eq!(workspace.read("set/manifest.json"), manifest);
+        assert!(workspace.read(&manifest_file) == manifest);
     }
 }
 
@@ -151,7 +156,7 @@ fn a_damaged_shard_is_made_again_once_it_is_removed_with_a_manifest_or_without()
         let shard = format!("set/part-000001.{format}");
         for has_manifest in [false, true] {
             if !has_manifest {
-                workspace.remove("set/manifest.json");
+                workspace.remove(&format!("set/_remit/manifest.{format}"));
             }
             workspace.damage(&shard, |bytes| {
                 let middle = bytes.len() / 2;
@@ -170,15 +175,15 @@ fn a_damaged_shard_is_made_again_once_it_is_removed_with_a_manifest_or_without()
                 "the shard is named",
             );
             ended.check(
-                workspace.path("set/manifest.json").exists() == has_manifest,
+                workspace.has_manifest("set") == has_manifest,
                 "no manifest is made of it",
             );
             workspace.remove(&shard);
             score(&workspace, format).ok();
             assert_same(&intact, &workspace.snapshot("set"), format);
         }
-        for name in ["plan.json", "rejects.jsonl"] {
-            workspace.remove(&format!("set/{name}"));
+        for name in ["plan", "rejects"] {
+            workspace.remove(&format!("set/_remit/{name}.{format}"));
             score(&workspace, format).ok();
             assert_same(&intact, &workspace.snapshot("set"), name);
         }
@@ -188,7 +193,7 @@ fn a_damaged_shard_is_made_again_once_it_is_removed_with_a_manifest_or_without()
 #[test]
 fn all_damaged_shards_are_named_before_a_manifest_is_made() {
     let workspace = scored("parquet");
-    workspace.remove("set/manifest.json");
+    workspace.remove("set/_remit/manifest.parquet");
     let last = std::fs::read_dir(workspace.path("set"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -221,7 +226,7 @@ fn what_readers_do_not_need_is_checked_by_verify() {
     };
     assert_eq!(problems(), "");
     let mut numbers = Numbers(7);
-    for name in ["plan.json", "rejects.jsonl"] {
+    for name in ["_remit/plan.parquet", "_remit/rejects.parquet"] {
         let bytes = workspace.read(&format!("set/{name}"));
         for attempt in 0..200 {
             let mut damaged = bytes.clone();
@@ -242,12 +247,12 @@ fn what_readers_do_not_need_is_checked_by_verify() {
 #[test]
 fn verify_prints_an_object_where_the_manifest_is_damaged_too() {
     let workspace = scored("arrow");
-    workspace.damage("set/manifest.json", |bytes| bytes[200] ^= 1);
+    workspace.damage("set/_remit/manifest.arrow", |bytes| bytes[200] ^= 1);
     let ended = workspace.command(INSPECT).args("verify set --json").run();
     ended.check(ended.status.code() == Some(65), "damage is bad data");
     let object: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
     assert_eq!(object["ok"], false);
-    assert_eq!(object["problems"][0]["file"], "manifest.json");
+    assert_eq!(object["problems"][0]["file"], "_remit/manifest");
     let problem = object["problems"][0]["problem"].as_str().unwrap();
     assert!(ended.stderr.starts_with(&format!("error: {problem}")));
 }
@@ -298,7 +303,7 @@ fn verify_lists_every_file_with_a_problem_and_prints_nothing_else() {
         );
         let flip = |bytes: &mut Vec<u8>| bytes[50] ^= 2;
         workspace.damage(&format!("set/part-000000.{format}"), flip);
-        workspace.damage("set/rejects.jsonl", flip);
+        workspace.damage(&format!("set/_remit/rejects.{format}"), flip);
         std::fs::remove_file(workspace.path(&format!("set/part-000001.{format}"))).unwrap();
         let before = workspace.snapshot("set");
         let ended = workspace.command(INSPECT).args("verify set").run();
@@ -313,7 +318,7 @@ fn verify_lists_every_file_with_a_problem_and_prints_nothing_else() {
         for part in [
             &format!("\n  the shard set/part-000000.{format} is damaged: "),
             &format!("\n  the shard set/part-000001.{format} is missing\n"),
-            "rejects.jsonl",
+            "set/_remit/rejects.",
         ] {
             ended.check(ended.stderr.contains(part), part);
         }
@@ -331,7 +336,7 @@ fn verify_lists_every_file_with_a_problem_and_prints_nothing_else() {
         let expected = [
             &*format!("part-000000.{format}"),
             &*format!("part-000001.{format}"),
-            "rejects.jsonl",
+            &*format!("_remit/rejects.{format}"),
         ];
         assert_eq!(files, expected);
         let kinds = object["problems"].as_array().unwrap().iter();

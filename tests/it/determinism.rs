@@ -1,6 +1,7 @@
 //! The same inputs give the same bytes: in whatever batches, on however many threads, by however
 //! many workers.
 
+use remit::shard::layout::Description;
 use safetensors::SafeTensors;
 
 use crate::harness::{ANNEAL, Run, SCORE, Workspace, assert_same};
@@ -119,8 +120,8 @@ fn any_number_of_workers_in_any_order_and_parts_done_twice_make_the_same_set() {
     score("alone", "").ok();
     let alone = workspace.snapshot("alone");
     assert!(alone.len() > 20, "{} files", alone.len());
-    let rejects = &alone["rejects.jsonl".as_ref() as &std::path::Path];
-    assert_eq!(rejects.iter().filter(|byte| **byte == b'\n').count(), 41);
+    let rejects = workspace.description("alone", Description::Rejects);
+    assert_eq!(rejects.as_array().unwrap().len(), 41);
 
     // The high bits of a linear congruential generator: a fixed, odd order.
     let mut state = 20_261_124_u64;
@@ -156,7 +157,7 @@ fn any_number_of_workers_in_any_order_and_parts_done_twice_make_the_same_set() {
         assert_same(&alone, &workspace.snapshot("shared"), &what);
 
         // Some shards are lost, and the manifest with them; whoever comes first makes them again.
-        workspace.remove("shared/manifest.json");
+        workspace.remove("shared/_remit/manifest.parquet");
         for _ in 0..5 {
             let name = format!("shared/part-{:06}.parquet", below(20));
             let _ = std::fs::remove_file(workspace.path(&name));
@@ -196,7 +197,7 @@ fn a_worker_that_is_alone_says_which_parts_are_missing_and_how_to_run_them() {
         ended.stdout.contains("--worker-index"),
         "it says how to run them",
     );
-    assert!(!workspace.path("out/manifest.json").exists());
+    assert!(!workspace.has_manifest("out"));
 }
 
 #[test]
@@ -212,8 +213,7 @@ fn a_dry_run_estimates_and_writes_nothing() {
         .command(SCORE)
         .args("corpus -o out --seq-len 256")
         .ok();
-    let manifest: serde_json::Value =
-        serde_json::from_slice(&workspace.read("out/manifest.json")).unwrap();
+    let manifest = workspace.description("out", Description::Manifest);
     // So small a corpus is sampled whole.
     assert_eq!(estimate["tokens"], manifest["totals"]["tokens"]);
     assert_eq!(estimate["rows"], manifest["totals"]["rows"]);
@@ -223,7 +223,7 @@ fn a_dry_run_estimates_and_writes_nothing() {
     let shards = workspace.snapshot("out");
     let shards: usize = shards
         .iter()
-        .filter(|(name, _)| name.extension().is_some_and(|ext| ext == "parquet"))
+        .filter(|(name, _)| name.to_string_lossy().starts_with("part-"))
         .map(|(_, bytes)| bytes.len())
         .sum();
     let ratio = estimate["output_bytes"].as_f64().unwrap() / shards as f64;
@@ -247,8 +247,7 @@ fn a_dry_run_estimates_and_writes_nothing() {
 fn limits_leave_out_documents_and_are_counted() {
     let workspace = corpus();
     let totals = |output: &str| -> (u64, u64, u64) {
-        let manifest: serde_json::Value =
-            serde_json::from_slice(&workspace.read(&format!("{output}/manifest.json"))).unwrap();
+        let manifest = workspace.description(output, Description::Manifest);
         let count = |key: &str| manifest["documents"][key].as_u64().unwrap();
         (count("documents"), count("rows"), count("short_documents"))
     };

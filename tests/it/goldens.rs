@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use remit::loss::{Normalize, Objective, Weighting};
 use remit::model::{Backward, Decoder, Gradients, ModelSource, SUPPORTED_MODEL_TYPES};
-use remit::types::{Row, ScoredRow};
+use remit::types::ScoredRow;
 use remit::weight::{Center, WeightFormula};
 use safetensors::SafeTensors;
 use serde::Deserialize;
@@ -150,12 +150,10 @@ fn gradient_rows(golden: &GradientGolden) -> Vec<ScoredRow> {
         .rows
         .iter()
         .map(|row| ScoredRow {
-            row: Row {
-                source: "golden".into(),
-                doc_index: 0,
-                doc_starts: vec![0],
-                input_ids: row.input_ids.clone(),
-            },
+            source: "golden".into(),
+            doc_index: 0,
+            doc_starts: vec![0],
+            input_ids: row.input_ids.clone(),
             rl_logprobs: row.rl_logprobs.clone(),
             base_logprobs: Some(row.base_logprobs.clone()),
             weights: Some(row.static_weights.clone()),
@@ -176,7 +174,7 @@ fn pass(
         center: Center::Row,
         normalize: Normalize::Targets,
         top_k_fraction: 1.0,
-        z_loss: 0.0,
+        z_loss: None,
     };
     let mut gradients = Gradients::new(model.parameters().len());
     let mut sums = remit::loss::LossSums::default();
@@ -184,15 +182,12 @@ fn pass(
     for end in splits.iter().copied().chain([rows.len()]) {
         let micro_batch = &rows[start..end];
         start = end;
-        let ids: Vec<&[u32]> = micro_batch
-            .iter()
-            .map(|row| row.row.input_ids.as_slice())
-            .collect();
+        let ids: Vec<&[u32]> = micro_batch.iter().map(|row| row.ids()).collect();
         let how = Backward::default();
         model
             .accumulate_gradients(&ids, &mut gradients, &how, &mut |outputs, weights| {
                 objective
-                    .weigh(&micro_batch[outputs.row], outputs.log_probs, weights)
+                    .token_weights(&micro_batch[outputs.row], outputs.log_probs, weights)
                     .unwrap();
                 sums.add(
                     outputs.log_probs,
@@ -288,11 +283,8 @@ fn weights_of_one_give_the_plain_loss_exactly() {
         sums.ntp_loss().to_bits()
     );
 
-    // A reference that agrees with the learner everywhere gives the weight 1 everywhere.
-    let ids: Vec<&[u32]> = rows
-        .iter()
-        .map(|row| row.row.input_ids.as_slice())
-        .collect();
+    // An RL model that agrees with the learner everywhere gives the weight 1 everywhere.
+    let ids: Vec<&[u32]> = rows.iter().map(|row| row.ids()).collect();
     let learner = model.target_log_probs(&ids).unwrap();
     let agreeing: Vec<ScoredRow> = rows
         .iter()

@@ -8,6 +8,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use remit::shard::description;
+use remit::shard::layout::Description;
+use remit::shard::manifest::Manifest;
+use remit::shard::schema::ShardFormat;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -89,10 +93,44 @@ impl Workspace {
         self.write(relative, serde_json::to_vec_pretty(&value).unwrap());
     }
 
+    /// The plan, manifest or rejects of a set of Parquet or Arrow shards.
+    pub fn description(&self, set: &str, what: Description) -> Value {
+        let found = description::read(&self.path(set), what).unwrap();
+        let found = found.unwrap_or_else(|| panic!("{set} has no {}", what.name()));
+        serde_json::from_slice(&found.text).unwrap()
+    }
+
+    /// Whether a set is complete.
+    pub fn has_manifest(&self, set: &str) -> bool {
+        Manifest::is_present(&self.path(set)).unwrap()
+    }
+
+    /// Reads a description of a set, changes its text, and writes it again.
+    pub fn edit_description(
+        &self,
+        set: &str,
+        what: Description,
+        change: impl FnOnce(&mut Vec<u8>),
+    ) {
+        let mut found = description::read(&self.path(set), what).unwrap().unwrap();
+        change(&mut found.text);
+        let format = match found.path.extension() {
+            Some(extension) if extension == "arrow" => ShardFormat::Arrow,
+            _ => ShardFormat::Parquet,
+        };
+        let file = description::pack(what, format, true, &found.text).unwrap();
+        fs::write(&found.path, file).unwrap();
+    }
+
     /// Copies a model of the fixtures to a folder of this workspace.
     pub fn copy_model(&self, name: &str, to: &str) {
         fs::create_dir_all(self.path(to)).unwrap();
         copy_folder(&model(name), &self.path(to));
+    }
+
+    /// Copies a folder to one of this workspace.
+    pub fn copy_folder(&self, from: &Path, to: &str) {
+        copy_folder(from, &self.path(to));
     }
 
     /// A JSONL corpus of the first `num_documents` documents of a fixture.

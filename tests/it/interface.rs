@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use remit::shard::layout::Description;
 use serde_json::Value;
 
 use crate::harness::{ANNEAL, INSPECT, SCORE, Workspace};
@@ -21,6 +22,7 @@ fn help_texts_are_as_frozen() {
         (INSPECT, "verify --help", "remit-inspect-verify.txt"),
         (INSPECT, "show --help", "remit-inspect-show.txt"),
         (INSPECT, "export --help", "remit-inspect-export.txt"),
+        (INSPECT, "rejects --help", "remit-inspect-rejects.txt"),
         (INSPECT, "model --help", "remit-inspect-model.txt"),
     ] {
         let ended = workspace.command(program).args(args).ok();
@@ -94,7 +96,7 @@ fn json_on_stdout_is_one_object_and_everything_else_is_on_stderr() {
         score["manifest"]["totals"]["tokens"]
     );
 
-    let on_disk: Value = serde_json::from_slice(&workspace.read("set/manifest.json")).unwrap();
+    let on_disk = workspace.description("set", Description::Manifest);
     assert_eq!(
         score["manifest"], on_disk,
         "the run that makes a set prints its manifest"
@@ -113,17 +115,15 @@ fn json_on_stdout_is_one_object_and_everything_else_is_on_stderr() {
     annealed.check(!annealed.stderr.is_empty(), "the log goes to stderr");
     let anneal = only_object(&annealed.stdout);
     assert_eq!(anneal["output"], "annealed");
-    assert_eq!(anneal["first_step"]["step"], 1);
-    assert_eq!(anneal["last_step"]["step"], 2);
-    let metrics = String::from_utf8(workspace.read("annealed/metrics.jsonl")).unwrap();
-    let steps: Vec<Value> = metrics
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let steps: Vec<Value> = workspace.metrics("annealed");
+    assert_eq!(steps.len(), 2);
+    let losses = &anneal["losses"];
+    assert_eq!(losses["measured_on"], "all_training_rows");
     assert_eq!(
-        [&anneal["first_step"], &anneal["last_step"]],
-        [&steps[0], &steps[1]]
+        losses["all"]["targets"].as_u64(),
+        steps.iter().map(|step| step["targets"].as_u64()).sum()
     );
+    assert_eq!(anneal["evaluation"], Value::Null);
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn results_for_people_go_to_stdout() {
     scored.check(
         scored
             .stdout
-            .contains("\nset is complete\n\nreference   builtin:demo-rl (qwen3)\n"),
+            .contains("\nset is complete\n\nRL model    builtin:demo-rl (qwen3)\n"),
         "the summary is a result",
     );
     let inspected = workspace.command(INSPECT).arg("set").ok();

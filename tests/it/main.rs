@@ -24,4 +24,5 @@ mod resume;
 mod second_implementation;
 mod silence;
 mod training;
+mod version_1;
 mod worker_mix;

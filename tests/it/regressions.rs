@@ -14,7 +14,7 @@ fn small_set() -> Workspace {
     workspace
 }
 
-/// plan.json was renamed over whatever was there, so two runs that both found none went on with two
+/// The plan was renamed over whatever was there, so two runs that both found none went on with two
 /// plans, and their shards met in one set that verified.
 #[test]
 fn of_two_runs_with_other_options_begun_together_one_is_refused_and_the_set_is_of_one_plan() {
@@ -64,16 +64,16 @@ fn the_same_run_begun_four_times_together_succeeds_four_times() {
 #[test]
 fn shards_without_their_plan_are_not_gone_on_with() {
     let workspace = small_set();
-    workspace.remove("set/plan.json");
-    for reason in ["exact was false, is now true", "but no plan.json"] {
+    workspace.remove("set/_remit/plan.parquet");
+    for reason in ["exact was false, is now true", "but no plan in _remit/"] {
         let again = workspace.command(SCORE).args("corpus -o set --exact").run();
         again.check(
             again.status.code() == Some(2) && again.stderr.contains(reason),
             "it should be refused",
         );
         // As long as it is there, the manifest says what the plan was.
-        if workspace.path("set/manifest.json").exists() {
-            workspace.remove("set/manifest.json");
+        if workspace.has_manifest("set") {
+            workspace.remove("set/_remit/manifest.parquet");
         }
     }
 }
@@ -91,10 +91,13 @@ fn after_a_first_run_that_failed_the_message_says_what_to_remove() {
     );
     let refused = score("--on-bad-record skip").run();
     refused.check(
-        refused.status.code() == Some(2) && refused.stderr.contains("remove set/plan.json and"),
+        refused.status.code() == Some(2)
+            && refused
+                .stderr
+                .contains("remove set/_remit/plan.parquet and"),
         "it says what to remove",
     );
-    workspace.remove("set/plan.json");
+    workspace.remove("set/_remit/plan.parquet");
     score("--on-bad-record skip").ok();
     workspace.command(INSPECT).args("verify set").ok();
 }
@@ -136,12 +139,12 @@ fn tasks_of_an_array_that_run_again_take_their_own_parts() {
     for id in ["0", "1", "3", "4", "6", "7"] {
         run(id, ["8", "0", "7", "1"]);
     }
-    assert!(!workspace.path("set/manifest.json").exists());
+    assert!(!workspace.has_manifest("set"));
     for id in ["2", "5"] {
         let ended = run(id, ["2", "2", "5", "3"]);
         ended.check(ended.stdout.starts_with("scored "), "it has parts");
     }
-    assert!(workspace.path("set/manifest.json").exists());
+    assert!(workspace.has_manifest("set"));
 }
 
 /// A pattern took a file once more for every round that a link led through its own folder, 41 times.

@@ -54,7 +54,10 @@ fn wait_for_shards(workspace: &Workspace, output: &str, child: &mut Child, count
 fn finish(workspace: &Workspace, output: &str, expected: &Snapshot, what: &str) {
     score(workspace, output).ok();
     let set = workspace.snapshot(output);
-    let hidden = |name: &&std::path::PathBuf| name.to_string_lossy().starts_with('.');
+    let hidden = |path: &&std::path::PathBuf| {
+        let name = path.file_name().unwrap_or_default();
+        name.as_encoded_bytes().starts_with(b".")
+    };
     assert_eq!(set.keys().find(hidden), None, "{what}: left behind");
     assert_same(expected, &set, what);
     workspace.remove(output);
@@ -157,14 +160,14 @@ fn of_a_set_that_lost_a_shard_only_that_one_is_computed_again() {
     let expected = undisturbed(&workspace);
     let before = mtimes(&workspace, "undisturbed");
     workspace.remove("undisturbed/part-000003.parquet");
-    workspace.remove("undisturbed/manifest.json");
+    workspace.remove("undisturbed/_remit/manifest.parquet");
     let ended = score(&workspace, "undisturbed").ok();
     let total = num_shards(&workspace, "undisturbed");
     let claim = format!("scored 1 of {total} parts");
     ended.check(ended.stdout.starts_with(&claim), &claim);
     for (old, new) in before.iter().zip(mtimes(&workspace, "undisturbed")) {
         assert_eq!(old.0, new.0);
-        let made_again = ["part-000003.parquet", "manifest.json"].contains(&&*old.0);
+        let made_again = ["part-000003.parquet", "manifest.parquet"].contains(&&*old.0);
         assert_eq!(old.1 != new.1, made_again, "{}", old.0);
     }
     assert_same(
@@ -201,8 +204,7 @@ fn a_terminated_run_exits_75_with_a_hint_and_resumes_to_the_same_bytes() {
             ),
             "{signal}: {stderr}"
         );
-        let left = workspace.snapshot("stopped");
-        assert!(!left.contains_key("manifest.json".as_ref() as &std::path::Path));
+        assert!(!workspace.has_manifest("stopped"));
         finish(&workspace, "stopped", &expected, signal);
     }
 }

@@ -142,7 +142,7 @@ fn a_shard_that_makes_a_parser_panic_before_there_is_a_manifest_is_named_too() {
                 .arg(format)
         };
         score().ok();
-        workspace.remove("set/manifest.json");
+        workspace.remove(&format!("set/_remit/manifest.{format}"));
         let name = format!("set/part-000000.{format}");
         let bytes = workspace.read(&name);
         for bit in panicking(&bytes, parse) {
@@ -229,7 +229,7 @@ fn every_program_refuses_a_damaged_set_without_a_panic() {
             .ok();
         for name in [
             format!("set/part-000000.{format}"),
-            "set/manifest.json".to_owned(),
+            format!("set/_remit/manifest.{format}"),
         ] {
             let bytes = workspace.read(&name);
             let cut = bytes[..bytes.len() - 3].to_vec();

@@ -4,7 +4,7 @@ use anyhow::Result;
 use remit::corpus::{Corpus, CorpusOptions, Part};
 use remit::fs::Digest;
 use remit::pack::Packing;
-use remit::pipeline::stream::{self, RowScorer, RowSource, ShardSink};
+use remit::pipeline::stages::{self, RowScorer, RowSource, ShardSink};
 use remit::pipeline::{Progress, StopFlag};
 use remit::shard::Error;
 use remit::shard::schema::ShardFormat;
@@ -22,11 +22,9 @@ impl RowScorer for Constant {
     }
 
     fn score(&self, rows: Vec<Row>) -> Result<Vec<ScoredRow>> {
-        let scored = |row: Row| ScoredRow {
-            rl_logprobs: vec![-1.0; row.num_targets()],
-            row,
-            base_logprobs: None,
-            weights: None,
+        let scored = |row: Row| {
+            let log_probs = vec![-1.0; row.num_targets()];
+            row.scored(log_probs, None, None)
         };
         Ok(rows.into_iter().map(scored).collect())
     }
@@ -70,7 +68,7 @@ fn a_worker_that_finds_its_shard_made_under_another_plan_says_so_at_once() {
             plan: Digest::of(plan.as_bytes()),
         };
         let sink = ShardSink { dir: &dir, options };
-        stream::run(
+        stages::run(
             &source,
             &parts,
             &Constant,

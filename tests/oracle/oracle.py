@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import zstandard
@@ -108,6 +109,13 @@ def perturbed_copy(source, target, scale, seed):
         path.unlink()
         save_file(tensors, path, metadata={"format": "pt"})
     return target
+
+
+def description(folder, name):
+    """The plan, manifest or rejects of a set."""
+    [path] = Path(folder).glob(f"_remit/{name}.*")
+    footer = pq.read_metadata(path).metadata if path.suffix == ".parquet" else pa.ipc.open_file(str(path)).metadata
+    return json.loads(footer[f"remit.{name}".encode()])
 
 
 def shards(folder):

@@ -15,7 +15,7 @@ import zstandard
 from tokenizers import Tokenizer
 
 from conftest import ROOT
-from oracle import EOS_ID, read_rows
+from oracle import EOS_ID, description, read_rows
 
 NUM_DOCUMENTS = 60
 
@@ -212,8 +212,8 @@ def test_bad_records_are_left_out_and_listed(run, documents, tmp_path):
     assert [(row["source"], row["doc_index"]) for row in rows if row["doc_starts"] == [0]] == [
         ("a.jsonl", i) for i in range(20) if i not in (3, 8)
     ]
-    rejects = [json.loads(line) for line in (tmp_path / "weights" / "rejects.jsonl").read_text().splitlines()]
+    rejects = description(tmp_path / "weights", "rejects")
     assert [(reject["source"], reject["doc_index"]) for reject in rejects] == [("a.jsonl", 3), ("a.jsonl", 8), ("b.txt", 0)]
     assert "not valid JSON" in rejects[0]["reason"] and "is a number" in rejects[1]["reason"] and "UTF-8" in rejects[2]["reason"]
-    manifest = json.loads((tmp_path / "weights" / "manifest.json").read_text())
+    manifest = description(tmp_path / "weights", "manifest")
     assert manifest["documents"]["rejected_records"] == 3

@@ -5,13 +5,16 @@ import re
 import subprocess
 import sys
 
+import datasets
 import duckdb
 import pandas
+import polars
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
-from oracle import shards
+from oracle import description, shards
 
 LISTS = {
     "doc_starts": pa.uint32(),
@@ -91,7 +94,7 @@ def test_list_fields_are_named_element(demo_weights):
 
 
 def test_manifest_totals_equal_what_duckdb_counts(demo_weights):
-    totals = json.loads((demo_weights / "manifest.json").read_text())["totals"]
+    totals = description(demo_weights, "manifest")["totals"]
     rows, tokens, targets = duckdb.connect().execute(
         f"SELECT count(*), sum(len(input_ids)), sum(len(list_filter(rl_logprob, lambda x: x IS NOT NULL)))"
         f" FROM '{demo_weights}/*.parquet'"
@@ -169,12 +172,104 @@ def test_every_library_reads_both_formats(library, stored, tmp_path):
             assert found == value, f"{library}, {kind}, row {wanted['row_id']}: {name}"
 
 
+def folder_by_duckdb(kind, folder):
+    return by_duckdb(kind, sorted(folder.glob(f"*.{kind}")))
+
+
+def folder_by_pandas(kind, folder):
+    return pandas.read_parquet(f"{folder}/")
+
+
+def folder_by_polars(kind, folder):
+    read = polars.read_parquet if kind == "parquet" else polars.read_ipc
+    return read(f"{folder}/")
+
+
+def folder_by_polars_scan(kind, folder):
+    scan = polars.scan_parquet if kind == "parquet" else polars.scan_ipc
+    return scan(f"{folder}/").collect()
+
+
+def folder_by_datasets(kind, folder):
+    return datasets.load_dataset(kind, data_dir=str(folder), split="train", cache_dir=f"{folder}.cache")
+
+
+def folder_by_datasets_alone(kind, folder):
+    return datasets.load_dataset(str(folder), split="train", cache_dir=f"{folder}.cache")
+
+
+def folder_by_pyarrow(kind, folder):
+    return pyarrow.dataset.dataset(folder, format=kind).to_table()
+
+
+FOLDER_READERS = {name.removeprefix("folder_by_"): call for name, call in list(globals().items()) if name.startswith("folder_by_")}
+
+
+def records(table):
+    """Any table as a list of records, in the order of row_id, with lists as lists."""
+    if isinstance(table, pandas.DataFrame):
+        table = table.to_dict("records")
+    elif isinstance(table, polars.DataFrame):
+        table = table.to_dicts()
+    elif isinstance(table, pa.Table):
+        table = table.to_pylist()
+
+    def plain(value):
+        if not hasattr(value, "__len__") or isinstance(value, str):
+            return value
+        return [None if x is None or x != x else x for x in value]  # pandas has NaN where the others have null
+
+    found = [{name: plain(value) for name, value in row.items()} for row in table]
+    return sorted(found, key=lambda row: row["row_id"])
+
+
+@pytest.fixture(scope="module", params=["parquet", "arrow"])
+def finished(request, run, tmp_path_factory):
+    """(format, folder) of a set of several parts, with a record that could not be read: all files that a set may have."""
+    folder = tmp_path_factory.mktemp("finished")
+    lines = [json.dumps({"text": f"What is {n} + {n}? It is {2 * n}."}) for n in range(30)]
+    (folder / "corpus").mkdir()
+    (folder / "corpus" / "a.jsonl").write_text("\n".join([*lines[:9], "{", *lines[9:]]))
+    args = ("--part-bytes", 300, "--on-bad-record", "skip", "--format", request.param)
+    run("remit-score", folder / "corpus", "-o", folder / "weights", *args)
+    return request.param, folder / "weights"
+
+
+@pytest.mark.parametrize("reader", FOLDER_READERS)
+def test_every_library_reads_a_finished_folder(reader, finished):
+    kind, folder = finished
+    if kind == "arrow" and reader == "pandas":
+        pytest.skip("pandas reads no folder of Arrow files")
+    assert sorted(path.stem for path in (folder / "_remit").iterdir()) == ["manifest", "plan", "rejects"]
+    paths = sorted(folder.glob(f"part-*.{kind}"))
+    read = pq.read_table if kind == "parquet" else lambda path: pa.ipc.open_file(str(path)).read_all()
+    expected = [row for path in paths for row in read(path).to_pylist()]
+    assert len(paths) > 3 and len(expected) == description(folder, "manifest")["totals"]["rows"] == 30
+    assert records(FOLDER_READERS[reader](kind, folder)) == expected
+
+
+def test_a_glob_over_a_finished_folder_finds_shards_alone(finished):
+    kind, folder = finished
+    assert sorted(folder.glob(f"*.{kind}")) == sorted(folder.glob("part-*"))
+    if kind == "parquet":
+        [(rows,)] = duckdb.connect().execute(f"SELECT count(*) FROM '{folder}/*.parquet'").fetchall()
+        assert rows == 30
+
+
+def test_duckdb_reads_the_manifest(finished):
+    kind, folder = finished
+    if kind == "parquet":
+        query = f"SELECT decode(value) FROM parquet_kv_metadata('{folder}/_remit/manifest.parquet') WHERE decode(key) = 'remit.manifest'"
+        [(text,)] = duckdb.connect().execute(query).fetchall()
+        assert json.loads(text) == description(folder, "manifest")
+
+
 FOOTER_KEYS = {"remit.format_version", "remit.plan_blake3", "remit.pack_stats", "remit.content_blake3"}
 
 
 def test_footers_of_both_formats_have_the_documented_metadata(stored):
     kind, paths, _ = stored
-    plan = json.loads((paths[0].parent / "plan.json").read_text())
+    plan = description(paths[0].parent, "plan")
     assert plan["format"] == kind
     for path in paths:
         if kind == "parquet":

@@ -149,9 +149,9 @@ def test_a_killed_run_on_a_store_resumes(s3, program, stored, expected):
 
 def test_a_shard_that_is_there_is_never_written_over(s3, program, stored, expected):
     """The plan and one part are there, with other bytes: whoever comes later leaves them, and says what is wrong."""
-    for name in ("plan.json", "part-000001.parquet"):
+    for name in ("_remit/plan.parquet", "part-000001.parquet"):
         body = (expected / name).read_bytes()
-        s3[0].put_object(Bucket=BUCKET, Key=f"taken/{name}", Body=body if name == "plan.json" else b"not a shard")
+        s3[0].put_object(Bucket=BUCKET, Key=f"taken/{name}", Body=body if "plan" in name else b"not a shard")
     _, stderr = finished(program("remit-score", stored, "-o", f"s3://{BUCKET}/taken", *OPTIONS), code=65)
     assert f"s3://{BUCKET}/taken/part-000001.parquet" in stderr
     assert objects(s3[0], "taken/")["part-000001.parquet"] == b"not a shard"

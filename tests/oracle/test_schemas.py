@@ -6,6 +6,8 @@ import json
 import jsonschema
 import pytest
 
+from oracle import description
+
 
 def schema(root, name):
     content = json.loads((root / "schemas" / name).read_text())
@@ -15,9 +17,9 @@ def schema(root, name):
 
 def test_a_fresh_manifest_is_valid_and_a_changed_one_is_not(root, demo_weights):
     validator = schema(root, "manifest.schema.json")
-    manifest = json.loads((demo_weights / "manifest.json").read_text())
+    manifest = description(demo_weights, "manifest")
     validator.validate(manifest)
-    assert manifest["plan"] == json.loads((demo_weights / "plan.json").read_text())
+    assert manifest["plan"] == description(demo_weights, "plan")
     for damage in (
         lambda m: m.update(extra=1),
         lambda m: m["plan"].pop("seq_len"),

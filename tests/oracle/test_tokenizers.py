@@ -8,7 +8,7 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from oracle import read_rows
+from oracle import description, read_rows
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<|user|>"]
 TEXTS = [
@@ -113,7 +113,7 @@ def score(run, model, tmp_path, texts, *args):
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     out = tmp_path / "weights"
     run("remit-score", corpus, "-o", out, "--rl-model", model, "--seq-len", 1024, "--device", "cpu", *args)
-    manifest = json.loads((out / "manifest.json").read_text())
+    manifest = description(out, "manifest")
     return [row["input_ids"] for row in read_rows(out)], manifest["plan"]["special_tokens"]
 
 

@@ -142,8 +142,8 @@ impl ModelFile {
         }
     }
 
-    /// Gives pages back that will not be read again soon.
-    pub(super) fn release(&self, range: Range<usize>) {
+    /// Gives back the pages of a range that will not be read again soon.
+    pub(crate) fn release(&self, range: Range<usize>) {
         if let Bytes::Mapped(map) = &self.0 {
             map.release(range.start, range.len());
         }

@@ -5,17 +5,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::super::StopFlag;
-use super::trainer;
-use crate::batch::{Order, micro_batches, row_tokens};
+use super::nonfinite::log_prob_error;
+use crate::batch::{Order, micro_batches};
 use crate::loss::{LossSums, Objective};
 use crate::model::{Decoder, Error};
-use crate::shard::read::{ShardSet, StoredRow};
+use crate::shard::read::ShardSet;
+use crate::shard::row::StoredRow;
 
 /// Losses over a source, or over all of them.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SourceLosses {
     /// As in the shards.
     pub source: String,
@@ -23,12 +24,12 @@ pub struct SourceLosses {
     pub targets: u64,
     /// The weighted loss, as training has it.
     pub loss: f64,
-    /// The plain next-token loss, nats a target.
+    /// The plain next-token loss, nats per target.
     pub ntp_loss: f64,
 }
 
 /// One line of eval.jsonl.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Steps done before it.
     pub step: u64,
@@ -36,7 +37,7 @@ pub struct Evaluation {
     pub targets: u64,
     /// The weighted loss, as training has it.
     pub loss: f64,
-    /// The plain next-token loss, nats a target.
+    /// The plain next-token loss, nats per target.
     pub ntp_loss: f64,
     /// The same by source, in byte order.
     pub sources: Vec<SourceLosses>,
@@ -44,11 +45,11 @@ pub struct Evaluation {
     pub seconds: f64,
 }
 
-/// Rows that are evaluated on.
+/// Rows to measure losses on.
 pub(in super::super) enum Rows<'a> {
-    /// Of a set, all.
+    /// All rows of a set.
     Set(&'a ShardSet),
-    /// Of a set, what its order holds out.
+    /// The rows of a set that its order holds out.
     HeldOut(&'a Order<'a>),
 }
 
@@ -59,8 +60,8 @@ impl Rows<'_> {
         batch_tokens: usize,
         each: &mut dyn FnMut(&[StoredRow]) -> Result<()>,
     ) -> Result<()> {
-        let mut of_group = |rows: &[StoredRow]| {
-            micro_batches(rows, batch_tokens, 1, row_tokens)
+        let mut split = |rows: &[StoredRow]| {
+            micro_batches(rows, batch_tokens, 1, StoredRow::num_tokens)
                 .into_iter()
                 .try_for_each(&mut *each)
         };
@@ -68,13 +69,13 @@ impl Rows<'_> {
             Self::Set(set) => {
                 for shard in set.shards() {
                     for group in 0..shard.num_row_groups() {
-                        of_group(&shard.read_row_group(group)?)?;
+                        split(&shard.read_row_group(group)?)?;
                     }
                 }
             }
             Self::HeldOut(order) => {
                 for rows in order.held_out() {
-                    of_group(&rows?)?;
+                    split(&rows?)?;
                 }
             }
         }
@@ -82,12 +83,12 @@ impl Rows<'_> {
     }
 }
 
-/// Losses of a model on rows, by source. Weights come from the objective, with this model as the learner.
+/// Measures the losses of a model on rows, by source. Weights come from the objective, with this model as the learner.
 ///
 /// # Errors
 ///
-/// [`NonFinite`](super::NonFinite), which names the row, when a log-prob is not finite; `step` is the number of
-/// steps that were taken before.
+/// [`NonFinite`](super::nonfinite::NonFinite), which names the row, when a log-prob is not finite; `step` is the
+/// number of steps that were taken before.
 pub(in super::super) fn losses(
     model: &Decoder,
     rows: &Rows<'_>,
@@ -100,28 +101,28 @@ pub(in super::super) fn losses(
     let mut sums: BTreeMap<Arc<str>, LossSums> = BTreeMap::new();
     rows.batches(batch_tokens, &mut |rows| {
         stop.check(next_time)?;
-        let ids: Vec<&[u32]> = rows
-            .iter()
-            .map(|row| row.scored.row.input_ids.as_slice())
-            .collect();
+        let ids: Vec<&[u32]> = rows.iter().map(StoredRow::ids).collect();
         let all = model
             .target_log_probs(&ids)
-            .map_err(|error| trainer::log_prob_error(error, step, rows))?;
+            .map_err(|error| log_prob_error(error, step, rows))?;
         for (row, log_probs) in rows.iter().zip(all) {
             let mut weights = vec![0.0; log_probs.len()];
             objective
-                .weigh(&row.scored, &log_probs, &mut weights)
+                .token_weights(&row.scored, &log_probs, &mut weights)
                 .map_err(|_| Error::Internal("a row without static weights"))?;
-            sums.entry(Arc::clone(&row.scored.row.source))
-                .or_default()
-                .add(&log_probs, &[], &weights, objective);
+            sums.entry(Arc::clone(&row.scored.source)).or_default().add(
+                &log_probs,
+                &[],
+                &weights,
+                objective,
+            );
         }
         Ok(())
     })?;
     Ok(sums)
 }
 
-/// Sums by source as a line of eval.jsonl.
+/// Turns sums by source into a line of eval.jsonl.
 pub(in super::super) fn evaluation(
     step: u64,
     sums: &BTreeMap<Arc<str>, LossSums>,

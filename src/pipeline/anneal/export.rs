@@ -1,185 +1,194 @@
-//! What a finished run leaves: a Hugging Face directory, where it comes from, and a card.
+//! Exports a finished run: a Hugging Face directory with its provenance and a card.
 
 use std::path::Path;
 
 use anyhow::Result;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 
-use super::{AnnealOptions, METRICS_FILE, RUN_FILE, Settings, StepMetrics};
+use super::files::{
+    CARD_FILE, CARRIED_OVER, COMPLETION_MARKER, METRICS_FILE, PROVENANCE_FILE, RUN_FILE,
+    is_exported,
+};
+use super::loss_change::LossChange;
+use super::plan::Plan;
+use super::train::Trained;
 use crate::fs;
-use crate::model::{self, Decoder, OpenModel};
-use crate::shard::manifest::Manifest;
+use crate::loss::Objective;
+use crate::model::{self, OpenModel};
+use crate::optim::DecayOn;
+use crate::schedule::Decay;
+use crate::shard::plan::ModelIdentity;
 
-/// Name of the file in the output folder that says where the model comes from.
-pub const PROVENANCE_FILE: &str = "remit.json";
-
-/// Name of the model card in the output folder.
-const CARD_FILE: &str = "README.md";
-
-/// What no Hugging Face directory is without; it is written last, so its presence says that a run is finished.
-pub(super) const LAST_FILE: &str = "config.json";
-
-/// Other files of a Hugging Face directory that are carried over, where the model has them.
-const CARRIED_OVER: [&str; 10] = [
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "LICENSE",
-];
-
-/// Whether the file holds weights of a model, or says which files do.
-fn is_of_weights(name: &str) -> bool {
-    name == "model.safetensors.index.json"
-        || (name.starts_with("model") && name.ends_with(".safetensors"))
+/// Provenance of an annealed model, as remit.json has it.
+#[derive(Serialize)]
+pub(super) struct Provenance<'a> {
+    tool_version: &'static str,
+    model: String,
+    model_fingerprint: &'a str,
+    weights: String,
+    manifest_blake3: &'a str,
+    rl: &'a ModelIdentity,
+    #[serde(flatten)]
+    objective: &'a Objective,
+    lr: f64,
+    min_lr: f64,
+    schedule: Decay,
+    warmup_steps: u64,
+    steps: u64,
+    skipped_steps: u64,
+    batch_tokens: usize,
+    weight_decay: f64,
+    decay_on: DecayOn,
+    clip: Option<f64>,
+    betas: (f64, f64),
+    adam_eps: f64,
+    seed: u64,
+    holdout: Option<f64>,
+    device: &'a str,
+    dtype: &'a str,
+    tokens: u64,
 }
 
-/// Whether an export writes a file of this name.
-pub(super) fn is_exported(name: &str) -> bool {
-    is_of_weights(name)
-        || CARRIED_OVER.contains(&name)
-        || [CARD_FILE, PROVENANCE_FILE, LAST_FILE].contains(&name)
-}
+impl<'a> Provenance<'a> {
+    fn new(plan: &'a Plan<'_>, trained: &Trained) -> Self {
+        let settings = &plan.settings;
+        let (schedule, optimizer) = (&settings.schedule, &settings.optimizer);
+        Self {
+            tool_version: env!("CARGO_PKG_VERSION"),
+            model: plan.initial.to_string(),
+            model_fingerprint: &settings.model_fingerprint,
+            weights: plan.weights.display().to_string(),
+            manifest_blake3: &settings.manifest_blake3,
+            rl: &plan.manifest.plan.rl,
+            objective: &settings.objective,
+            lr: schedule.lr,
+            min_lr: schedule.min_lr,
+            schedule: schedule.decay,
+            warmup_steps: schedule.warmup_steps,
+            steps: schedule.num_steps,
+            skipped_steps: trained.skipped_steps,
+            batch_tokens: settings.batch_tokens,
+            weight_decay: optimizer.weight_decay,
+            decay_on: optimizer.decay_on,
+            clip: optimizer.clip,
+            betas: optimizer.betas,
+            adam_eps: optimizer.eps,
+            seed: settings.seed,
+            holdout: settings.holdout,
+            device: &settings.device,
+            dtype: &settings.dtype,
+            tokens: trained.tokens,
+        }
+    }
 
-/// Whether a folder holds weights.
-pub(super) fn has_weights(dir: &Path) -> Result<bool> {
-    let names = fs::list(dir)?;
-    Ok(names
-        .iter()
-        .any(|name| is_of_weights(&name.to_string_lossy())))
-}
-
-/// What a run came to.
-pub(super) struct Outcome<'a> {
-    pub initial: &'a OpenModel,
-    pub manifest: &'a Manifest,
-    pub settings: &'a Settings,
-    pub tokens: u64,
-    pub steps: u64,
-    pub skipped_steps: u64,
-    /// The first and the last step that were not skipped.
-    pub ends: Option<(&'a StepMetrics, &'a StepMetrics)>,
-}
-
-/// Where the model comes from, as JSON.
-fn provenance(options: &AnnealOptions, outcome: &Outcome<'_>) -> Value {
-    let Outcome {
-        initial,
-        manifest,
-        settings,
-        tokens,
-        steps,
-        skipped_steps,
-        ends: _,
-    } = outcome;
-    let objective = &settings.objective;
-    json!({
-        "tool_version": env!("CARGO_PKG_VERSION"),
-        "model": initial.to_string(),
-        "model_fingerprint": settings.model_fingerprint,
-        "weights": options.weights.display().to_string(),
-        "manifest_blake3": settings.manifest_blake3,
-        "reference": manifest.plan.reference,
-        "weighting": objective.weighting,
-        "formula": objective.formula,
-        "center": objective.center,
-        "normalize": objective.normalize,
-        "top_k_fraction": objective.top_k_fraction,
-        "z_loss": objective.z_loss,
-        "learning_rate": settings.schedule.peak,
-        "min_learning_rate": settings.schedule.floor,
-        "schedule": settings.schedule.decay,
-        "warmup_steps": settings.schedule.warmup_steps,
-        "steps": steps,
-        "skipped_steps": skipped_steps,
-        "batch_tokens": settings.batch_tokens,
-        "weight_decay": settings.optimizer.weight_decay,
-        "decay_on": settings.optimizer.decay_on,
-        "clip": settings.optimizer.clip,
-        "betas": settings.optimizer.betas,
-        "adam_eps": settings.optimizer.eps,
-        "seed": settings.seed,
-        "holdout": settings.holdout,
-        "device": settings.device,
-        "dtype": settings.dtype,
-        "tokens": tokens,
-    })
-}
-
-fn card(options: &AnnealOptions, outcome: &Outcome<'_>) -> String {
-    let Outcome {
-        initial,
-        manifest,
-        settings,
-        tokens,
-        steps,
-        skipped_steps: _,
-        ends,
-    } = outcome;
-    let objective = &settings.objective;
-    let losses = ends.map_or(String::new(), |(first, last)| {
+    /// Returns the text of a model card for the folder of a model.
+    fn card(&self, dir: &Path, losses: Option<&LossChange>) -> String {
+        let name = dir.file_name().map_or_else(
+            || "Annealed model".to_owned(),
+            |name| name.to_string_lossy().into_owned(),
+        );
         format!(
-            "The plain next-token loss was {:.4} nats a target in the first step and {:.4} in the last, each on rows of \
-             its own.\n",
-            first.ntp_loss, last.ntp_loss
+            "---\nbase_model: {base}\ntags:\n  - remit\n  - mid-training\n---\n\n# {name}\n\n\
+             `{model}`, annealed with [ReMiT](https://arxiv.org/abs/2602.03075) by remit {version}: {weighting} weighting \
+             of the next-token loss by `{rl}`, {steps} steps, {tokens} tokens, learning rate {lr:e} ({schedule}).\n\
+             {losses}\n\
+             - Corpus, tokens and log-probs: the set `{weights}`, manifest {digest}.\n\
+             - Everything that decided the result: {PROVENANCE_FILE} and {RUN_FILE}; every step: {METRICS_FILE}.\n\n\
+             ## Intended use, limits, evaluation\n\nTo be filled in.\n",
+            // JSON strings are YAML strings.
+            base = json!(self.model),
+            model = self.model,
+            version = self.tool_version,
+            weighting = self.objective.weighting,
+            rl = self.rl.path,
+            steps = self.steps,
+            tokens = self.tokens,
+            lr = self.lr,
+            schedule = self.schedule,
+            losses = losses.map_or(String::new(), sentence),
+            weights = self.weights,
+            digest = self.manifest_blake3,
         )
-    });
-    let name = options.output.file_name().map_or_else(
-        || "Annealed model".to_owned(),
-        |name| name.to_string_lossy().into_owned(),
-    );
-    // JSON strings are YAML strings.
-    let base = json!(initial.to_string());
-    format!(
-        "---\nbase_model: {base}\ntags:\n  - remit\n  - mid-training\n---\n\n# {name}\n\n\
-         `{initial}`, annealed with [ReMiT](https://arxiv.org/abs/2602.03075) by remit {version}: {weighting} weighting \
-         of the next-token loss by `{reference}`, {steps} steps, {tokens} tokens, learning rate {lr:e} ({schedule}).\n\
-         {losses}\n\
-         - Corpus, tokens and log-probs: the set `{weights}`, manifest {digest}.\n\
-         - Everything that decided the result: {PROVENANCE_FILE} and {RUN_FILE}; every step: {METRICS_FILE}.\n\n\
-         ## Intended use, limits, evaluation\n\nTo be filled in.\n",
-        version = env!("CARGO_PKG_VERSION"),
-        weighting = objective.weighting,
-        reference = manifest.plan.reference.path,
-        lr = settings.schedule.peak,
-        schedule = settings.schedule.decay,
-        weights = options.weights.display(),
-        digest = settings.manifest_blake3,
-    )
+    }
+}
+
+/// Tells the plain loss at the beginning and at the end of a run, as a line.
+fn sentence(losses: &LossChange) -> String {
+    match losses {
+        LossChange::EvaluationRows { first, last } => format!(
+            "The plain next-token loss on {} evaluation targets was {:.4} nats per target after step {} and {:.4} after \
+             step {}.\n",
+            last.targets, first.ntp_loss, first.step, last.ntp_loss, last.step
+        ),
+        LossChange::TrainingRows { first, last } => format!(
+            "The plain next-token loss was {:.4} nats per target over steps {} to {} and {:.4} over steps {} to {}, each \
+             on rows of its own.\n",
+            first.ntp_loss,
+            first.first_step,
+            first.last_step,
+            last.ntp_loss,
+            last.first_step,
+            last.last_step
+        ),
+        LossChange::AllTrainingRows { all } => format!(
+            "The plain next-token loss was {:.4} nats per target over all steps.\n",
+            all.ntp_loss
+        ),
+    }
+}
+
+/// Opens the files that an export carries over, so that it has them whatever becomes of the folder meanwhile.
+///
+/// # Errors
+///
+/// When one of them can't be read.
+pub(super) fn open_carried_over(initial: &OpenModel) -> Result<()> {
+    for name in CARRIED_OVER {
+        initial.file(name)?;
+    }
+    Ok(())
 }
 
 /// Writes a Hugging Face directory. config.json comes last: without it no library takes the folder for a
-/// model, and a run that is interrupted before goes on.
-pub(super) fn write(model: &Decoder, options: &AnnealOptions, outcome: &Outcome<'_>) -> Result<()> {
-    let dir: &Path = &options.output;
-    // What an export that was interrupted left may be of another run, and libraries prefer it to shards.
+/// model, and an interrupted run resumes.
+///
+/// # Errors
+///
+/// When a file of the initial model can't be read, and when writing fails.
+pub(super) fn write(plan: &Plan<'_>, trained: &Trained, losses: Option<&LossChange>) -> Result<()> {
+    let dir: &Path = &plan.output.dir;
+    // Files of an interrupted export may be of another run, and libraries prefer them to shards.
     for name in fs::list(dir)? {
         if is_exported(&name.to_string_lossy()) {
             fs::remove_file(&dir.join(&name))?;
         }
     }
-    model::write_weights(dir, model.stored(), options.max_shard_bytes)?;
-    let initial = outcome.initial;
+    model::write_weights(dir, trained.model.stored(), plan.output.max_shard_bytes)?;
     for name in CARRIED_OVER {
-        if let Some(content) = initial.file(name)? {
+        if let Some(content) = plan.initial.file(name)? {
             fs::write_atomic(&dir.join(name), &content)?;
         }
     }
-    fs::write_atomic(&dir.join(CARD_FILE), card(options, outcome).as_bytes())?;
-    let mut text = serde_json::to_vec_pretty(&provenance(options, outcome))?;
+    let provenance = Provenance::new(plan, trained);
+    let card = provenance.card(dir, losses);
+    fs::write_atomic(&dir.join(CARD_FILE), card.as_bytes())?;
+    let mut text = serde_json::to_vec_pretty(&provenance)?;
     text.push(b'\n');
     fs::write_atomic(&dir.join(PROVENANCE_FILE), &text)?;
-    for name in ["model", RUN_FILE, CARD_FILE, PROVENANCE_FILE, LAST_FILE] {
+    for name in [
+        "model",
+        RUN_FILE,
+        CARD_FILE,
+        PROVENANCE_FILE,
+        COMPLETION_MARKER,
+    ] {
         fs::remove_stale_temps(dir, name)?;
     }
     for name in CARRIED_OVER {
         fs::remove_stale_temps(dir, name)?;
     }
-    fs::write_atomic(&dir.join(LAST_FILE), &initial.require(LAST_FILE)?)?;
+    let marker = plan.initial.require(COMPLETION_MARKER)?;
+    fs::write_atomic(&dir.join(COMPLETION_MARKER), &marker)?;
     Ok(())
 }

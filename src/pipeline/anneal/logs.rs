@@ -1,4 +1,4 @@
-//! What a run writes while it goes: metrics.jsonl, eval.jsonl and TensorBoard's events.
+//! The logs of a run: metrics.jsonl, eval.jsonl and TensorBoard's events.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -7,20 +7,16 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::super::BadInput;
-use super::StepMetrics;
 use super::evaluate::Evaluation;
+use super::files::{EVAL_FILE, METRICS_FILE};
+use super::metrics::StepMetrics;
 use crate::fs::{self, Log};
 use crate::tensorboard::EventLog;
-
-/// Name of the log in the output folder: one JSON object a step.
-pub const METRICS_FILE: &str = "metrics.jsonl";
-/// Name of the log of evaluations in the output folder: one JSON object each.
-pub const EVAL_FILE: &str = "eval.jsonl";
 
 /// Most sources that TensorBoard gets curves of.
 const MAX_SOURCE_CURVES: usize = 50;
 
-/// Sizes of the logs in bytes, to go back to when a run goes on from a checkpoint.
+/// Sizes of the logs in bytes, to cut them to when a run resumes from a checkpoint.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LogSizes {
@@ -45,16 +41,16 @@ fn now() -> f64 {
 }
 
 impl Logs {
-    /// Opens the other logs as well, to go on at these sizes, and drops what is behind.
+    /// Opens the other logs as well, cut to these sizes: what is behind will be logged again.
     pub fn open(output: &Path, mut metrics: Log, sizes: LogSizes, evaluates: bool) -> Result<Self> {
-        go_on(&mut metrics, sizes.metrics_bytes)?;
+        cut(&mut metrics, sizes.metrics_bytes)?;
         let path = output.join(EVAL_FILE);
-        // Also without evaluations from now on, those so far are kept.
+        // Evaluations so far are kept, even if there will be no more.
         let mut eval = (evaluates || sizes.eval_bytes > 0)
             .then(|| Log::open(&path))
             .transpose()?;
         if let Some(log) = &mut eval {
-            go_on(log, sizes.eval_bytes)?;
+            cut(log, sizes.eval_bytes)?;
         }
         if eval.is_none() && fs::exists(&path)? {
             fs::remove_file(&path)?;
@@ -109,7 +105,7 @@ impl Logs {
         Ok(())
     }
 
-    /// Makes everything so far durable, and says how much that is.
+    /// Makes everything so far durable, and returns how much that is.
     pub fn sync(&self) -> Result<LogSizes> {
         let size_of = |log: &Log| log.sync().map(|()| log.size_bytes());
         Ok(LogSizes {
@@ -120,18 +116,18 @@ impl Logs {
     }
 }
 
-/// Locks an output folder, which is created if it is not there: no two runs share one. What is returned is
+/// Creates an output folder if it is missing, and locks it, so that no two runs share one. Returns
 /// metrics.jsonl, as it was left.
 pub(super) fn lock(output: &Path) -> Result<Log> {
     fs::create_dir_all(output)?;
     Ok(Log::open(&output.join(METRICS_FILE))?)
 }
 
-/// Goes on with a log where a checkpoint says.
-fn go_on(log: &mut Log, size_bytes: u64) -> Result<()> {
+/// Cuts a log to the size that a checkpoint records.
+fn cut(log: &mut Log, size_bytes: u64) -> Result<()> {
     if log.size_bytes() < size_bytes {
         return Err(BadInput(format!(
-            "{} has {} bytes, but had {size_bytes} when the newest checkpoint was written\nhint: put it back, or remove the checkpoints beside it to begin anew",
+            "{} has {} bytes, but had {size_bytes} when the newest checkpoint was written\nhint: put it back, or remove the checkpoints beside it to start over",
             log.path().display(),
             log.size_bytes()
         ))

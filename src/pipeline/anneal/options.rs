@@ -1,4 +1,4 @@
-//! What a run is asked for.
+//! Options of a run.
 
 use std::path::PathBuf;
 
@@ -21,7 +21,7 @@ pub const DEFAULT_KEEP: usize = 2;
 /// Default for the largest file of weights: 5 GB, as in transformers.
 pub const DEFAULT_MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
-/// How long a run is.
+/// Length of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Length {
     /// This many optimizer steps, over as many epochs as they need.
@@ -32,34 +32,34 @@ pub enum Length {
     Epochs(u64),
 }
 
-/// What is done when a loss or gradient is not finite.
+/// Reaction to a loss or gradient that is not finite.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum OnNonFinite {
-    /// It ends the run.
+    /// End the run.
     #[default]
     Stop,
-    /// The step is left out and counted. Several in a row end the run all the same.
+    /// Leave the step out and count it; several in a row end the run all the same.
     Skip,
 }
 
-/// What is done with checkpoints that are there.
+/// Use of checkpoints that are in the output folder.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Resume {
-    /// Go on from the newest that is whole; begin where there is none.
+    /// Resume from the newest intact checkpoint; start where there is none.
     #[default]
     Auto,
-    /// Begin, in a folder without checkpoints.
+    /// Start, in a folder without checkpoints.
     Never,
 }
 
-/// Rows that losses are measured on while training goes on.
+/// Rows that losses are measured on during training.
 #[derive(Debug, Clone, PartialEq)]
 pub enum EvalRows {
     /// All rows of another set.
     Set(PathBuf),
-    /// This share of the documents, in (0, 1), which is never trained on.
+    /// This fraction of the documents, in (0, 1), which is never trained on.
     Holdout(f64),
 }
 
@@ -68,73 +68,115 @@ pub enum EvalRows {
 pub struct AnnealOptions {
     /// Folder of the set.
     pub weights: PathBuf,
-    /// The model to begin with; `None` for the base of the manifest.
+    /// The initial model; `None` for the base of the manifest.
     pub model: Option<ModelSource>,
-    /// Folder for the annealed model.
-    pub output: PathBuf,
-    /// What targets count for.
+    /// The loss to minimise.
+    pub loss: LossOptions,
+    /// The optimizer and its schedule.
+    pub optimization: OptimizationOptions,
+    /// The device, dtypes and memory.
+    pub compute: ComputeOptions,
+    /// Checkpoints and evaluations.
+    pub checkpoints: CheckpointOptions,
+    /// Losses to measure during training; `None` for none.
+    pub eval: Option<EvalOptions>,
+    /// The annealed model.
+    pub output: OutputOptions,
+    /// The command line and its effective options, for run.json.
+    pub invocation: Invocation,
+}
+
+/// The loss to minimise.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LossOptions {
+    /// Source of the weights of targets.
     pub weighting: Weighting,
     /// Half-width of the interval of weights; `None` for the set's, or the default.
     pub epsilon: Option<f32>,
     /// Temperature of the weights; `None` for the set's, or the default.
     pub temperature: Option<f32>,
-    /// What differences are counted from.
+    /// Offset that is subtracted from the differences of log-probs.
     pub center: Center,
-    /// What sums are divided by; `None` for targets, with excess-top-k weights.
+    /// Divisor of sums; `None` for targets, with excess-top-k weights.
     pub normalize: Option<Normalize>,
-    /// Share of a row's targets that excess-top-k selects, in (0, 1].
+    /// Fraction of a row's targets that excess-top-k selects, in (0, 1].
     pub top_k_fraction: f64,
-    /// Coefficient of the squared log-sum-exp of the logits; 0 for none.
-    pub z_loss: f64,
+    /// Coefficient of the squared log-sum-exp of the logits, above 0; `None` for no z-loss.
+    pub z_loss: Option<f64>,
+}
+
+/// The optimizer and its schedule.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct OptimizationOptions {
     /// Peak learning rate.
-    pub learning_rate: f64,
+    pub lr: f64,
     /// Learning rate that the schedule falls to.
-    pub min_learning_rate: f64,
-    /// How the learning rate falls.
+    pub min_lr: f64,
+    /// Shape of the fall of the learning rate.
     pub decay: Decay,
     /// Steps of linear warm-up.
     pub warmup_steps: u64,
-    /// How long to train.
+    /// Length of the run.
     pub length: Length,
     /// Tokens of an optimizer step.
     pub batch_tokens: usize,
-    /// Tokens in memory at a time.
-    pub micro_batch_tokens: usize,
     /// Moments, weight decay and clipping.
-    pub optimizer: AdamWOptions,
+    pub adamw: AdamWOptions,
+    /// Reaction to a loss or gradient that is not finite.
+    pub on_nonfinite: OnNonFinite,
+    /// Seed of the order of the rows.
+    pub seed: u64,
+}
+
+/// The device, dtypes and memory of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ComputeOptions {
     /// Device that the learner computes on.
     pub device: DeviceChoice,
-    /// What the learner computes in. Weights, gradients and moments are kept in f32.
+    /// Dtype of matrix products. Weights, gradients and moments are kept in f32.
     pub dtype: ComputeDtype,
-    /// Whether blocks are computed a second time in the backward pass, which saves memory.
+    /// Tokens in memory at a time.
+    pub micro_batch_tokens: usize,
+    /// Computes blocks a second time in the backward pass, which saves memory.
     pub activation_checkpointing: bool,
     /// Most memory that the run may plan with, bytes; `None` for what the machine has.
     pub max_memory_bytes: Option<u64>,
+}
+
+/// When checkpoints are written, kept and used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CheckpointOptions {
     /// Steps between two checkpoints.
     pub save_every: u64,
     /// Number of checkpoints that are kept.
     pub keep: usize,
-    /// What is done with checkpoints that are there.
+    /// Use of checkpoints that are in the output folder.
     pub resume: Resume,
-    /// Rows to evaluate on.
-    pub eval: Option<EvalRows>,
-    /// Steps between two evaluations; `None` for a tenth of the run.
-    pub eval_every: Option<u64>,
-    /// What is done when a loss or gradient is not finite.
-    pub on_nonfinite: OnNonFinite,
-    /// Most bytes of a file of weights.
-    pub max_shard_bytes: u64,
-    /// Seed of the order of the rows.
-    pub seed: u64,
-    /// The command line and its effective options, for run.json.
-    pub typed: Typed,
 }
 
-/// What was typed, for the record.
+/// Losses that are measured during training.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EvalOptions {
+    /// Rows to measure them on.
+    pub rows: EvalRows,
+    /// Steps between two evaluations; `None` for a tenth of the run.
+    pub every: Option<u64>,
+}
+
+/// Destination of the annealed model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutputOptions {
+    /// Its folder.
+    pub dir: PathBuf,
+    /// Most bytes of a file of weights.
+    pub max_shard_bytes: u64,
+}
+
+/// The command that was invoked, for the record.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Typed {
+pub struct Invocation {
     /// Program and arguments.
     pub command: Vec<String>,
-    /// Every option that is in force, as `--print-config` prints it.
+    /// Every option in force, as `--print-config` prints it.
     pub config: serde_json::Value,
 }

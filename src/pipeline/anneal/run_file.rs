@@ -1,4 +1,4 @@
-//! run.json: everything that is needed to repeat a run, and how one that is finished is recognized.
+//! run.json: everything that is needed to repeat a run, and to recognize one that is finished.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -8,18 +8,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::super::Usage;
-use super::export::{self, LAST_FILE};
-use super::{AnnealOptions, EVAL_FILE, METRICS_FILE, Settings};
-use crate::checkpoint::CHECKPOINTS_DIR;
+use super::files::{COMPLETION_MARKER, METRICS_FILE, RUN_FILE, holds_finished_model, is_written};
+use super::plan::Plan;
+use super::settings::Settings;
 use crate::fs;
-use crate::model::ModelSource;
-use crate::shard::manifest::{MANIFEST_FILE, PLAN_FILE};
-use crate::tensorboard::EVENTS_DIR;
 
-/// Name of the file in the output folder that says how to repeat the run.
-pub const RUN_FILE: &str = "run.json";
-
-/// What run.json holds.
+/// Content of run.json.
 #[derive(Debug, Serialize, Deserialize)]
 struct RunFile {
     tool_version: String,
@@ -27,11 +21,11 @@ struct RunFile {
     command: Vec<String>,
     /// Its options, as --print-config prints them.
     config: Value,
-    /// The model to begin with.
+    /// The initial model.
     model: String,
-    /// What decides the result, in numbers.
+    /// Everything that decides the result, in numbers.
     settings: Settings,
-    /// Every time that the run was started, and after which step.
+    /// Every start of the run, and the step after which it was.
     starts: Vec<Start>,
 }
 
@@ -45,7 +39,7 @@ struct Start {
     threads: usize,
 }
 
-/// run.json of a folder; `None` if there is none that can be read.
+/// Reads run.json of a folder; `None` if there is none that can be read.
 fn load(output: &Path) -> Result<Option<RunFile>> {
     let path = output.join(RUN_FILE);
     if !fs::exists(&path)? {
@@ -54,13 +48,13 @@ fn load(output: &Path) -> Result<Option<RunFile>> {
     Ok(serde_json::from_slice(&fs::read(&path)?).ok())
 }
 
-/// An error if a folder holds files of names that a run writes, or a set, and no run.json that says that they are a
-/// run's.
+/// Refuses a folder that holds a set, or files with names that a run writes, and no run.json that says that they
+/// are a run's.
 pub(super) fn refuse_foreign_files(output: &Path) -> Result<()> {
     if !fs::is_dir(output)? || load(output)?.is_some() {
         return Ok(());
     }
-    if fs::exists(&output.join(LAST_FILE))? {
+    if fs::exists(&output.join(COMPLETION_MARKER))? {
         return Err(holds_a_model(output, ""));
     }
     for name in fs::list(output)? {
@@ -79,19 +73,13 @@ pub(super) fn refuse_foreign_files(output: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a run writes a file of this name, or another command of remit does.
-fn is_written(name: &str) -> bool {
-    const LOGS: [&str; 4] = [METRICS_FILE, EVAL_FILE, CHECKPOINTS_DIR, EVENTS_DIR];
-    LOGS.contains(&name) || [MANIFEST_FILE, PLAN_FILE].contains(&name) || export::is_exported(name)
-}
-
-/// Whether a folder holds the finished model of a run with these settings.
+/// Returns whether a folder holds the finished model of a run with these settings.
 ///
 /// # Errors
 ///
 /// [`Usage`] when it holds that of another run.
 pub(super) fn is_finished(output: &Path, settings: &Settings) -> Result<bool> {
-    if !fs::exists(&output.join(LAST_FILE))? || !export::has_weights(output)? {
+    if !holds_finished_model(output)? {
         return Ok(false);
     }
     let Some(run) = load(output)? else {
@@ -116,14 +104,10 @@ fn holds_a_model(output: &Path, differences: &str) -> anyhow::Error {
     .into()
 }
 
-/// Writes run.json. Earlier starts with the same settings are kept.
-pub(super) fn write(
-    options: &AnnealOptions,
-    settings: &Settings,
-    source: &ModelSource,
-    after_step: u64,
-) -> Result<()> {
-    let earlier = load(&options.output)?.filter(|run| run.settings == *settings);
+/// Writes run.json, with one more start, after `after_step`. Earlier starts with the same settings are kept.
+pub(super) fn write(plan: &Plan<'_>, after_step: u64) -> Result<()> {
+    let dir = &plan.output.dir;
+    let earlier = load(dir)?.filter(|run| run.settings == plan.settings);
     let mut starts = earlier.map_or(Vec::new(), |run| run.starts);
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     starts.push(Start {
@@ -135,14 +119,14 @@ pub(super) fn write(
     });
     let run = RunFile {
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-        command: options.typed.command.clone(),
-        config: options.typed.config.clone(),
-        model: source.to_string(),
-        settings: settings.clone(),
+        command: plan.invocation.command.clone(),
+        config: plan.invocation.config.clone(),
+        model: plan.initial.to_string(),
+        settings: plan.settings.clone(),
         starts,
     };
     let mut text = serde_json::to_vec_pretty(&run)?;
     text.push(b'\n');
-    fs::write_atomic(&options.output.join(RUN_FILE), &text)?;
+    fs::write_atomic(&dir.join(RUN_FILE), &text)?;
     Ok(())
 }

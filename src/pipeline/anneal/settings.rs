@@ -1,18 +1,15 @@
-//! What decides the result of a run: a run goes on only with the settings that it was begun with.
+//! Settings that decide the result of a run: a run resumes only with the settings that it was started with.
 
 use serde::{Deserialize, Serialize};
 
-use crate::batch::Cursor;
+use super::options::OnNonFinite;
 use crate::loss::Objective;
 use crate::optim::AdamWOptions;
 use crate::schedule::Schedule;
 
-use super::logs::LogSizes;
-use super::{OnNonFinite, StepMetrics};
-
-/// Everything that decides weights and metrics. Not here, since they change nothing on the CPU: paths, threads,
-/// activation checkpointing, when it is saved, and the micro-batch, which below the size of a unit of
-/// gradients moves last bits.
+/// Everything that decides weights and metrics. Paths, threads, activation checkpointing and when checkpoints are
+/// written are not here, since they change nothing on the CPU. Nor is the micro-batch: it moves last bits only
+/// below the size of a unit of gradients.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
@@ -20,9 +17,9 @@ pub struct Settings {
     pub manifest_blake3: String,
     /// `content_blake3` of the manifest of the set to evaluate on, if that is another.
     pub eval_manifest_blake3: Option<String>,
-    /// Fingerprint of the model to begin with.
+    /// Fingerprint of the initial model.
     pub model_fingerprint: String,
-    /// What is minimised.
+    /// The loss that is minimised.
     pub objective: Objective,
     /// The learning rate, and the number of steps.
     pub schedule: Schedule,
@@ -32,11 +29,11 @@ pub struct Settings {
     pub batch_tokens: usize,
     /// Seed of the order of the rows.
     pub seed: u64,
-    /// Share of the documents that is never trained on.
+    /// Fraction of the documents that is never trained on.
     pub holdout: Option<f64>,
-    /// What is done when a loss or gradient is not finite.
+    /// Reaction to a loss or gradient that is not finite.
     pub on_nonfinite: OnNonFinite,
-    /// What the model computes in.
+    /// Dtype that the model computes in.
     pub dtype: String,
     /// Kind of device.
     pub device: String,
@@ -46,7 +43,7 @@ pub struct Settings {
 const FLAGS: [(&str, &str); 27] = [
     ("manifest_blake3", "the set of --weights"),
     ("eval_manifest_blake3", "the set of --eval-weights"),
-    ("model_fingerprint", "the model to begin with"),
+    ("model_fingerprint", "the initial model"),
     ("objective.weighting", "--weighting"),
     ("objective.formula.epsilon", "--epsilon"),
     ("objective.formula.temperature", "--temperature"),
@@ -55,8 +52,8 @@ const FLAGS: [(&str, &str); 27] = [
     ("objective.top_k_fraction", "--top-k-fraction"),
     ("objective.z_loss", "--z-loss"),
     ("schedule.decay", "--schedule"),
-    ("schedule.peak", "--lr"),
-    ("schedule.floor", "--min-lr"),
+    ("schedule.lr", "--lr"),
+    ("schedule.min_lr", "--min-lr"),
     ("schedule.warmup_steps", "--warmup-steps"),
     ("schedule.num_steps", "the number of steps"),
     ("optimizer.betas[0]", "--beta1"),
@@ -74,7 +71,7 @@ const FLAGS: [(&str, &str); 27] = [
 ];
 
 impl Settings {
-    /// How other settings differ from these, a line each.
+    /// Lists how other settings differ from these, one line each.
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let (Ok(mine), Ok(others)) = (serde_json::to_value(self), serde_json::to_value(other))
         else {
@@ -86,7 +83,7 @@ impl Settings {
     }
 }
 
-/// Compares two values of one shape; `path` names them.
+/// Compares two values of the same shape; `path` names them.
 fn collect(path: &str, old: &serde_json::Value, new: &serde_json::Value, lines: &mut Vec<String>) {
     use serde_json::Value;
     match (old, new) {
@@ -120,34 +117,6 @@ fn collect(path: &str, old: &serde_json::Value, new: &serde_json::Value, lines: 
     }
 }
 
-/// What a checkpoint holds besides weights and moments.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct State {
-    /// Version of remit that wrote it.
-    pub tool_version: String,
-    /// What the run was begun with.
-    pub settings: Settings,
-    /// Steps done.
-    pub step: u64,
-    /// Steps that the optimizer took: all but those that were skipped.
-    pub optimizer_steps: u64,
-    /// Steps skipped just before this one, without one in between that was not.
-    pub skipped_in_a_row: u64,
-    /// Tokens trained on.
-    pub tokens: u64,
-    /// Where the next step begins. With the seed it is all that the order of the rows needs.
-    pub cursor: Cursor,
-    /// Sizes of the logs.
-    pub logs: LogSizes,
-    /// The step after which the rows to evaluate on were, if they were.
-    pub evaluated_step: Option<u64>,
-    /// Metrics of the first step that was not skipped.
-    pub first: Option<StepMetrics>,
-    /// Metrics of the last step that was not skipped.
-    pub last: Option<StepMetrics>,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,12 +135,12 @@ mod tests {
                 center: Center::Row,
                 normalize: Normalize::Targets,
                 top_k_fraction: 0.6,
-                z_loss: 0.0,
+                z_loss: None,
             },
             schedule: Schedule {
                 decay: Decay::Linear,
-                peak: 1e-3,
-                floor: 0.0,
+                lr: 1e-3,
+                min_lr: 0.0,
                 warmup_steps: 0,
                 num_steps: 10,
             },

@@ -5,36 +5,19 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use super::super::StopFlag;
-use super::{AnnealOptions, RESUMES, StepMetrics};
-use crate::batch::{Step, micro_batches, row_tokens};
-use crate::loss::{LossSums, Objective};
+use super::metrics::StepMetrics;
+use super::nonfinite::{NonFinite, log_prob_error};
+use super::plan::Plan;
+use super::state::RESUMES;
+use crate::batch::{Step, micro_batches};
+use crate::loss::LossSums;
 use crate::model::{self, Backward, Decoder, GRAD_CHUNK_TOKENS, Gradients};
 use crate::optim::AdamW;
-use crate::schedule::Schedule;
-use crate::shard::read::StoredRow;
-
-/// Most rows that an error names.
-const MAX_ROWS_NAMED: usize = 8;
-
-/// A loss or gradient that is not a number, or infinite.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "step {step}: {what}{rows}\nhint: a lower --lr, a longer --warmup-steps or a smaller --clip; --on-nonfinite skip leaves such steps out"
-)]
-pub struct NonFinite {
-    /// The step, from 1.
-    pub step: u64,
-    /// What is not finite.
-    pub what: String,
-    /// The rows that it came from, each after a line break.
-    pub rows: String,
-}
+use crate::shard::row::StoredRow;
 
 /// A model in training.
 pub(super) struct Trainer<'a> {
-    pub options: &'a AnnealOptions,
-    pub objective: Objective,
-    pub schedule: Schedule,
+    pub plan: &'a Plan<'a>,
     pub model: Decoder,
     pub gradients: Gradients,
     pub optimizer: AdamW,
@@ -42,41 +25,54 @@ pub(super) struct Trainer<'a> {
     pub tokens: u64,
 }
 
-impl Trainer<'_> {
+impl<'a> Trainer<'a> {
+    /// Loads the initial model, with moments of zero.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be read, or the device has not enough memory.
+    pub fn load(plan: &'a Plan<'a>) -> Result<Self> {
+        let model = Decoder::from_open(plan.initial, &plan.compute)?;
+        Ok(Self {
+            plan,
+            gradients: Gradients::new(model.parameters().len()),
+            optimizer: AdamW::new(model.parameters(), plan.settings.optimizer)?,
+            model,
+            tokens: 0,
+        })
+    }
+
     /// Takes step `number`, counted from 1: gradients of all micro-batches are summed and divided once.
     ///
     /// # Errors
     ///
     /// [`NonFinite`] when the loss or a gradient is not finite, and [`Interrupted`](super::super::Interrupted)
-    /// when the run is to stop: no parameter is changed then.
+    /// when the run is to stop. No parameter is changed then.
     pub fn step(&mut self, number: u64, step: &Step, stop: &StopFlag) -> Result<StepMetrics> {
         let started = Instant::now();
         let mut sums = LossSums::default();
-        let objective = self.objective;
+        let objective = self.plan.settings.objective;
         let how = Backward {
-            z_loss: (objective.z_loss != 0.0).then_some(objective.z_loss as f32),
-            activation_checkpointing: self.options.activation_checkpointing,
+            z_loss: objective.z_loss.map(|z_loss| z_loss as f32),
+            activation_checkpointing: self.plan.activation_checkpointing,
         };
         let runs = micro_batches(
             &step.rows,
-            self.options.micro_batch_tokens,
+            self.plan.micro_batch_tokens,
             GRAD_CHUNK_TOKENS,
-            row_tokens,
+            StoredRow::num_tokens,
         );
         for rows in runs {
             stop.check(RESUMES)?;
-            let ids: Vec<&[u32]> = rows
-                .iter()
-                .map(|row| row.scored.row.input_ids.as_slice())
-                .collect();
+            let ids: Vec<&[u32]> = rows.iter().map(StoredRow::ids).collect();
             self.model
                 .accumulate_gradients(&ids, &mut self.gradients, &how, &mut |outputs, weights| {
                     objective
-                        .weigh(&rows[outputs.row].scored, outputs.log_probs, weights)
+                        .token_weights(&rows[outputs.row].scored, outputs.log_probs, weights)
                         .map_err(|_| model::Error::Internal("a row without static weights"))?;
                     let log_normalizers = match objective.z_loss {
-                        0.0 => &[],
-                        _ => outputs.log_normalizers,
+                        None => &[],
+                        Some(_) => outputs.log_normalizers,
                     };
                     sums.add(outputs.log_probs, log_normalizers, weights, &objective);
                     Ok(())
@@ -86,9 +82,9 @@ impl Trainer<'_> {
         let (loss, z_loss) = (sums.loss(objective.normalize), sums.z_loss(&objective));
         if !(loss + z_loss).is_finite() {
             let what = format!("the loss is {}", loss + z_loss);
-            return Err(nonfinite(number, what, &step.rows));
+            return Err(NonFinite::new(number, what, &step.rows).into());
         }
-        let lr = self.schedule.rate(number - 1);
+        let lr = self.plan.settings.schedule.lr_at(number - 1);
         let normalizer = sums.normalizer(objective.normalize);
         let grad_norm = match self.optimizer.step(
             self.model.parameters_mut(),
@@ -98,7 +94,7 @@ impl Trainer<'_> {
         ) {
             Err(model::Error::Diverged { norm }) => {
                 let what = format!("the gradient's norm is {norm}");
-                return Err(nonfinite(number, what, &step.rows));
+                return Err(NonFinite::new(number, what, &step.rows).into());
             }
             outcome => outcome.with_context(|| format!("step {number} failed"))?,
         };
@@ -121,19 +117,19 @@ impl Trainer<'_> {
         })
     }
 
-    /// What is logged of a step that was left out, whose gradients are thrown away.
+    /// Throws away the gradients of a step that is left out, and returns what is logged of it.
     pub fn skip(&mut self, number: u64, step: &Step, started: Instant) -> Result<StepMetrics> {
         self.gradients.clear(self.model.parameters())?;
         let step_tokens = step.num_tokens();
         self.tokens += step_tokens;
-        let targets = step.rows.iter().map(|row| row.scored.row.num_targets());
+        let targets = step.rows.iter().map(StoredRow::num_targets);
         Ok(StepMetrics {
             step: number,
             epoch: step.epoch,
             loss: f64::NAN,
             ntp_loss: f64::NAN,
             z_loss: f64::NAN,
-            lr: self.schedule.rate(number - 1),
+            lr: self.plan.settings.schedule.lr_at(number - 1),
             grad_norm: f64::NAN,
             weight_mean: f64::NAN,
             weight_at_bounds: f64::NAN,
@@ -143,64 +139,4 @@ impl Trainer<'_> {
             tokens_per_second: step_tokens as f64 / started.elapsed().as_secs_f64().max(1e-9),
         })
     }
-}
-
-/// Names the row of a log-prob that is not finite, among those that were computed together.
-pub(super) fn log_prob_error(error: model::Error, step: u64, rows: &[StoredRow]) -> anyhow::Error {
-    match error {
-        model::Error::NotFiniteLogProb {
-            model,
-            row,
-            position,
-            value,
-        } => {
-            let what = format!(
-                "the learner, begun as {model}, gives {value} as the log-probability of token {position} of a row"
-            );
-            nonfinite(step, what, rows.get(row..=row).unwrap_or(rows))
-        }
-        other => anyhow::Error::new(other).context(format!("step {step} failed")),
-    }
-}
-
-/// An error if a weight is not finite in the dtype that it is written in, `step` being the last that was taken.
-pub(super) fn check_weights(model: &Decoder, step: u64) -> Result<()> {
-    match model::check_exportable(model.name(), model.stored()) {
-        Err(model::Error::NotFinite {
-            tensor,
-            element,
-            value,
-            ..
-        }) => {
-            let what = format!("{tensor} has become {value} at element {element}");
-            Err(nonfinite(step, what, &[]))
-        }
-        outcome => Ok(outcome?),
-    }
-}
-
-fn nonfinite(step: u64, what: String, rows: &[StoredRow]) -> anyhow::Error {
-    let mut lines: Vec<String> = rows
-        .iter()
-        .take(MAX_ROWS_NAMED)
-        .map(|stored| {
-            let row = &stored.scored.row;
-            format!(
-                "row_id {}: document {} of {}, {} tokens",
-                stored.row_id,
-                row.doc_index,
-                row.source,
-                row.input_ids.len()
-            )
-        })
-        .collect();
-    if rows.len() > MAX_ROWS_NAMED {
-        lines.push(format!("and {} more rows", rows.len() - MAX_ROWS_NAMED));
-    }
-    NonFinite {
-        step,
-        what,
-        rows: lines.iter().map(|line| format!("\n  {line}")).collect(),
-    }
-    .into()
 }

@@ -8,7 +8,7 @@ const OPTIONS: &[Case] = &[
         prepare: nothing,
         command: "remit-anneal --weights set -o out --lr 1e-4 --min-lr 1e-3",
         exit: USAGE,
-        stderr: &["error: --min-lr 0.001 is above the peak, --lr 0.0001\n"],
+        stderr: &["error: --min-lr 0.001 is above the peak, --lr 0.0001\nhint: "],
     },
     Case {
         input: "a floor of a schedule that does not fall",
@@ -18,6 +18,13 @@ const OPTIONS: &[Case] = &[
         stderr: &[
             "error: --min-lr 0.000001 says where the learning rate falls to, but with --schedule constant it does not",
         ],
+    },
+    Case {
+        input: "a temperature of 0",
+        prepare: nothing,
+        command: "remit-anneal --weights set -o out --temperature 0",
+        exit: USAGE,
+        stderr: &["'--temperature <TEMPERATURE>': temperature is 0; it must be a positive number"],
     },
     Case {
         input: "an unknown schedule",
@@ -52,7 +59,7 @@ const OPTIONS: &[Case] = &[
         prepare: nothing,
         command: "remit-anneal --weights set -o out --weighting excess-top-k --top-k-fraction 1.5",
         exit: USAGE,
-        stderr: &["'--top-k-fraction <SHARE>': 1.5 is more than 1, which is all"],
+        stderr: &["'--top-k-fraction <FRACTION>': 1.5 is more than 1, which is all"],
     },
     Case {
         input: "a decay rate of 1",
@@ -83,7 +90,7 @@ const OPTIONS: &[Case] = &[
         prepare: nothing,
         command: "remit-anneal --weights set -o out --holdout 1",
         exit: USAGE,
-        stderr: &["'--holdout <SHARE>': it must leave something, so be less than 1"],
+        stderr: &["'--holdout <FRACTION>': it must leave something, so be less than 1"],
     },
     Case {
         input: "a share of documents that holds out none",
@@ -98,7 +105,7 @@ const OPTIONS: &[Case] = &[
         command: "remit-anneal --weights set -o out --holdout 0.5 --eval-weights set",
         exit: USAGE,
         stderr: &[
-            "'--holdout <SHARE>'",
+            "'--holdout <FRACTION>'",
             "cannot be used with",
             "'--eval-weights <DIR>'",
         ],
@@ -147,7 +154,7 @@ const OPTIONS: &[Case] = &[
         prepare: nothing,
         command: "remit-anneal --weights set -o set",
         exit: USAGE,
-        stderr: &["error: set holds manifest.json, but no run.json"],
+        stderr: &["error: set holds _remit, but no run.json"],
     },
     Case {
         input: "more times over the set than can be meant",

@@ -80,7 +80,7 @@ const RECORDS: &[Case] = &[
         exit: BAD_DATA,
         stderr: &[
             "error: corpus/bad.jsonl, line 2: not valid JSON: EOF while parsing an object",
-            "\nhint: --on-bad-record skip leaves out what can't be read, and lists it in rejects.jsonl\n",
+            "\nhint: --on-bad-record skip leaves out what can't be read; remit-inspect rejects lists it\n",
         ],
     },
     Case {

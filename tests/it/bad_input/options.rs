@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use remit::shard::layout::Description;
+
 use super::{Case, IO, MISSING, OTHER, USAGE, check, nothing, scored, unscored};
 
 const ALONE: &[Case] = &[
@@ -50,7 +52,9 @@ const ALONE: &[Case] = &[
         prepare: nothing,
         command: "remit-score corpus -o out --rl-model rl --seq-len 1",
         exit: USAGE,
-        stderr: &["error: --seq-len: a row length of 1 tokens is too short; the least is 2\n"],
+        stderr: &[
+            "error: invalid value '1' for '--seq-len <TOKENS>': a row length of 1 tokens is too short; the least is 2\n",
+        ],
     },
     Case {
         input: "rows that are longer than the model's positions",
@@ -77,21 +81,27 @@ const ALONE: &[Case] = &[
         prepare: nothing,
         command: "remit-score corpus -o out --rl-model rl --epsilon 1.5",
         exit: USAGE,
-        stderr: &["error: epsilon is 1.5; it must be at least 0 and less than 1\n"],
+        stderr: &[
+            "error: invalid value '1.5' for '--epsilon <EPSILON>': epsilon is 1.5; it must be at least 0 and less than 1\n",
+        ],
     },
     Case {
         input: "an epsilon that is not a number",
         prepare: nothing,
         command: "remit-score corpus -o out --rl-model rl --epsilon nan",
         exit: USAGE,
-        stderr: &["error: epsilon is NaN; it must be at least 0 and less than 1\n"],
+        stderr: &[
+            "error: invalid value 'nan' for '--epsilon <EPSILON>': epsilon is NaN; it must be at least 0 and less than 1\n",
+        ],
     },
     Case {
         input: "a temperature of 0",
         prepare: nothing,
         command: "remit-score corpus -o out --rl-model rl --temperature 0",
         exit: USAGE,
-        stderr: &["error: temperature is 0; it must be a positive number\n"],
+        stderr: &[
+            "error: invalid value '0' for '--temperature <TEMPERATURE>': temperature is 0; it must be a positive number\n",
+        ],
     },
     Case {
         input: "a worker that there is not",
@@ -219,7 +229,7 @@ const ALONE: &[Case] = &[
         exit: USAGE,
         stderr: &[
             "error: --threads 100000 is more than ",
-            "\nhint: without it there is one a core, ",
+            "\nhint: without it there is one per core, ",
         ],
     },
     Case {
@@ -256,13 +266,13 @@ const CHANGED: &[Case] = &[
         command: "remit-score corpus -o set --rl-model rl --base-model base --part-bytes 1000 --seq-len 64",
         exit: USAGE,
         stderr: &[
-            "error: set was begun with other inputs or options:\n  seq_len was 2048, is now 64\n",
-            "hint: give another -o, or the options and inputs it was begun with\n",
+            "error: set was started with other inputs or options:\n  seq_len was 2048, is now 64\n",
+            "hint: give another -o, or the options and inputs it was started with\n",
         ],
     },
     Case {
         input: "several other options for the set that is there",
-        prepare: |w| w.remove("set/manifest.json"),
+        prepare: |w| w.remove("set/_remit/manifest.parquet"),
         command: "remit-score corpus -o set --rl-model rl --base-model base --part-bytes 1000 --epsilon 0.5 --exact --packing window",
         exit: USAGE,
         stderr: &[
@@ -309,7 +319,7 @@ const CHANGED: &[Case] = &[
         },
         command: "remit-score corpus -o set --rl-model rl --base-model base --part-bytes 1000",
         exit: USAGE,
-        stderr: &["\n  reference.fingerprint was \""],
+        stderr: &["\n  rl.fingerprint was \""],
     },
     Case {
         input: "a dry run with the output of another plan",
@@ -329,7 +339,7 @@ const CHANGED: &[Case] = &[
         input: "other options for a set of which nothing is made yet",
         prepare: |w| {
             for name in w.snapshot("set").keys() {
-                if *name != Path::new("plan.json") {
+                if *name != Path::new("_remit/plan.parquet") {
                     w.remove(&format!("set/{}", name.display()));
                 }
             }
@@ -339,7 +349,7 @@ const CHANGED: &[Case] = &[
         stderr: &[
             "\n  on_bad_record was \"fail\", is now \"skip\"\n",
             "hint: no shard was made under that plan yet: if no worker runs with it any more, remove \
-             set/plan.json and run this command again; else give another -o\n",
+             set/_remit/plan.parquet and run this command again; else give another -o\n",
         ],
     },
     Case {
@@ -351,10 +361,10 @@ const CHANGED: &[Case] = &[
     },
     Case {
         input: "a plan that can't be parsed",
-        prepare: |w| w.damage("set/plan.json", |text| text.truncate(100)),
+        prepare: |w| w.edit_description("set", Description::Plan, |text| text.truncate(100)),
         command: "remit-score corpus -o set --rl-model rl --base-model base --part-bytes 1000",
         exit: super::BAD_DATA,
-        stderr: &["error: set/plan.json is not what remit writes: EOF while parsing"],
+        stderr: &["error: set/_remit/plan.parquet is not what remit writes: EOF while parsing"],
     },
 ];
 

@@ -2,6 +2,8 @@
 
 use super::{BAD_DATA, Case, IO, MISSING, USAGE, check, nothing, scored};
 use crate::harness::{SCORE, Workspace};
+use remit::shard::layout::Description;
+use serde_json::Value;
 
 const ANNEAL_SET: &str = "remit-anneal --weights set -o out";
 const SHARD: &str = "set/part-000001.parquet";
@@ -26,15 +28,15 @@ const SETS: &[Case] = &[
         prepare: nothing,
         command: "remit-anneal --weights corpus -o out",
         exit: MISSING,
-        stderr: &["error: corpus has no manifest.json, so it is not a set of shards\nhint: "],
+        stderr: &["error: corpus has no _remit/manifest, so it is not a set of shards\nhint: "],
     },
     Case {
         input: "a set that is not finished",
-        prepare: |w| w.remove("set/manifest.json"),
+        prepare: |w| w.remove("set/_remit/manifest.parquet"),
         command: ANNEAL_SET,
         exit: MISSING,
         stderr: &[
-            "error: the set in set is not finished: it has a plan.json, but no manifest.json yet\n\
+            "error: the set in set is not finished: it has a plan in _remit/, but no manifest yet\n\
              hint: run the same remit-score command again to finish it\n",
         ],
     },
@@ -74,15 +76,21 @@ const SETS: &[Case] = &[
     },
     Case {
         input: "a manifest that was cut short",
-        prepare: |w| w.damage("set/manifest.json", |text| text.truncate(text.len() / 2)),
+        prepare: |w| {
+            w.damage("set/_remit/manifest.parquet", |bytes| {
+                bytes.truncate(bytes.len() / 2)
+            })
+        },
         command: ANNEAL_SET,
         exit: BAD_DATA,
-        stderr: &["error: set/manifest.json is not what remit writes: EOF while parsing"],
+        stderr: &[
+            "error: set/_remit/manifest.parquet is damaged: it is not a readable Parquet file: ",
+        ],
     },
     Case {
         input: "a manifest that was edited",
         prepare: |w| {
-            w.damage("set/manifest.json", |text| {
+            w.edit_description("set", Description::Manifest, |text| {
                 let old = String::from_utf8(text.clone()).unwrap();
                 let new = old.replace("\"seq_len\": 2048", "\"seq_len\": 1024");
                 assert_ne!(old, new);
@@ -92,20 +100,24 @@ const SETS: &[Case] = &[
         command: ANNEAL_SET,
         exit: BAD_DATA,
         stderr: &[
-            "error: set/manifest.json is damaged: its content has the digest ",
+            "error: set/_remit/manifest.parquet is damaged: its content has the digest ",
             "; it was changed after it was written\n",
         ],
     },
     Case {
         input: "a manifest of a later version",
         prepare: |w| {
-            w.edit_json("set/manifest.json", |m| {
-                m["plan"]["format_version"] = 99.into()
-            })
+            w.edit_description("set", Description::Manifest, |text| {
+                let mut manifest: Value = serde_json::from_slice(text).unwrap();
+                manifest["plan"]["format_version"] = 99.into();
+                *text = manifest.to_string().into_bytes();
+            });
         },
         command: ANNEAL_SET,
         exit: BAD_DATA,
-        stderr: &["error: set/manifest.json has format version 99; this remit reads version "],
+        stderr: &[
+            "error: set/_remit/manifest.parquet has format version 99; this remit reads version ",
+        ],
     },
     Case {
         input: "a set without rows",
@@ -155,7 +167,7 @@ const LEARNERS: &[Case] = &[
         exit: BAD_DATA,
         stderr: &[
             "error: the set has rows of ",
-            " tokens, but rl was made for 16 positions\n",
+            " tokens, but rl was made for 16 positions\nhint: score the corpus again with --seq-len 16, or ",
         ],
     },
     Case {
@@ -164,7 +176,7 @@ const LEARNERS: &[Case] = &[
         command: ANNEAL_SET,
         exit: MISSING,
         stderr: &[
-            "error: cannot open the base model base of manifest.json; give --model DIR if it has moved: ",
+            "error: cannot open the base model base of the manifest; give --model DIR if it has moved: ",
         ],
     },
     Case {
@@ -183,8 +195,8 @@ const LEARNERS: &[Case] = &[
         command: "remit-anneal --weights without-base -o out",
         exit: USAGE,
         stderr: &[
-            "error: the set in without-base was scored without a base model, so there is none to \
-             begin with\nhint: give --model DIR\n",
+            "error: the set in without-base was scored without a base model, so there is no initial \
+             model\nhint: give --model DIR\n",
         ],
     },
     Case {
@@ -263,7 +275,9 @@ const OPTIONS: &[Case] = &[
         prepare: nothing,
         command: "remit-anneal --weights set -o out --lr 2 --weight-decay 0.5",
         exit: USAGE,
-        stderr: &["error: --lr 2 times --weight-decay 0.5 is 1; from 1 on a step wipes out"],
+        stderr: &[
+            "error: --lr 2 times --weight-decay 0.5 is 1; it must be less than 1, or a step wipes out the weights\nhint: lower either of them\n",
+        ],
     },
     Case {
         input: "a warm-up that is longer than the run",
@@ -277,7 +291,9 @@ const OPTIONS: &[Case] = &[
         prepare: nothing,
         command: "remit-anneal --weights set -o out --epsilon 1",
         exit: USAGE,
-        stderr: &["error: epsilon is 1; it must be at least 0 and less than 1\n"],
+        stderr: &[
+            "error: invalid value '1' for '--epsilon <EPSILON>': epsilon is 1; it must be at least 0 and less than 1\n",
+        ],
     },
 ];
 
@@ -301,14 +317,14 @@ const INSPECTED: &[Case] = &[
         prepare: nothing,
         command: "remit-inspect corpus",
         exit: MISSING,
-        stderr: &["error: corpus has no manifest.json, so it is not a set of shards\n"],
+        stderr: &["error: corpus has no _remit/manifest, so it is not a set of shards\n"],
     },
     Case {
         input: "a folder to verify that is no set",
         prepare: nothing,
         command: "remit-inspect verify corpus",
         exit: MISSING,
-        stderr: &["error: corpus has no manifest.json, so it is not a set of shards\n"],
+        stderr: &["error: corpus has no _remit/manifest, so it is not a set of shards\n"],
     },
     Case {
         input: "a shard with one flipped bit",

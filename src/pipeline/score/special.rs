@@ -1,16 +1,16 @@
-//! Which ids are put around documents, as the options and the models' files have them.
+//! The ids that are put around documents, as the options and the models' files have them.
 
 use anyhow::Result;
 
-use super::score::{AddToken, ScoreOptions};
-use super::{BadInput, json_of};
+use super::super::{BadInput, json_of};
+use super::options::{AddToken, RowOptions};
 use crate::model::OpenModel;
 use crate::tokenize::{SpecialTokens, TextTokenizer};
 use crate::types::TokenId;
 
-/// Returns BOS and EOS of documents, as the options and the files of `model` have them.
+/// Returns BOS and EOS of documents, as the files of a model name them.
 pub(super) fn special_tokens(
-    options: &ScoreOptions,
+    options: &RowOptions,
     model: &OpenModel,
     tokenizer: &TextTokenizer,
 ) -> Result<SpecialTokens> {
@@ -42,8 +42,7 @@ pub(super) fn special_tokens(
     })
 }
 
-/// Whether tokenizer_config.json puts its own template in place of tokenizer.json's, and if so,
-/// whether with BOS. As in transformers, naming either of the two fields does that.
+/// Returns whether tokenizer_config.json's own template begins with BOS; `None` if that of tokenizer.json is used. As in transformers, naming either of the two fields does that.
 fn explicit_bos(model: &OpenModel) -> Result<Option<bool>> {
     let config = json_of(model, "tokenizer_config.json")?;
     let flag = |key: &str| config.as_ref()?.get(key)?.as_bool();
@@ -53,7 +52,7 @@ fn explicit_bos(model: &OpenModel) -> Result<Option<bool>> {
     })
 }
 
-/// The id of a special token, whether or not it is put around documents.
+/// Returns the id of a special token, whether or not it is put around documents.
 pub(super) fn named(
     model: &OpenModel,
     tokenizer: &TextTokenizer,

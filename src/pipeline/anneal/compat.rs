@@ -1,27 +1,33 @@
-//! Whether set, learner and objective belong together.
+//! Checks that a set, a learner and an objective fit together.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
 use super::super::{BadInput, Usage};
-use super::AnnealOptions;
+use super::options::LossOptions;
+use crate::batch::Order;
 use crate::demo;
 use crate::fs::Digest;
 use crate::loss::{Normalize, Objective, Weighting};
 use crate::model::{ModelSource, OpenModel};
-use crate::shard::manifest::{MANIFEST_FILE, Manifest};
+use crate::shard::manifest::Manifest;
+use crate::shard::read::ShardSet;
 use crate::weight::{Center, DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
 
-/// Opens the model to begin with.
-pub(super) fn learner(options: &AnnealOptions, manifest: &Manifest) -> Result<OpenModel> {
-    if let Some(source) = &options.model {
+/// Opens the initial model: the one that was given, else the base that the set in `dir` was scored with.
+pub(super) fn learner(
+    given: Option<&ModelSource>,
+    dir: &Path,
+    manifest: &Manifest,
+) -> Result<OpenModel> {
+    if let Some(source) = given {
         return Ok(OpenModel::open(source)?);
     }
     let Some(base) = &manifest.plan.base else {
         return Err(Usage(format!(
-            "the set in {} was scored without a base model, so there is none to begin with\nhint: give --model DIR",
-            options.weights.display()
+            "the set in {} was scored without a base model, so there is no initial model\nhint: give --model DIR",
+            dir.display()
         ))
         .into());
     };
@@ -29,8 +35,8 @@ pub(super) fn learner(options: &AnnealOptions, manifest: &Manifest) -> Result<Op
         .unwrap_or_else(|| ModelSource::Directory(PathBuf::from(&base.path)));
     let model = OpenModel::open(&source).with_context(|| {
         format!(
-            "cannot open the base model {} of {}; give --model DIR if it has moved",
-            base.path, MANIFEST_FILE
+            "cannot open the base model {} of the manifest; give --model DIR if it has moved",
+            base.path
         )
     })?;
     let found = model.fingerprint();
@@ -44,12 +50,10 @@ pub(super) fn learner(options: &AnnealOptions, manifest: &Manifest) -> Result<Op
     Ok(model)
 }
 
-/// Checks that a set's ids are those of the learner, whose tokenizer has the fingerprint `tokenizer`, and that
-/// it holds what the weighting needs.
-pub(in super::super) fn check(
+/// Checks that the set in `dir` was tokenized with the learner's tokenizer, whose fingerprint is `tokenizer`.
+pub(in super::super) fn check_tokenizer(
     model: &OpenModel,
     tokenizer: Digest,
-    weighting: Weighting,
     dir: &Path,
     manifest: &Manifest,
 ) -> Result<()> {
@@ -63,6 +67,11 @@ pub(in super::super) fn check(
         ))
         .into());
     }
+    Ok(())
+}
+
+/// Checks that the set in `dir` stores what the weighting needs.
+pub(super) fn check_weighting(weighting: Weighting, dir: &Path, manifest: &Manifest) -> Result<()> {
     if weighting == Weighting::Static && manifest.plan.base.is_none() {
         return Err(Usage(format!(
             "--weighting static needs stored weights, but the set in {} was scored without --base-model\nhint: --weighting dynamic needs none",
@@ -73,29 +82,45 @@ pub(in super::super) fn check(
     Ok(())
 }
 
-/// Checks that a model has positions for the longest row of a set.
+/// Checks that a model was made for as many positions as the longest row of a set has.
 pub(in super::super) fn check_positions(model: &OpenModel, longest_row: usize) -> Result<()> {
     let positions = model.architecture().max_position_embeddings;
     if longest_row > positions {
         return Err(BadInput(format!(
-            "the set has rows of {longest_row} tokens, but {model} was made for {positions} positions"
+            "the set has rows of {longest_row} tokens, but {model} was made for {positions} positions\nhint: score \
+             the corpus again with --seq-len {positions}, or train a model that was made for more"
         ))
         .into());
     }
     Ok(())
 }
 
-/// What is minimised: what was asked for, and for what was left open, what the set was scored with.
-pub(super) fn objective(options: &AnnealOptions, manifest: &Manifest) -> Result<Objective> {
+/// Returns a length in tokens that no row of a set exceeds. If the row length of its plan is at most `enough`, it
+/// is that; else it is the length of the longest row, for which all ids are decoded.
+pub(in super::super) fn longest_row(set: &ShardSet, enough: usize) -> Result<usize> {
+    let bound = set.manifest().plan.seq_len as usize;
+    if bound <= enough {
+        return Ok(bound);
+    }
+    Ok(Order::new(set, 0, None)?.longest_row() as usize)
+}
+
+/// Returns what is minimised: what was asked for, and for what was left open, what the set was scored with.
+pub(super) fn objective(options: &LossOptions, manifest: &Manifest) -> Result<Objective> {
+    let LossOptions {
+        weighting,
+        epsilon,
+        temperature,
+        center,
+        normalize,
+        top_k_fraction,
+        z_loss,
+    } = *options;
     let stored = manifest.plan.formula;
-    if options.weighting == Weighting::Static {
+    if weighting == Weighting::Static {
         if let Some(stored) = stored
-            && (options
-                .epsilon
-                .is_some_and(|epsilon| epsilon != stored.epsilon())
-                || options
-                    .temperature
-                    .is_some_and(|temperature| temperature != stored.temperature()))
+            && (epsilon.is_some_and(|epsilon| epsilon != stored.epsilon())
+                || temperature.is_some_and(|temperature| temperature != stored.temperature()))
         {
             return Err(Usage(format!(
                 "static weights were made with epsilon {} and temperature {}, and can't be changed here\nhint: --weighting dynamic computes them anew, or score again with other values",
@@ -104,30 +129,30 @@ pub(super) fn objective(options: &AnnealOptions, manifest: &Manifest) -> Result<
             ))
             .into());
         }
-        if options.center == Center::None {
+        if center == Center::None {
             return Err(Usage(
                 "static weights were centred on the mean of their row when they were made, so --center none can't be had here\nhint: --weighting dynamic computes them anew".to_owned(),
             )
             .into());
         }
     }
-    let epsilon = stored.map_or(DEFAULT_EPSILON, |stored| stored.epsilon());
-    let temperature = stored.map_or(DEFAULT_TEMPERATURE, |stored| stored.temperature());
+    let default_epsilon = stored.map_or(DEFAULT_EPSILON, |stored| stored.epsilon());
+    let default_temperature = stored.map_or(DEFAULT_TEMPERATURE, |stored| stored.temperature());
     let formula = WeightFormula::new(
-        options.epsilon.unwrap_or(epsilon),
-        options.temperature.unwrap_or(temperature),
+        epsilon.unwrap_or(default_epsilon),
+        temperature.unwrap_or(default_temperature),
     )
     .map_err(|error| Usage(error.to_string()))?;
-    let default_normalize = match options.weighting {
+    let default_normalize = match weighting {
         Weighting::ExcessTopK => Normalize::Weights,
         _ => Normalize::Targets,
     };
     Ok(Objective {
-        weighting: options.weighting,
+        weighting,
         formula,
-        center: options.center,
-        normalize: options.normalize.unwrap_or(default_normalize),
-        top_k_fraction: options.top_k_fraction,
-        z_loss: options.z_loss,
+        center,
+        normalize: normalize.unwrap_or(default_normalize),
+        top_k_fraction,
+        z_loss,
     })
 }

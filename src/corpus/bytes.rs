@@ -5,7 +5,9 @@ use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use super::{Compression, CorpusOptions, Error, MAX_EXPANSION};
+use super::Error;
+use super::compression::{Compression, MAX_EXPANSION};
+use super::options::CorpusOptions;
 use crate::fs;
 
 /// Bytes read from a file at a time.
@@ -15,14 +17,14 @@ const BUFFER_BYTES: usize = 1 << 18;
 const FREE_BYTES: u64 = 64 << 20;
 
 /// A file that is read from its start, unpacked.
-pub(super) type Stream = BufReader<Unpacker<BufReader<fs::HashingFile>>>;
+pub(super) type ByteStream = BufReader<Unpacker<BufReader<fs::HashingFile>>>;
 
 /// Opens a file and unpacks it; `window_log` bounds the window of a Zstandard frame.
 pub(super) fn open(
     path: &Path,
     compression: Compression,
     window_log: u32,
-) -> Result<Stream, Error> {
+) -> Result<ByteStream, Error> {
     let failed = |error| read_error(path, compression, window_log, error);
     let mut packed = BufReader::with_capacity(BUFFER_BYTES, fs::HashingFile::open(path)?);
     if compression != Compression::None && packed.fill_buf().map_err(failed)?.is_empty() {
@@ -114,7 +116,7 @@ pub(super) fn read_error(
     }
     if compression == Compression::None || fs::is_of_system(&source) {
         return Error::Io(fs::Error {
-            action: "read",
+            operation: fs::Operation::Read,
             path,
             source,
         });

@@ -13,7 +13,7 @@ use crate::fs::{self, AtomicFile};
 use crate::pack::{PackStats, Packer, Packing};
 use crate::shard::read::ShardFile;
 use crate::shard::write::{ShardOptions, ShardWriter};
-use crate::shard::{self, manifest::Manifest};
+use crate::shard::{self, layout::shard_name};
 use crate::tokenize::TextTokenizer;
 use crate::types::{Document, OnBadRecord, Reject, Row, ScoredRow};
 
@@ -26,7 +26,7 @@ const QUEUE_LEN: usize = 4;
 /// Most records of a part that may be left out: a list of them has to fit into memory.
 pub const MAX_REJECTS_PER_PART: usize = 100_000;
 
-/// Says what models think of rows.
+/// Scores rows.
 pub trait RowScorer {
     /// Most tokens of a batch; a longer row is a batch of its own.
     fn batch_tokens(&self) -> usize;
@@ -39,7 +39,7 @@ pub trait RowScorer {
     fn score(&self, rows: Vec<Row>) -> Result<Vec<ScoredRow>>;
 }
 
-/// What turns a part into rows.
+/// Turns parts into rows.
 #[derive(Debug, Clone, Copy)]
 pub struct RowSource<'a> {
     /// The corpus.
@@ -52,11 +52,11 @@ pub struct RowSource<'a> {
     pub seq_len: u32,
     /// Documents of fewer tokens are left out.
     pub min_tokens: usize,
-    /// What is done with records that can't be read.
+    /// Reaction to records that can't be read.
     pub on_bad_record: OnBadRecord,
 }
 
-/// Where shards go.
+/// Writes shards.
 #[derive(Debug, Clone, Copy)]
 pub struct ShardSink<'a> {
     /// The set's folder.
@@ -65,7 +65,7 @@ pub struct ShardSink<'a> {
     pub options: ShardOptions,
 }
 
-/// What goes from stage to stage, part after part.
+/// A piece of a part, which goes from stage to stage.
 enum Piece<R> {
     /// Rows of the current part, and how many bytes of text they were made from.
     Rows(Vec<R>, u64),
@@ -101,8 +101,8 @@ pub fn run(
         let panicked = |what| move |_| anyhow::anyhow!("the {what} thread panicked");
         let written = writer.join().map_err(panicked("writer"))?;
         let read = reader.join().map_err(panicked("reader"))?;
-        // A stage that failed is the reason why the one after it ran dry, or the one before it had
-        // nobody to send to.
+        // A stage that failed is the reason that the one after it ran dry, or that the one before it could not
+        // send.
         let tokens = tokens?;
         read?;
         written?;
@@ -113,8 +113,8 @@ pub fn run(
 }
 
 impl RowSource<'_> {
-    /// Rows of the first documents of a part, up to about `max_bytes` of text, and how many documents
-    /// and bytes that was.
+    /// Returns the rows of the first documents of a part, up to about `max_bytes` of text, and the number of
+    /// documents and bytes they are from.
     ///
     /// # Errors
     ///
@@ -160,7 +160,7 @@ impl RowSource<'_> {
         Ok(Packer::new(self.packing, self.seq_len)?.with_min_tokens(self.min_tokens))
     }
 
-    /// A bad record's entry in the list, or the error that it is.
+    /// Returns a bad record's entry in the list, or its error if such records are not to be skipped.
     fn reject(&self, reject: Option<Reject>, error: anyhow::Error) -> Result<Reject> {
         match (self.on_bad_record, reject) {
             (OnBadRecord::Skip, Some(reject)) => Ok(reject),
@@ -184,7 +184,7 @@ impl RowSource<'_> {
         Ok((rows, rejects))
     }
 
-    /// The first stage.
+    /// Runs the first stage: reads, encodes and packs.
     fn read(&self, parts: &[&Part], send: &SyncSender<Piece<Row>>) -> Result<()> {
         let mut documents = self.corpus.reader();
         for part in parts {
@@ -255,7 +255,7 @@ fn too_many(part: &Part, rejects: &[Reject]) -> BadInput {
     ))
 }
 
-/// The stage in the middle; the number of tokens that went through.
+/// Runs the stage in the middle: scores. Returns the number of tokens that went through.
 fn score(
     parts: &[&Part],
     rows: &Receiver<Piece<Row>>,
@@ -311,12 +311,10 @@ fn score(
 }
 
 impl ShardSink<'_> {
-    /// The last stage.
+    /// Runs the last stage: writes and publishes.
     fn write(&self, parts: &[&Part], scored: &Receiver<Piece<ScoredRow>>) -> Result<()> {
         for part in parts {
-            let path = self
-                .dir
-                .join(Manifest::shard_name(part.index, self.options.format));
+            let path = self.dir.join(shard_name(part.index, self.options.format));
             let options = ShardOptions {
                 part: part.index,
                 ..self.options
@@ -344,8 +342,8 @@ impl ShardSink<'_> {
             };
             let (file, _) = writer.finish(&stats).map_err(failed)?;
             if !file.publish_new()? {
-                // Another run of this worker was faster. It made the same bytes, unless somebody
-                // replaced the plan while it ran, which is better known now than when all is made.
+                // Another run of this worker was faster. It made the same bytes, unless the plan was replaced
+                // while it ran, which is better known now than at the end.
                 let has_base = options.has_base;
                 ShardFile::open(&path, options.format, options.part, has_base)?
                     .expect_plan(options.plan)?;

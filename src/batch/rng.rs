@@ -1,9 +1,9 @@
 //! The random numbers that decide an order.
 
-/// A stream of random numbers: SplitMix64 (Steele, Lea & Flood, 2014) from a BLAKE3 of its purpose.
-pub(super) struct Stream(u64);
+/// The generator of Steele, Lea & Flood (2014), seeded by the BLAKE3 of a purpose.
+pub(super) struct SplitMix64(u64);
 
-impl Stream {
+impl SplitMix64 {
     pub fn new(seed: u64, epoch: u64, window: u64) -> Self {
         let mut key = Vec::from(*b"remit shuffle 1");
         for number in [seed, epoch, window] {
@@ -12,7 +12,7 @@ impl Stream {
         Self::of_key(&key)
     }
 
-    /// The stream that belongs to a key.
+    /// Returns the generator that belongs to a key.
     pub fn of_key(key: &[u8]) -> Self {
         let digest = blake3::hash(key);
         let (first, _) = digest
@@ -59,7 +59,7 @@ mod tests {
         #[test]
         fn a_shuffle_is_a_permutation(n in 0_usize..200, seed in any::<u64>()) {
             let mut items: Vec<usize> = (0..n).collect();
-            Stream::new(seed, 0, 0).shuffle(&mut items);
+            SplitMix64::new(seed, 0, 0).shuffle(&mut items);
             items.sort_unstable();
             prop_assert_eq!(items, (0..n).collect::<Vec<_>>());
         }

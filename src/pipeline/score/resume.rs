@@ -1,45 +1,46 @@
-//! What is there already of a set, and whether a run may go on with it.
+//! Finds what there is of a set already, and checks that a run may continue it.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::score::ScoreOptions;
-use super::{Progress, Usage};
+use super::super::{Progress, Usage};
 use crate::corpus::{Corpus, Input, Part};
 use crate::fs;
-use crate::shard::manifest::{
-    MANIFEST_FILE, Manifest, PLAN_FILE, Plan, REJECTS_FILE, SHARD_PREFIX,
-};
+use crate::shard::assemble::assemble;
+use crate::shard::layout::{DESCRIPTION_DIR, SHARD_PREFIX, shard_name};
+use crate::shard::manifest::Manifest;
+use crate::shard::plan::Plan;
 use crate::shard::read::ShardFile;
 use crate::shard::schema::ShardFormat;
+use crate::shard::verify::rejects;
 
-/// Compares a plan with the one that is there, if there is one.
-pub(super) fn compare_plan(dir: &Path, plan: &Plan) -> Result<()> {
+/// Compares a plan with that of the folder, if there is one.
+pub(in super::super) fn compare_plan(dir: &Path, plan: &Plan) -> Result<()> {
     match Plan::load(dir)? {
         Some(existing) => refuse_differences(dir, &existing, plan),
         None => Ok(()),
     }
 }
 
-/// Writes plan.json, or compares with the one that is there; returns the one that is in force.
+/// Writes the plan, or compares with the existing one; returns the one in force.
 pub(super) fn settle_plan(dir: &Path, plan: Plan) -> Result<Plan> {
     if Plan::load(dir)?.is_none() {
-        // Who lost a plan.json can have it back from the manifest, where it is word for word.
+        // A lost plan can be restored from the manifest, which has every word of it.
         if let Some(Manifest { plan: existing, .. }) = Manifest::load_if_present(dir)? {
             refuse_differences(dir, &existing, &plan)?;
             existing.save(dir)?;
             return Ok(existing);
         }
         // Without its plan nobody can tell what these were made with.
-        let orphan = fs::list(dir)?.into_iter().find(|name| belongs_to_set(name));
+        let orphan = fs::list(dir)?.into_iter().find(|name| is_shard(name));
         if let Some(orphan) = orphan
             && Plan::load(dir)?.is_none()
         {
             return Err(Usage(format!(
-                "{} holds {}, but no plan.json that says how it was made\nhint: give another -o, or \
+                "{} holds {}, but no plan in {DESCRIPTION_DIR}/ that says how it was made\nhint: give another -o, or \
                  an empty folder",
                 dir.display(),
                 orphan.display()
@@ -51,7 +52,7 @@ pub(super) fn settle_plan(dir: &Path, plan: Plan) -> Result<Plan> {
         }
     }
     // There was one, or another worker was faster.
-    let existing = Plan::load(dir)?.context("plan.json has vanished while it was read")?;
+    let existing = Plan::load(dir)?.context("the plan has vanished while it was read")?;
     refuse_differences(dir, &existing, &plan)?;
     Ok(existing)
 }
@@ -61,38 +62,39 @@ fn refuse_differences(dir: &Path, existing: &Plan, plan: &Plan) -> Result<()> {
     if differences.is_empty() {
         return Ok(());
     }
-    // A plan under which nothing was made, say because the first record was bad, is not replaced here:
-    // a worker may be at its first shard under it, and once that is published, whoever goes by the new
-    // plan leaves it as it is, and learns only when all the rest is made that it does not belong.
-    let hint = if fs::list(dir)?.iter().any(|name| belongs_to_set(name)) {
-        "give another -o, or the options and inputs it was begun with".to_owned()
+    // A plan is not replaced even if nothing was made under it, say because the first record was bad. A worker may
+    // be at its first shard under it. Workers of the new plan would keep that shard, and learn only at the end that
+    // it does not belong.
+    let is_begun = Manifest::is_present(dir)? || fs::list(dir)?.iter().any(|name| is_shard(name));
+    let hint = if is_begun {
+        "give another -o, or the options and inputs it was started with".to_owned()
     } else {
         format!(
             "no shard was made under that plan yet: if no worker runs with it any more, remove {} and \
              run this command again; else give another -o",
-            dir.join(PLAN_FILE).display()
+            existing.path(dir).display()
         )
     };
     Err(Usage(format!(
-        "{} was begun with other inputs or options:\n  {}\nhint: {hint}",
+        "{} was started with other inputs or options:\n  {}\nhint: {hint}",
         dir.display(),
         differences.join("\n  ")
     ))
     .into())
 }
 
-/// Whether a file is a shard or a manifest, by its name.
-fn belongs_to_set(name: &OsStr) -> bool {
-    name == MANIFEST_FILE || name.as_encoded_bytes().starts_with(SHARD_PREFIX.as_bytes())
+/// Returns whether a file is a shard, by its name.
+fn is_shard(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(SHARD_PREFIX.as_bytes())
 }
 
-/// What can be said of the places alone: the output may not be a file, and URLs have to name buckets.
-pub(super) fn check_places(options: &ScoreOptions) -> Result<()> {
-    let inputs = options.inputs.iter().flat_map(|input| match input {
+/// Checks what can be told from places alone: the output may not be a file, and URLs have to name buckets.
+pub(super) fn check_places(inputs: &[Input], output: &Path) -> Result<()> {
+    let paths = inputs.iter().flat_map(|input| match input {
         Input::Path(path) => std::slice::from_ref(path),
         Input::List(paths) => paths,
     });
-    for path in inputs.chain([&options.output]) {
+    for path in paths.map(PathBuf::as_path).chain([output]) {
         if fs::lacks_bucket(path) {
             let shown = path.display();
             return Err(Usage(format!(
@@ -102,13 +104,13 @@ pub(super) fn check_places(options: &ScoreOptions) -> Result<()> {
             .into());
         }
     }
-    Ok(fs::expect_no_file(&options.output)?)
+    Ok(fs::expect_no_file(output)?)
 }
 
-/// The set may not become part of its own corpus.
-pub(super) fn refuse_output_inside_input(options: &ScoreOptions) -> Result<()> {
-    let output = fs::canonicalize_missing(&options.output)?;
-    let paths = options.inputs.iter().filter_map(|input| match input {
+/// Refuses an output folder inside an input: the set may not become part of its own corpus.
+pub(super) fn refuse_output_inside_input(inputs: &[Input], dir: &Path) -> Result<()> {
+    let output = fs::canonicalize_missing(dir)?;
+    let paths = inputs.iter().filter_map(|input| match input {
         Input::Path(path) => Some(path),
         _ => None,
     });
@@ -117,7 +119,7 @@ pub(super) fn refuse_output_inside_input(options: &ScoreOptions) -> Result<()> {
             return Err(Usage(format!(
                 "-o {} lies inside the input {}, so the next run would take its shards for text\nhint: \
                  give an -o outside of it",
-                options.output.display(),
+                dir.display(),
                 input.display()
             ))
             .into());
@@ -126,18 +128,23 @@ pub(super) fn refuse_output_inside_input(options: &ScoreOptions) -> Result<()> {
     Ok(())
 }
 
-/// As [`refuse_output_inside_input`], of what patterns and lists come to.
-pub(super) fn refuse_output_in_corpus(options: &ScoreOptions, corpus: &Corpus) -> Result<()> {
-    let output = fs::canonicalize_missing(&options.output)?;
+/// Refuses an output folder among the files that patterns and lists come to.
+pub(super) fn refuse_output_in_corpus(
+    inputs: &[Input],
+    dir: &Path,
+    format: ShardFormat,
+    corpus: &Corpus,
+) -> Result<()> {
+    let output = fs::canonicalize_missing(dir)?;
     let refuse = |what: &str| {
         Usage(format!(
             "-o {} lies among the inputs: {what}, so shards would be taken for text\nhint: give an -o \
              outside of them, or a pattern that leaves it out",
-            options.output.display()
+            dir.display()
         ))
     };
-    let shard = options.output.join(Manifest::shard_name(0, options.format));
-    for input in &options.inputs {
+    let shard = dir.join(shard_name(0, format));
+    for input in inputs {
         if let Input::Path(pattern) = input
             && fs::matches(pattern, &shard)
         {
@@ -152,9 +159,14 @@ pub(super) fn refuse_output_in_corpus(options: &ScoreOptions, corpus: &Corpus) -
     Ok(())
 }
 
-pub(super) fn missing_parts(dir: &Path, format: ShardFormat, parts: &[Part]) -> Result<Vec<u32>> {
+/// Lists the parts without a shard.
+pub(in super::super) fn missing_parts(
+    dir: &Path,
+    format: ShardFormat,
+    parts: &[Part],
+) -> Result<Vec<u32>> {
     let names: BTreeSet<OsString> = fs::list(dir)?.into_iter().collect();
-    let is_missing = |part: &u32| !names.contains(OsStr::new(&Manifest::shard_name(*part, format)));
+    let is_missing = |part: &u32| !names.contains(OsStr::new(&shard_name(*part, format)));
     Ok(parts
         .iter()
         .map(|part| part.index)
@@ -162,8 +174,8 @@ pub(super) fn missing_parts(dir: &Path, format: ShardFormat, parts: &[Part]) -> 
         .collect())
 }
 
-/// Makes the manifest from the shards, or reads the one that is there; shards of the parts that were
-/// `made` just now have to be what it says.
+/// Makes the manifest from the shards, or reads the existing one. In that case shards of the parts that were
+/// `made` just now have to be those that it lists.
 pub(super) fn complete(
     dir: &Path,
     plan: Plan,
@@ -177,25 +189,24 @@ pub(super) fn complete(
         for entry in manifest.shards.iter().filter(|entry| is_made(entry.part)) {
             ShardFile::open_verified(dir, entry, &plan, identity)?;
         }
-        if let Some(rejects) = &manifest.rejects
-            && !fs::exists(&dir.join(&rejects.file))?
+        if let Some(list) = &manifest.rejects
+            && !fs::exists(&dir.join(&list.file))?
         {
-            Manifest::from_shards(dir, plan)?.save_rejects(dir)?;
-            manifest.verify_rejects(dir)?;
+            assemble(dir, plan)?.save_rejects(dir)?;
+            rejects(dir, &manifest)?;
         }
         sweep(dir)?;
         return Ok(manifest);
     }
     progress.note("reading back and hashing all shards");
-    let manifest = Manifest::from_shards(dir, plan)?.save(dir)?;
+    let manifest = assemble(dir, plan)?.save(dir)?;
     sweep(dir)?;
     Ok(manifest)
 }
 
 /// Removes what killed runs left behind in a complete set.
 fn sweep(dir: &Path) -> Result<()> {
-    for target in [SHARD_PREFIX, PLAN_FILE, REJECTS_FILE, MANIFEST_FILE] {
-        fs::remove_stale_temps(dir, target)?;
-    }
+    fs::remove_stale_temps(dir, SHARD_PREFIX)?;
+    fs::remove_stale_temps(&dir.join(DESCRIPTION_DIR), "")?;
     Ok(())
 }

@@ -1,0 +1,96 @@
+//! The files of a corpus, known by content.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::Error;
+use super::bytes;
+use super::compression::Compression;
+use super::format::Format;
+use super::options::CorpusOptions;
+use super::parts::Part;
+use crate::fs::{self, Digest, Stamp};
+
+/// One file of the corpus.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CorpusFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What its documents carry as their source; unique in the corpus.
+    pub source: Arc<str>,
+    /// How it holds documents.
+    pub format: Format,
+    /// How it is compressed.
+    pub compression: Compression,
+    /// Size as stored, bytes.
+    pub size_bytes: u64,
+    /// BLAKE3 of the file as stored.
+    pub digest: Digest,
+    /// What the file looked like when it was hashed.
+    pub stamp: Stamp,
+}
+
+impl CorpusFile {
+    /// Fails when the file has been written to since it was hashed.
+    pub(super) fn expect_unchanged(&self) -> Result<(), Error> {
+        match self.stamp.difference(&fs::stamp(&self.path)?) {
+            None => Ok(()),
+            Some(how) => Err(Error::Changed {
+                path: self.path.clone(),
+                how,
+            }),
+        }
+    }
+}
+
+/// Files, known by content, and their parts.
+#[derive(Debug, Clone)]
+pub struct Corpus {
+    pub(super) files: Vec<CorpusFile>,
+    pub(super) parts: Vec<Part>,
+    pub(super) skipped: Vec<PathBuf>,
+    pub(super) options: CorpusOptions,
+    pub(super) part_bytes: u64,
+}
+
+impl Corpus {
+    /// The files, in byte order of their sources.
+    pub fn files(&self) -> &[CorpusFile] {
+        &self.files
+    }
+
+    /// The parts; together they are the whole corpus, in order. There is at least one.
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// Files inside the given folders that are of no supported type.
+    pub fn skipped(&self) -> &[PathBuf] {
+        &self.skipped
+    }
+
+    /// Target size of a part that was used, bytes.
+    pub fn part_bytes(&self) -> u64 {
+        self.part_bytes
+    }
+
+    /// Size of all files as stored, bytes.
+    pub fn total_bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.size_bytes).sum()
+    }
+
+    /// What the inputs are taken for.
+    pub fn options(&self) -> &CorpusOptions {
+        &self.options
+    }
+
+    pub(super) fn file(&self, index: usize) -> Option<&CorpusFile> {
+        self.files.get(index)
+    }
+
+    pub(super) fn read_error(&self, file: &CorpusFile, error: io::Error) -> Error {
+        let window_log = self.options.zstd_window_log;
+        bytes::read_error(&file.path, file.compression, window_log, error)
+    }
+}

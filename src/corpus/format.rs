@@ -1,0 +1,50 @@
+//! What kinds of files there are, told by their names.
+
+use std::path::Path;
+
+use super::compression::Compression;
+use super::tokens::TokenLayout;
+
+/// How a file holds documents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Format {
+    /// The whole file is one document.
+    Text,
+    /// One JSON object a line.
+    Jsonl,
+    /// One row a document.
+    Parquet,
+    /// One row a document, in Arrow's IPC format.
+    Arrow,
+    /// Token ids.
+    Tokens(TokenLayout),
+}
+
+/// Returns what a file's name says about its content; `None` when it is not supported.
+pub(super) fn classify(path: &Path) -> Option<(Format, Compression)> {
+    let name = path.file_name()?.as_encoded_bytes().to_ascii_lowercase();
+    let (stem, compression) = if let Some(stem) = name.strip_suffix(b".gz") {
+        (stem, Compression::Gzip)
+    } else if let Some(stem) = name.strip_suffix(b".zst") {
+        (stem, Compression::Zstd)
+    } else {
+        (name.as_slice(), Compression::None)
+    };
+    let ends = |suffix: &str| stem.ends_with(suffix.as_bytes());
+    if ends(".txt") || ends(".md") {
+        Some((Format::Text, compression))
+    } else if ends(".jsonl") || ends(".ndjson") {
+        Some((Format::Jsonl, compression))
+    } else if ends(".parquet") {
+        Some((Format::Parquet, compression))
+    } else if ends(".arrow") || ends(".feather") {
+        Some((Format::Arrow, compression))
+    } else if compression != Compression::None {
+        None
+    } else if ends(".npy") || ends(".bin") {
+        Some((Format::Tokens(TokenLayout::UNREAD), compression))
+    } else {
+        None
+    }
+}

@@ -1,0 +1,167 @@
+//! What is at a path, and what is in a folder.
+
+use std::ffi::OsString;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use super::error::{Context, Result, attempt};
+use super::file::open;
+use super::operation::Operation;
+use super::remote;
+use super::url::Url;
+
+/// Size of a file in bytes.
+pub fn size_bytes(path: &Path) -> Result<u64> {
+    attempt(Operation::ReadSize, path, || match Url::of(path) {
+        None => std::fs::metadata(path).map(|meta| meta.len()),
+        Some(url) => remote::size_bytes(&url),
+    })
+}
+
+/// Reads a whole file.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(path)?
+        .read_to_end(&mut bytes)
+        .during(Operation::Read, path)?;
+    Ok(bytes)
+}
+
+/// Reads a list of paths, one a line; `-` is stdin. Blank lines are left out.
+pub fn read_list(path: &Path) -> Result<Vec<PathBuf>> {
+    let text = if path == Path::new("-") {
+        io::read_to_string(io::stdin()).during(Operation::ReadList, Path::new("stdin"))?
+    } else {
+        io::read_to_string(open(path)?).during(Operation::Read, path)?
+    };
+    Ok(text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .map(PathBuf::from)
+        .collect())
+}
+
+/// Whether anything exists at the path; an error other than "not found" is reported.
+pub fn exists(path: &Path) -> Result<bool> {
+    attempt(Operation::LookAt, path, || {
+        let Some(url) = Url::of(path) else {
+            return path.try_exists();
+        };
+        match remote::size_bytes(&url) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Ok(!remote::list(&url)?.is_empty())
+            }
+            Err(error) => Err(error),
+        }
+    })
+}
+
+/// Whether the path is a folder, or a prefix of objects; `false` when nothing is there.
+pub fn is_dir(path: &Path) -> Result<bool> {
+    attempt(Operation::LookAt, path, || match Url::of(path) {
+        Some(url) => Ok(!remote::list(&url)?.is_empty()),
+        None => match std::fs::metadata(path) {
+            Ok(meta) => Ok(meta.is_dir()),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        },
+    })
+}
+
+/// The absolute path without links, `.` and `..`.
+pub fn canonicalize(path: &Path) -> Result<PathBuf> {
+    if Url::of(path).is_some() {
+        return Ok(path.to_owned());
+    }
+    attempt(Operation::Resolve, path, || path.canonicalize())
+}
+
+/// Refuses a path where something else than a folder is, which [`create_dir_all`] would do later.
+pub fn expect_no_file(path: &Path) -> Result<()> {
+    if Url::of(path).is_some() || is_dir(path)? || !exists(path)? {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::AlreadyExists,
+        "a file is there",
+    ))
+    .during(Operation::CreateFolder, path)
+}
+
+/// Whether the path is a URL that names no bucket; whatever is joined to it would be taken for one.
+pub fn lacks_bucket(path: &Path) -> bool {
+    Url::of(path).is_some_and(|url| url.bucket.is_empty())
+}
+
+/// Creates a folder and its parents. Object stores need none.
+pub fn create_dir_all(path: &Path) -> Result<()> {
+    if Url::of(path).is_some() {
+        return Ok(());
+    }
+    attempt(Operation::CreateFolder, path, || {
+        std::fs::create_dir_all(path)
+    })
+}
+
+/// Removes a file.
+pub fn remove_file(path: &Path) -> Result<()> {
+    attempt(Operation::Remove, path, || match Url::of(path) {
+        None => std::fs::remove_file(path),
+        Some(url) => remote::delete(&url),
+    })
+}
+
+/// Names in a folder, in byte order.
+pub fn list(dir: &Path) -> Result<Vec<OsString>> {
+    let mut names: Vec<OsString> = attempt(Operation::List, dir, || match Url::of(dir) {
+        None => std::fs::read_dir(dir)?
+            .map(|entry| Ok(entry?.file_name()))
+            .collect(),
+        Some(url) => Ok(remote::list(&url)?.into_iter().map(Into::into).collect()),
+    })?;
+    names.sort();
+    Ok(names)
+}
+
+/// The absolute path without links, of something that need not exist: its folders that do exist are
+/// resolved.
+pub fn canonicalize_missing(path: &Path) -> Result<PathBuf> {
+    if Url::of(path).is_some() {
+        return Ok(path.to_owned());
+    }
+    let absolute = std::path::absolute(path).during(Operation::Resolve, path)?;
+    for ancestor in absolute.ancestors() {
+        if exists(ancestor)? {
+            let rest = absolute.strip_prefix(ancestor).unwrap_or(Path::new(""));
+            return Ok(canonicalize(ancestor)?.join(rest));
+        }
+    }
+    Ok(absolute)
+}
+
+/// The folder that holds a path; the current folder for a bare name.
+pub(super) fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    }
+}
+
+pub(super) fn sync_dir(dir: &Path) -> Result<()> {
+    // Windows can't open a folder as a file, and needs no such call.
+    if cfg!(unix) {
+        attempt(Operation::SyncFolder, dir, || {
+            std::fs::File::open(dir)?.sync_all()
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,16 @@
+//! Opens the device that models compute on.
+
+use super::Progress;
+use crate::model::{self, ComputeDevice, DeviceChoice};
+
+/// Opens the device that was asked for, and notes which it is if that was left open.
+pub(crate) fn open_device(
+    choice: DeviceChoice,
+    progress: &dyn Progress,
+) -> Result<ComputeDevice, model::Error> {
+    let (device, why_not_a_gpu) = ComputeDevice::open(choice)?;
+    if let Some(reason) = why_not_a_gpu {
+        progress.note(&format!("computing on the {device}: {reason}"));
+    }
+    Ok(device)
+}

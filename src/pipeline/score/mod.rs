@@ -1,0 +1,118 @@
+//! remit-score: corpus to shards.
+//!
+//! [`stages`] turn parts into shards; a shard appears under its name only when it is complete. When the shards of
+//! all parts are there, the manifest is made from them, and from nothing else: it is the same whoever computed
+//! them, in however many attempts.
+
+mod models;
+mod options;
+mod prepare;
+mod resume;
+mod special;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::stages::{self, ShardSink};
+use super::{Progress, StopFlag};
+use crate::corpus::Part;
+use crate::fs::{self, Digest};
+use crate::shard::manifest::Manifest;
+use crate::shard::write::ShardOptions;
+
+pub use options::*;
+pub(super) use prepare::Prepared;
+pub(super) use resume::{compare_plan, missing_parts};
+use resume::{complete, settle_plan};
+
+/// Report on a run.
+#[derive(Debug, Serialize)]
+pub struct ScoreReport {
+    /// Parts that this run computed.
+    pub scored_parts: usize,
+    /// Number of parts in all.
+    pub num_parts: usize,
+    /// Tokens that this run computed.
+    pub scored_tokens: u64,
+    /// Seconds it spent with the models loaded.
+    pub seconds: f64,
+    /// Parts that are still missing.
+    pub missing_parts: Vec<u32>,
+    /// The finished set; `None` while parts of other workers are missing.
+    pub manifest: Option<Manifest>,
+}
+
+/// Scores what is missing of a set and completes it if it can.
+///
+/// # Errors
+///
+/// When an input is missing or bad, when the output folder belongs to another plan, and when reading
+/// or writing fails. Finished parts are kept in every case.
+pub fn run(
+    options: &ScoreOptions,
+    stop: &StopFlag,
+    progress: &dyn Progress,
+) -> Result<ScoreReport> {
+    let Prepared {
+        corpus,
+        models,
+        compute,
+        plan,
+    } = Prepared::new(options, stop, progress)?;
+    let SetOptions { output, format, .. } = &options.shards;
+    fs::create_dir_all(output)?;
+    let plan = settle_plan(output, plan)?;
+
+    let mut missing = missing_parts(output, *format, corpus.parts())?;
+    let mine: Vec<&Part> = corpus
+        .parts()
+        .iter()
+        .filter(|part| missing.contains(&part.index))
+        .filter(|part| options.worker.has_part(part.index))
+        .collect();
+    let mut report = ScoreReport {
+        scored_parts: mine.len(),
+        num_parts: corpus.parts().len(),
+        scored_tokens: 0,
+        seconds: 0.0,
+        missing_parts: Vec::new(),
+        manifest: None,
+    };
+    if !mine.is_empty() {
+        let done_before = corpus.parts().len() - missing.len();
+        if done_before > 0 {
+            progress.note(&format!("{done_before} parts are there already"));
+        }
+        let scorer = models.load(
+            options.compute.batch_tokens,
+            &options.shards,
+            &compute,
+            progress,
+        )?;
+        let started = std::time::Instant::now();
+        let source = models.source(&options.rows, options.corpus.on_bad_record, &corpus);
+        let sink = ShardSink {
+            dir: output,
+            options: shard_options(options, plan.identity()?),
+        };
+        report.scored_tokens = stages::run(&source, &mine, &scorer, &sink, stop, progress)?;
+        report.seconds = started.elapsed().as_secs_f64();
+        missing = missing_parts(output, *format, corpus.parts())?;
+    }
+    if missing.is_empty() {
+        report.manifest = Some(complete(output, plan, &mine, progress)?);
+    }
+    report.missing_parts = missing;
+    Ok(report)
+}
+
+/// Returns what every shard is made with; the part is filled in for each.
+pub(super) fn shard_options(options: &ScoreOptions, plan: Digest) -> ShardOptions {
+    ShardOptions {
+        part: 0,
+        format: options.shards.format,
+        has_base: options.compute.base.is_some(),
+        exact: options.shards.exact,
+        plan,
+    }
+}

@@ -1,0 +1,189 @@
+//! The models that score: what their files say, and their log-probs of rows.
+
+use anyhow::{Context, Result};
+
+use super::super::stages::{RowScorer, RowSource};
+use super::super::{BadInput, Progress, Usage, tokenizer_of};
+use super::options::{ComputeOptions, DEFAULT_SEQ_LEN, RowOptions, SetOptions};
+use super::special::{named, special_tokens};
+use crate::corpus::Corpus;
+use crate::model::{Compute, Decoder, OpenModel};
+use crate::pack::Packer;
+use crate::shard::write::round_log_probs;
+use crate::tokenize::TextTokenizer;
+use crate::types::{OnBadRecord, Row, ScoredRow, TokenId};
+use crate::weight::WeightFormula;
+
+/// The models, open but not loaded, and what is known of them.
+pub(in super::super) struct Models {
+    /// The RL-tuned model.
+    pub rl: OpenModel,
+    /// The frozen base, if there is one.
+    pub base: Option<OpenModel>,
+    /// The tokenizer that both share, with the special tokens of documents.
+    pub tokenizer: TextTokenizer,
+    /// Number of ids that both have embeddings for.
+    pub vocab_size: usize,
+    /// The id that ends a document in pre-training, if they name one.
+    pub eos: Option<TokenId>,
+    /// Longest row, tokens.
+    pub seq_len: u32,
+}
+
+impl Models {
+    /// Opens the models, and checks everything that needs no weights, so that mistakes show at once.
+    pub fn examine(rows: &RowOptions, options: &ComputeOptions) -> Result<Self> {
+        let rl = OpenModel::open(&options.rl)?;
+        let mut longest = rl.architecture().max_position_embeddings;
+        let mut vocab_size = rl.architecture().vocab_size;
+        let tokenizer = tokenizer_of(&rl)?;
+        let base = options.base.as_ref().map(OpenModel::open).transpose()?;
+        if let Some(base) = &base {
+            let architecture = base.architecture();
+            longest = longest.min(architecture.max_position_embeddings);
+            vocab_size = vocab_size.min(architecture.vocab_size);
+            tokenizer.compare(&tokenizer_of(base)?).context(
+                "the base and the RL model have to share a tokenizer, since their log-probs of \
+                 the same ids are compared",
+            )?;
+        }
+        if tokenizer.vocab_size() > vocab_size {
+            return Err(BadInput(format!(
+                "the tokenizer of {} has ids up to {}, but the model has {vocab_size} embeddings",
+                rl,
+                tokenizer.vocab_size() - 1
+            ))
+            .into());
+        }
+        let longest = u32::try_from(longest).unwrap_or(u32::MAX);
+        let seq_len = match rows.seq_len {
+            Some(seq_len) if seq_len > longest => {
+                return Err(Usage(format!(
+                    "--seq-len {seq_len} exceeds the {longest} positions that the models were made for"
+                ))
+                .into());
+            }
+            Some(seq_len) => seq_len,
+            None => DEFAULT_SEQ_LEN.min(longest),
+        };
+        Packer::new(rows.packing, seq_len).map_err(|error| Usage(format!("--seq-len: {error}")))?;
+        // An RL-tuned chat model often ends its turns with another token than the one that ends documents in
+        // pre-training, so the base's files come first.
+        let source = base.as_ref().unwrap_or(&rl);
+        let special = special_tokens(rows, source, &tokenizer)?;
+        for (name, id) in [("BOS", special.bos), ("EOS", special.eos)] {
+            if let Some(id) = id
+                && usize::try_from(id).map_or(true, |id| id >= vocab_size)
+            {
+                return Err(BadInput(format!(
+                    "the {name} token of {source} has the id {id}, but the model has {vocab_size} embeddings\nhint: \
+                     correct tokenizer_config.json or config.json, or turn it off with --{} never",
+                    name.to_lowercase()
+                ))
+                .into());
+            }
+        }
+        Ok(Self {
+            eos: named(source, &tokenizer, "eos_token")?,
+            rl,
+            base,
+            tokenizer: tokenizer.with_special_tokens(special),
+            vocab_size,
+            seq_len,
+        })
+    }
+
+    /// Returns the first stage, which turns a corpus into rows.
+    pub fn source<'a>(
+        &'a self,
+        rows: &RowOptions,
+        on_bad_record: OnBadRecord,
+        corpus: &'a Corpus,
+    ) -> RowSource<'a> {
+        RowSource {
+            corpus,
+            tokenizer: &self.tokenizer,
+            packing: rows.packing,
+            seq_len: self.seq_len,
+            min_tokens: rows.min_tokens,
+            on_bad_record,
+        }
+    }
+
+    /// Loads the weights of both models.
+    ///
+    /// # Errors
+    ///
+    /// When they can't be read, or the device has not enough memory.
+    pub fn load(
+        &self,
+        batch_tokens: usize,
+        shards: &SetOptions,
+        compute: &Compute,
+        progress: &dyn Progress,
+    ) -> Result<impl RowScorer + use<>> {
+        let load = |model: &OpenModel| {
+            progress.note(&format!("loading {model}"));
+            Decoder::from_open(model, compute)
+        };
+        let rl = load(&self.rl)?;
+        let base = self.base.as_ref().map(load).transpose()?;
+        let most_tokens = base
+            .iter()
+            .map(Decoder::max_batch_tokens)
+            .fold(rl.max_batch_tokens(), usize::min);
+        Ok(Scorer {
+            exact: shards.exact,
+            formula: shards.formula,
+            batch_tokens: batch_tokens.min(most_tokens),
+            rl,
+            base,
+        })
+    }
+}
+
+struct Scorer {
+    exact: bool,
+    formula: WeightFormula,
+    rl: Decoder,
+    base: Option<Decoder>,
+    batch_tokens: usize,
+}
+
+impl RowScorer for Scorer {
+    fn batch_tokens(&self) -> usize {
+        self.batch_tokens
+    }
+
+    /// Static weights are made from the log-probs as they are stored, so that they can be made again from the
+    /// columns.
+    fn score(&self, rows: Vec<Row>) -> Result<Vec<ScoredRow>> {
+        let ids: Vec<&[TokenId]> = rows.iter().map(|row| row.input_ids.as_slice()).collect();
+        let run = |model: &Decoder| -> Result<Vec<Vec<f32>>> {
+            let mut all = model.target_log_probs(&ids)?;
+            if !self.exact {
+                all.iter_mut()
+                    .for_each(|log_probs| round_log_probs(log_probs));
+            }
+            Ok(all)
+        };
+        let rl = run(&self.rl)?;
+        let base = match &self.base {
+            Some(base) => run(base)?.into_iter().map(Some).collect(),
+            None => vec![None; rows.len()],
+        };
+        let scored =
+            rows.into_iter()
+                .zip(rl)
+                .zip(base)
+                .map(|((row, rl_logprobs), base_logprobs)| {
+                    let weights = base_logprobs.as_ref().map(|base| {
+                        let mut weights = vec![0.0; base.len()];
+                        self.formula.weights(&rl_logprobs, base, &mut weights);
+                        weights
+                    });
+                    row.scored(rl_logprobs, base_logprobs, weights)
+                });
+        Ok(scored.collect())
+    }
+}

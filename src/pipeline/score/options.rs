@@ -1,0 +1,130 @@
+//! Options of a run.
+
+use std::path::PathBuf;
+
+use crate::corpus::Input;
+use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
+use crate::pack::Packing;
+use crate::shard::schema::ShardFormat;
+use crate::types::{OnBadRecord, TokenDtype, TokenId};
+use crate::weight::WeightFormula;
+
+/// Default for the most tokens of a batch.
+pub const DEFAULT_BATCH_TOKENS: usize = 16_384;
+/// Default for the longest row, in tokens, where the models allow it.
+pub const DEFAULT_SEQ_LEN: u32 = 4096;
+
+/// Choice about a special token around documents.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+#[non_exhaustive]
+pub enum AddToken {
+    /// BOS where the tokenizer's own template has one; EOS where the model has one.
+    #[default]
+    Auto,
+    /// Yes; an error when the model has none.
+    Always,
+    /// No.
+    Never,
+}
+
+/// Everything that a run is asked for.
+#[derive(Debug, Clone)]
+pub struct ScoreOptions {
+    /// The corpus to score.
+    pub corpus: InputOptions,
+    /// The way from documents to rows.
+    pub rows: RowOptions,
+    /// The models that score them, and their device.
+    pub compute: ComputeOptions,
+    /// The set to write.
+    pub shards: SetOptions,
+    /// This worker's part of the work.
+    pub worker: WorkerOptions,
+}
+
+/// The corpus to score.
+#[derive(Debug, Clone)]
+pub struct InputOptions {
+    /// Files, folders, patterns, lists of files.
+    pub inputs: Vec<Input>,
+    /// Key or column that holds the text, or token ids; `None` for the default.
+    pub text_field: Option<String>,
+    /// Reaction to records that can't be read.
+    pub on_bad_record: OnBadRecord,
+    /// Most bytes of one record.
+    pub max_record_bytes: u64,
+    /// Documents after this many are left out.
+    pub limit_docs: Option<u64>,
+    /// How ids are stored in files of token ids without a header.
+    pub token_dtype: Option<TokenDtype>,
+    /// The id that ends a document in files of token ids; `None` for the model's EOS.
+    pub separator: Option<TokenId>,
+    /// The largest window that a Zstandard frame may ask for, as a power of two.
+    pub zstd_window_log: u32,
+    /// Target size of a part in bytes; `None` for the default.
+    pub part_bytes: Option<u64>,
+}
+
+/// The way from documents to rows.
+#[derive(Debug, Clone, Copy)]
+pub struct RowOptions {
+    /// Rows are documents, or windows over them.
+    pub packing: Packing,
+    /// Longest row in tokens; `None` for the default.
+    pub seq_len: Option<u32>,
+    /// Documents of fewer tokens are left out.
+    pub min_tokens: usize,
+    /// BOS before documents.
+    pub bos: AddToken,
+    /// EOS after documents.
+    pub eos: AddToken,
+}
+
+/// The models that score rows, and their device.
+#[derive(Debug, Clone)]
+pub struct ComputeOptions {
+    /// The RL-tuned model.
+    pub rl: ModelSource,
+    /// The frozen base, if static weights are wanted.
+    pub base: Option<ModelSource>,
+    /// Most tokens of a batch.
+    pub batch_tokens: usize,
+    /// Dtype that the models compute in.
+    pub dtype: ComputeDtype,
+    /// Device that the models compute on.
+    pub device: DeviceChoice,
+}
+
+/// The set to write.
+#[derive(Debug, Clone)]
+pub struct SetOptions {
+    /// Folder for the set.
+    pub output: PathBuf,
+    /// Format of the shards.
+    pub format: ShardFormat,
+    /// Keeps all 23 bits of the mantissas.
+    pub exact: bool,
+    /// Formula of the static weights.
+    pub formula: WeightFormula,
+}
+
+/// One of several workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkerOptions {
+    /// Number of workers.
+    pub count: u32,
+    /// Number of this worker, from 0.
+    pub index: u32,
+}
+
+impl WorkerOptions {
+    /// Returns the number of the worker that a part belongs to.
+    pub fn of_part(&self, part: u32) -> u32 {
+        part % self.count.max(1)
+    }
+
+    /// Returns whether a part is this worker's.
+    pub(in super::super) fn has_part(&self, part: u32) -> bool {
+        self.of_part(part) == self.index
+    }
+}
