@@ -2,7 +2,10 @@
 //! differences for the gradients; and against the portable backend. The CPU's results are written to files
 //! for PyTorch: tests/oracle/test_ops.py.
 
-mod cases;
+mod attention_cases;
+mod case;
+mod rope_cases;
+mod token_cases;
 mod updates;
 
 use std::collections::BTreeMap;
@@ -11,9 +14,26 @@ use candle_core::Device;
 use proptest::prelude::*;
 use safetensors::Dtype;
 
-use self::cases::{Array, CASES, Case, dot, wide};
+use self::attention_cases::{attention_case, lm_head_case, mla_case};
+use self::case::{Array, Case, dot, wide};
+use self::rope_cases::{norm_rope_case, rope_case};
+use self::token_cases::{add_norm_case, embedding_case, glu_case, linear_case, norm_case};
 use super::cpu::simd::Noise;
 use super::{Cpu, Kernels, Portable};
+
+/// Makes a random case of every differentiable operation.
+const CASES: [fn(&dyn Kernels, u64) -> Case; 10] = [
+    norm_case,
+    add_norm_case,
+    linear_case,
+    glu_case,
+    rope_case,
+    norm_rope_case,
+    attention_case,
+    mla_case,
+    embedding_case,
+    lm_head_case,
+];
 
 /// The backend that others are compared with.
 fn portable() -> Portable {
