@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::fs::{self, Digest, MappedFile};
-use crate::model::{self, Decoder, Entry, Values};
+use crate::model::{self, Entry, Parameters};
 use crate::optim::AdamW;
 
 /// Folder of the checkpoints in an output folder.
@@ -46,7 +46,7 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// A checkpoint is whole, but of another model.
+    /// A checkpoint is intact, but of another model.
     #[error("the checkpoint {} does not fit the model: {reason}", path.display())]
     OtherModel {
         /// The file.
@@ -69,18 +69,18 @@ impl Error {
 
 /// A checkpoint whose digest was checked.
 #[derive(Debug)]
-pub struct Checkpoint {
+pub struct TrainingCheckpoint {
     path: PathBuf,
     step: u64,
     map: MappedFile,
     state: String,
 }
 
-/// What [`Checkpoint::newest`] found.
+/// What [`TrainingCheckpoint::newest`] found.
 #[derive(Debug)]
 pub struct Newest {
-    /// The newest that is whole.
-    pub whole: Option<Checkpoint>,
+    /// The newest that is intact.
+    pub intact: Option<TrainingCheckpoint>,
     /// Steps of those that are newer, newest first, and what is wrong with each.
     pub damaged: Vec<(u64, Error)>,
 }
@@ -113,7 +113,7 @@ pub fn steps(dir: &Path) -> Result<Vec<u64>, Error> {
     Ok(steps)
 }
 
-/// Writes the checkpoint of a step: the model's weights, the optimizer's state, and `state` as JSON.
+/// Writes the checkpoint of a step: the parameters, the optimizer's state, and `state` as JSON.
 ///
 /// # Errors
 ///
@@ -122,7 +122,7 @@ pub fn save(
     dir: &Path,
     step: u64,
     state: &impl Serialize,
-    model: &Decoder,
+    parameters: &Parameters,
     optimizer: &AdamW,
 ) -> Result<(), Error> {
     fs::create_dir_all(dir)?;
@@ -130,20 +130,14 @@ pub fn save(
     let state = serde_json::to_string(state).map_err(|_| {
         model::Error::Internal("the state of a training run can't be written as JSON")
     })?;
-    let mut entries = Vec::with_capacity(3 * model.parameters().len());
-    for (index, parameter) in model.parameters().iter().enumerate() {
+    let mut entries = Vec::with_capacity(3 * parameters.len());
+    for (index, parameter) in parameters.iter().enumerate() {
         let [first, second] = optimizer.moments(index)?;
-        let values = [
-            parameter.values(),
-            Values::Slice(first),
-            Values::Slice(second),
-        ];
-        for (kind, values) in KINDS.iter().zip(values) {
+        for (kind, tensor) in KINDS.iter().zip([parameter.value(), first, second]) {
             entries.push(Entry {
                 name: format!("{kind}{}", parameter.name),
                 dtype: Dtype::F32,
-                shape: parameter.shape().to_vec(),
-                values,
+                tensor,
             });
         }
     }
@@ -206,7 +200,7 @@ fn sweep(dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-impl Checkpoint {
+impl TrainingCheckpoint {
     /// Opens the checkpoint of a step, and compares it with its digest before parsing a byte of it.
     ///
     /// # Errors
@@ -246,19 +240,19 @@ impl Checkpoint {
         })
     }
 
-    /// The newest checkpoint of a folder that is whole, and why each newer one is not.
+    /// Returns the newest checkpoint of a folder that is intact, and why each newer one is not.
     ///
     /// # Errors
     ///
     /// When the folder can't be listed, and when a checkpoint can't be read for another reason than that it is
-    /// damaged: it may be whole.
+    /// damaged: it may be intact.
     pub fn newest(dir: &Path) -> Result<Newest, Error> {
         let mut damaged = Vec::new();
         for step in steps(dir)?.into_iter().rev() {
             match Self::open(dir, step) {
                 Ok(checkpoint) => {
                     return Ok(Newest {
-                        whole: Some(checkpoint),
+                        intact: Some(checkpoint),
                         damaged,
                     });
                 }
@@ -267,7 +261,7 @@ impl Checkpoint {
             }
         }
         Ok(Newest {
-            whole: None,
+            intact: None,
             damaged,
         })
     }
@@ -296,14 +290,14 @@ impl Checkpoint {
         })
     }
 
-    /// Sets the weights of a model and the state of its optimizer.
+    /// Sets the parameters of a model and the state of their optimizer.
     ///
     /// # Errors
     ///
     /// When the tensors are not those of the model.
     pub fn restore(
         &self,
-        model: &Decoder,
+        parameters: &mut Parameters,
         optimizer: &mut AdamW,
         optimizer_steps: u64,
     ) -> Result<(), Error> {
@@ -311,8 +305,9 @@ impl Checkpoint {
             path: self.path.clone(),
             reason: error.to_string(),
         })?;
-        let mut moments = Vec::with_capacity(model.parameters().len());
-        for (index, parameter) in model.parameters().iter().enumerate() {
+        let mut moments = Vec::with_capacity(parameters.len());
+        for index in 0..parameters.len() {
+            let parameter = &parameters[index];
             let values = |kind: &str| {
                 let name = format!("{kind}{}", parameter.name);
                 let tensor = tensors.tensor(&name).ok();
@@ -327,8 +322,9 @@ impl Checkpoint {
                     })
             };
             let [weight, first, second] = KINDS.map(values);
-            model.set_parameter(index, weight?)?;
-            moments.push([first?, second?]);
+            let (weight, first, second) = (weight?, first?, second?);
+            parameters.set(index, weight)?;
+            moments.push([first, second]);
         }
         optimizer.restore(optimizer_steps, moments)?;
         self.map.release(0, self.map.len());

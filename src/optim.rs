@@ -1,10 +1,12 @@
 //! AdamW (Loshchilov & Hutter, arXiv 1711.05101) with its state in f32, and gradient clipping.
 
-use std::borrow::Cow;
-
 use serde::{Deserialize, Serialize};
 
-use crate::model::{AdamWStep, Decoder, Error, Gradients, Moments, Parameter};
+use candle_core::Tensor;
+
+use crate::model::{
+    AdamWState, AdamWStep, Error, Gradients, Parameter, Parameters, set_values, zeros_f32,
+};
 
 /// Default peak learning rate: stage 2 of OLMo-2-0425-1B.
 pub const DEFAULT_LEARNING_RATE: f64 = 7.4487e-5;
@@ -73,29 +75,40 @@ impl Default for AdamWOptions {
     }
 }
 
-/// The optimizer: two moments a parameter and the number of steps taken.
+/// The optimizer: two moments per parameter and the number of steps taken.
 #[derive(Debug)]
 pub struct AdamW {
     options: AdamWOptions,
-    /// One pair a parameter, and whether the parameter decays.
-    moments: Vec<(Moments, bool)>,
+    moments: Vec<Moments>,
     num_steps: u64,
 }
 
+/// The moments of one parameter, f32, on its device.
+#[derive(Debug)]
+struct Moments {
+    /// Running mean of the gradient.
+    first: Tensor,
+    /// Running mean of its square.
+    second: Tensor,
+    /// Whether the parameter decays.
+    decays: bool,
+}
+
 impl AdamW {
-    /// Zero moments for every parameter of a model.
+    /// Makes an optimizer with zero moments for every parameter.
     ///
     /// # Errors
     ///
-    /// When the model's device has not enough memory for them.
-    pub fn new(model: &Decoder, options: AdamWOptions) -> Result<Self, Error> {
-        let moments = model
-            .parameters()
+    /// When the parameters' device has not enough memory for them.
+    pub fn new(parameters: &Parameters, options: AdamWOptions) -> Result<Self, Error> {
+        let moments = parameters
             .iter()
-            .enumerate()
-            .map(|(index, parameter)| {
-                let decayed = options.decay_on.includes(parameter);
-                Ok((model.zero_moments(index)?, decayed))
+            .map(|parameter| {
+                Ok(Moments {
+                    first: zeros_f32(parameter.value())?,
+                    second: zeros_f32(parameter.value())?,
+                    decays: options.decay_on.includes(parameter),
+                })
             })
             .collect::<Result<_, Error>>()?;
         Ok(Self {
@@ -105,41 +118,45 @@ impl AdamW {
         })
     }
 
-    /// Number of steps taken.
+    /// Returns the number of steps taken.
     pub fn num_steps(&self) -> u64 {
         self.num_steps
     }
 
-    /// First and second moment of the parameter at `index`, f32, row-major.
+    /// Returns the first and the second moment of the parameter at `index`, f32.
     ///
     /// # Errors
     ///
-    /// When they can't be copied from the model's device.
-    pub fn moments(&self, index: usize) -> Result<[Cow<'_, [f32]>; 2], Error> {
-        let (moments, _) = self.moments.get(index).ok_or(NO_SUCH_PARAMETER)?;
-        moments.values()
+    /// When there is no such parameter.
+    pub(crate) fn moments(&self, index: usize) -> Result<[&Tensor; 2], Error> {
+        let moments = self.moments.get(index).ok_or(NO_SUCH_PARAMETER)?;
+        Ok([&moments.first, &moments.second])
     }
 
-    /// Goes on from an earlier state: moments of every parameter, in order, and the number of steps taken.
+    /// Resumes from an earlier state: moments of every parameter, in order, row-major, and the number of steps
+    /// taken.
     ///
     /// # Errors
     ///
-    /// When the moments are not as many as the model's parameters, or of other sizes.
-    pub fn restore(
+    /// When the moments are not as many as the parameters, or of other sizes.
+    pub(crate) fn restore(
         &mut self,
         num_steps: u64,
         moments: impl IntoIterator<Item = [Vec<f32>; 2]>,
     ) -> Result<(), Error> {
         let mut given = moments.into_iter();
-        for (moments, _) in &mut self.moments {
-            moments.set(given.next().ok_or(NO_SUCH_PARAMETER)?)?;
+        for moments in &self.moments {
+            let values = given.next().ok_or(NO_SUCH_PARAMETER)?;
+            for (moment, values) in [&moments.first, &moments.second].into_iter().zip(values) {
+                set_values(moment, values)?;
+            }
         }
         self.num_steps = num_steps;
         Ok(())
     }
 
-    /// Changes the model's parameters by one step and sets the gradients to zero. Returns the norm
-    /// of the gradient before clipping.
+    /// Changes the parameters by one step and sets the gradients to zero. Returns the norm of the gradient
+    /// before clipping.
     ///
     /// `gradients` are sums; they are divided by `normalizer`, once, here.
     ///
@@ -149,12 +166,12 @@ impl AdamW {
     /// [`Error::Diverged`] when the norm of the gradient is not finite; no parameter is changed then.
     pub fn step(
         &mut self,
-        model: &Decoder,
+        parameters: &mut Parameters,
         gradients: &mut Gradients,
         normalizer: f64,
-        learning_rate: f64,
+        lr: f64,
     ) -> Result<f64, Error> {
-        let norm = gradients.norm(model)? / normalizer;
+        let norm = gradients.norm(parameters)? / normalizer;
         if !norm.is_finite() {
             return Err(Error::Diverged { norm });
         }
@@ -165,18 +182,26 @@ impl AdamW {
         self.num_steps += 1;
         let t = i32::try_from(self.num_steps).unwrap_or(i32::MAX);
         let (beta1, beta2) = self.options.betas;
-        let kept = (1.0 - learning_rate * self.options.weight_decay) as f32;
-        for (index, (moments, decayed)) in self.moments.iter_mut().enumerate() {
+        let kept = (1.0 - lr * self.options.weight_decay) as f32;
+        for (index, moments) in self.moments.iter().enumerate() {
+            let parameter = parameters.get(index).ok_or(NO_SUCH_PARAMETER)?;
+            let state = AdamWState {
+                parameter: parameter.value(),
+                rounded: parameter.rounded(),
+                gradient: gradients.complete_sum(index, parameters)?,
+                first_moment: &moments.first,
+                second_moment: &moments.second,
+            };
             let step = AdamWStep {
                 gradient_scale: (clip / normalizer) as f32,
-                keep: if *decayed { kept } else { 1.0 },
-                step_size: (learning_rate / (1.0 - beta1.powi(t))) as f32,
+                keep: if moments.decays { kept } else { 1.0 },
+                step_size: (lr / (1.0 - beta1.powi(t))) as f32,
                 root_correction: ((1.0 - beta2.powi(t)).sqrt()) as f32,
                 beta1: beta1 as f32,
                 beta2: beta2 as f32,
                 eps: self.options.eps as f32,
             };
-            model.adamw_step(index, gradients, moments, step)?;
+            parameters.kernels().adamw(state, step)?;
         }
         Ok(norm)
     }

@@ -168,36 +168,6 @@ pub struct BlockConfig {
     pub mlp_bias: bool,
 }
 
-/// Names of the norms around a sublayer.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct NormNames {
-    /// The norm of the sublayer's input.
-    pub before: Option<&'static str>,
-    /// The norm of its output, before that is added to the residual stream.
-    pub after: Option<&'static str>,
-}
-
-impl NormPlacement {
-    /// Returns the names of the norms around the attention and around the feed-forward layer.
-    pub(crate) fn tensor_names(self) -> [NormNames; 2] {
-        const ATTENTION: &str = "post_attention_layernorm.weight";
-        const AFTER_MLP: &str = "post_feedforward_layernorm.weight";
-        let names = |before, after| NormNames { before, after };
-        match self {
-            Self::Pre => [
-                names(Some("input_layernorm.weight"), None),
-                // As it stands after the attention, before the feed-forward layer.
-                names(Some(ATTENTION), None),
-            ],
-            Self::Post => [names(None, Some(ATTENTION)), names(None, Some(AFTER_MLP))],
-            Self::PreAndPost => [
-                names(Some("input_layernorm.weight"), Some(ATTENTION)),
-                names(Some("pre_feedforward_layernorm.weight"), Some(AFTER_MLP)),
-            ],
-        }
-    }
-}
-
 impl BlockConfig {
     /// Returns the features of a token's queries, all heads together.
     pub fn query_width(&self) -> usize {
@@ -258,84 +228,6 @@ impl BlockConfig {
         }
         Ok(())
     }
-
-    /// Returns names, without the block's prefix, and shapes of its tensors, in the order of the forward pass.
-    fn tensors(&self, hidden: usize) -> Vec<(String, Vec<usize>)> {
-        let mut tensors = Vec::new();
-        let mut add = |name: &str, shape: &[usize]| tensors.push((name.to_owned(), shape.to_vec()));
-        let [attention_norms, mlp_norms] = self.norms.tensor_names();
-        if let Some(name) = attention_norms.before {
-            add(name, &[hidden]);
-        }
-        let (q, k, v) = (self.query_width(), self.key_width(), self.value_width());
-        match self.projections {
-            Projections::Separate { bias } => {
-                for (name, out) in [("q_proj", q), ("k_proj", k), ("v_proj", v)] {
-                    add(&format!("self_attn.{name}.weight"), &[out, hidden]);
-                    if bias {
-                        add(&format!("self_attn.{name}.bias"), &[out]);
-                    }
-                }
-            }
-            Projections::Fused => add("self_attn.qkv_proj.weight", &[q + k + v, hidden]),
-            Projections::Mla(mla) => {
-                match mla.q_lora_rank {
-                    None => add("self_attn.q_proj.weight", &[q, hidden]),
-                    Some(rank) => {
-                        add("self_attn.q_a_proj.weight", &[rank, hidden]);
-                        if mla.attention_bias {
-                            add("self_attn.q_a_proj.bias", &[rank]);
-                        }
-                        add("self_attn.q_a_layernorm.weight", &[rank]);
-                        add("self_attn.q_b_proj.weight", &[q, rank]);
-                    }
-                }
-                let rank = mla.kv_lora_rank;
-                let first = rank + mla.qk_rope_head_dim;
-                add("self_attn.kv_a_proj_with_mqa.weight", &[first, hidden]);
-                if mla.attention_bias {
-                    add("self_attn.kv_a_proj_with_mqa.bias", &[first]);
-                }
-                add("self_attn.kv_a_layernorm.weight", &[rank]);
-                let nope = self.num_kv_heads * mla.qk_nope_head_dim(self.head_dim);
-                add("self_attn.kv_b_proj.weight", &[nope + v, rank]);
-            }
-        }
-        if let Some(kind) = self.qk_norm {
-            let (q_width, k_width) = match kind {
-                QkNorm::Head => (self.head_dim, self.head_dim),
-                QkNorm::Projection => (q, k),
-            };
-            add("self_attn.q_norm.weight", &[q_width]);
-            add("self_attn.k_norm.weight", &[k_width]);
-        }
-        add("self_attn.o_proj.weight", &[hidden, self.attention_width()]);
-        if self.output_bias {
-            add("self_attn.o_proj.bias", &[hidden]);
-        }
-        for name in [attention_norms.after, mlp_norms.before]
-            .into_iter()
-            .flatten()
-        {
-            add(name, &[hidden]);
-        }
-        let wide = self.intermediate_size;
-        let mut projections = match self.fused_mlp {
-            true => vec![("gate_up_proj", 2 * wide, hidden)],
-            false => vec![("gate_proj", wide, hidden), ("up_proj", wide, hidden)],
-        };
-        projections.push(("down_proj", hidden, wide));
-        for (name, out, inner) in projections {
-            add(&format!("mlp.{name}.weight"), &[out, inner]);
-            if self.mlp_bias {
-                add(&format!("mlp.{name}.bias"), &[out]);
-            }
-        }
-        if let Some(name) = mlp_norms.after {
-            add(name, &[hidden]);
-        }
-        tensors
-    }
 }
 
 impl Architecture {
@@ -376,40 +268,9 @@ impl Architecture {
         }
         Ok(())
     }
-
-    /// Returns name and shape of every tensor that a checkpoint of this architecture holds, in the order
-    /// of the forward pass.
-    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let hidden = self.hidden_size;
-        let mut tensors = vec![(EMBEDDING.to_owned(), vec![self.vocab_size, hidden])];
-        for (i, block) in self.blocks.iter().enumerate() {
-            let named = block.tensors(hidden).into_iter();
-            tensors.extend(named.map(|(name, shape)| (block_tensor(i, &name), shape)));
-        }
-        tensors.push((FINAL_NORM.to_owned(), vec![hidden]));
-        if !self.tied_head {
-            tensors.push((HEAD.to_owned(), vec![self.vocab_size, hidden]));
-        }
-        tensors
-    }
-
-    /// Returns the number of parameters.
-    pub fn num_parameters(&self) -> u64 {
-        self.tensors()
-            .iter()
-            .map(|(_, shape)| shape.iter().map(|&n| n as u64).product::<u64>())
-            .sum()
-    }
 }
 
 /// Name of the embedding.
 pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
-/// Name of the last norm.
-pub(crate) const FINAL_NORM: &str = "model.norm.weight";
 /// Name of an untied output head.
-pub(crate) const HEAD: &str = "lm_head.weight";
-
-/// Returns the name of a tensor of block `i`.
-pub(crate) fn block_tensor(i: usize, name: &str) -> String {
-    format!("model.layers.{i}.{name}")
-}
+pub(crate) const LM_HEAD: &str = "lm_head.weight";

@@ -1,19 +1,21 @@
-//! Where the parameters of a block are, and what it does with them.
+//! The tensors of a decoder: each is declared once, by name and shape, where its place in the computation is
+//! said.
+//!
+//! Declaring is pure: [`ModelParams::declare`] turns an [`Architecture`] into the places of all parameters and
+//! the list of tensors that a checkpoint has to hold, in the order of the forward pass.
 
 use candle_core::Tensor;
 
 use super::Error;
 use super::architecture::{
-    Activation, Architecture, BlockConfig, MlaConfig, NormNames, Projections, QkNorm, block_tensor,
+    Activation, Architecture, BlockConfig, EMBEDDING, LM_HEAD, MlaConfig, NormPlacement,
+    Projections, QkNorm,
 };
-use super::ops::attention::Shape;
-use super::ops::latent::Parts;
-use super::ops::norm::Rms;
-use super::ops::rope::Turned;
+use super::kernels::{AttentionShape, MlaDims, RopeLayout};
 use super::parameters::ParamId;
 
 /// Added to the mean square in the norms inside latent attention, whatever the config says.
-const LATENT_NORM_EPS: f32 = 1e-6;
+const MLA_NORM_EPS: f32 = 1e-6;
 
 /// A linear projection: all rows of a matrix, or those that belong to it in a fused one.
 #[derive(Debug, Clone, Copy)]
@@ -24,41 +26,43 @@ pub(super) struct Projection {
     pub rows: Option<(usize, usize)>,
 }
 
-/// A norm: its weight and its constants.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Norm {
-    pub weight: ParamId,
-    pub rms: Rms,
-}
-
-impl Norm {
-    /// A norm of this architecture; those inside latent attention have an epsilon of their own.
-    pub fn new(weight: ParamId, eps: f32, architecture: &Architecture) -> Self {
-        let offset = architecture.norm_offset;
-        Self {
-            weight,
-            rms: Rms { eps, offset },
+impl Projection {
+    /// Returns the rows of a tensor that are this projection's.
+    pub fn of(self, tensor: &Tensor) -> Result<Tensor, Error> {
+        match self.rows {
+            None => Ok(tensor.clone()),
+            Some((start, len)) => Ok(tensor.narrow(0, start, len)?),
         }
     }
 }
 
-/// The norms around a sublayer.
+/// A norm: its weight and its constants.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Around {
-    pub before: Option<Norm>,
-    pub after: Option<Norm>,
+pub(super) struct Norm {
+    pub weight: ParamId,
+    pub eps: f32,
+    pub offset: f32,
+}
+
+/// The norms around a sublayer: of what it is given, and of what it adds to the residual stream.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SublayerNorms {
+    pub pre: Option<Norm>,
+    pub post: Option<Norm>,
 }
 
 /// How queries, keys and values are made.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Qkv {
+pub(super) enum QkvParams {
+    /// By a projection each, with norms of queries and keys where there are any.
     Direct {
         q: Projection,
         k: Projection,
         v: Projection,
-        norms: Option<(Norm, Norm)>,
+        qk_norms: Option<(Norm, Norm)>,
     },
-    Latent(LatentParams),
+    /// Multi-head latent attention.
+    Mla(MlaParams),
 }
 
 /// Two projections with a norm in between.
@@ -71,208 +75,289 @@ pub(super) struct LowRank {
 
 /// The queries of latent attention.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum LatentQuery {
+pub(super) enum MlaQuery {
     Direct(Projection),
     LowRank(LowRank),
 }
 
 /// The projections of latent attention.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct LatentParams {
-    pub q: LatentQuery,
+pub(super) struct MlaParams {
+    pub q: MlaQuery,
     pub kv: LowRank,
-    /// The part of the keys that all heads share, and how it turns.
-    pub shared: Projection,
-    pub shared_turned: Turned,
-    pub parts: Parts,
+    /// The rotated part of the keys, which all heads share.
+    pub k_rope: Projection,
+    pub k_rope_layout: RopeLayout,
+    pub dims: MlaDims,
 }
 
 /// Where the parameters of one block are, and what it does with them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BlockParams {
-    pub attn_norms: Around,
-    pub qkv: Qkv,
-    pub rotary: Option<usize>,
-    pub turned: Turned,
-    pub shape: Shape,
+    pub attn_norms: SublayerNorms,
+    pub qkv: QkvParams,
+    /// Which of the architecture's rotations turns queries and keys, and which of their features.
+    pub rope: Option<(usize, RopeLayout)>,
+    pub attention: AttentionShape,
     pub o: Projection,
-    pub mlp_norms: Around,
+    pub mlp_norms: SublayerNorms,
     pub gate: Projection,
     pub up: Projection,
     pub activation: Activation,
     pub down: Projection,
 }
 
-impl Projection {
-    /// The rows of a tensor that are this projection's.
-    pub fn of(self, tensor: &Tensor) -> Result<Tensor, Error> {
-        match self.rows {
-            None => Ok(tensor.clone()),
-            Some((start, len)) => Ok(tensor.narrow(0, start, len)?),
+/// Where the parameters of a model are.
+#[derive(Debug)]
+pub(super) struct ModelParams {
+    pub embedding: ParamId,
+    pub blocks: Vec<BlockParams>,
+    pub final_norm: Norm,
+    /// The embedding again where the head is tied to it.
+    pub lm_head: ParamId,
+}
+
+/// Names and shapes, in the order of their declaration.
+type Tensors = Vec<(String, Vec<usize>)>;
+
+impl ModelParams {
+    /// Declares all tensors of an architecture. Returns their places, and their names and shapes.
+    pub fn declare(architecture: &Architecture) -> (Self, Tensors) {
+        let hidden = architecture.hidden_size;
+        let table = [architecture.vocab_size, hidden];
+        let mut tensors = Tensors::new();
+        let embedding = declare(&mut tensors, EMBEDDING, &table);
+        let mut blocks = Vec::with_capacity(architecture.blocks.len());
+        for (i, block) in architecture.blocks.iter().enumerate() {
+            let mut declared = BlockDeclaration {
+                prefix: format!("model.layers.{i}."),
+                architecture,
+                tensors: &mut tensors,
+            };
+            blocks.push(declared.block(block));
+        }
+        let final_norm = Norm {
+            weight: declare(&mut tensors, "model.norm.weight", &[hidden]),
+            eps: architecture.norm_eps,
+            offset: architecture.norm_offset,
+        };
+        let lm_head = match architecture.tied_head {
+            true => embedding,
+            false => declare(&mut tensors, LM_HEAD, &table),
+        };
+        let places = Self {
+            embedding,
+            blocks,
+            final_norm,
+            lm_head,
+        };
+        (places, tensors)
+    }
+}
+
+impl Architecture {
+    /// Returns the name and shape of every tensor that a checkpoint of this architecture holds, in the order
+    /// of the forward pass.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        ModelParams::declare(self).1
+    }
+
+    /// Returns the number of parameters.
+    pub fn num_parameters(&self) -> u64 {
+        self.tensors()
+            .iter()
+            .map(|(_, shape)| shape.iter().map(|&n| n as u64).product::<u64>())
+            .sum()
+    }
+}
+
+fn declare(tensors: &mut Tensors, name: &str, shape: &[usize]) -> ParamId {
+    tensors.push((name.to_owned(), shape.to_vec()));
+    tensors.len() - 1
+}
+
+/// The declaration of one block's tensors.
+struct BlockDeclaration<'a> {
+    prefix: String,
+    architecture: &'a Architecture,
+    tensors: &'a mut Tensors,
+}
+
+impl BlockDeclaration<'_> {
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> ParamId {
+        let name = format!("{}{name}", self.prefix);
+        declare(self.tensors, &name, shape)
+    }
+
+    fn norm_with(&mut self, name: &str, width: usize, eps: f32) -> Norm {
+        Norm {
+            weight: self.tensor(&format!("{name}.weight"), &[width]),
+            eps,
+            offset: self.architecture.norm_offset,
         }
     }
-}
 
-/// Looks up the parameters of block `i` by name.
-struct Finder<'a, F> {
-    i: usize,
-    architecture: &'a Architecture,
-    find: &'a F,
-}
-
-impl<F: Fn(&str) -> Result<ParamId, Error>> Finder<'_, F> {
-    fn id(&self, name: &str) -> Result<ParamId, Error> {
-        (self.find)(&block_tensor(self.i, name))
+    fn norm(&mut self, name: &str, width: usize) -> Norm {
+        self.norm_with(name, width, self.architecture.norm_eps)
     }
 
-    fn norm(&self, name: &str, eps: f32) -> Result<Norm, Error> {
-        Ok(Norm::new(self.id(name)?, eps, self.architecture))
+    /// A norm of the residual stream, where there is one.
+    fn block_norm(&mut self, name: Option<&str>) -> Option<Norm> {
+        name.map(|name| self.norm(name, self.architecture.hidden_size))
     }
 
-    fn around(&self, names: NormNames) -> Result<Around, Error> {
-        let norm = |name: Option<&'static str>| {
-            name.map(|name| self.norm(name, self.architecture.norm_eps))
-                .transpose()
-        };
-        Ok(Around {
-            before: norm(names.before)?,
-            after: norm(names.after)?,
-        })
-    }
-
-    fn projection(&self, name: &str, has_bias: bool) -> Result<Projection, Error> {
-        Ok(Projection {
-            weight: self.id(&format!("{name}.weight"))?,
-            bias: has_bias
-                .then(|| self.id(&format!("{name}.bias")))
-                .transpose()?,
+    fn projection(&mut self, name: &str, out: usize, inner: usize, bias: bool) -> Projection {
+        let weight = self.tensor(&format!("{name}.weight"), &[out, inner]);
+        Projection {
+            weight,
+            bias: bias.then(|| self.tensor(&format!("{name}.bias"), &[out])),
             rows: None,
-        })
+        }
     }
 
     /// Projections whose rows stand below each other in one matrix.
     fn fused<const N: usize>(
-        &self,
+        &mut self,
         name: &str,
-        has_bias: bool,
-        lengths: [usize; N],
-    ) -> Result<[Projection; N], Error> {
-        let whole = self.projection(name, has_bias)?;
+        outs: [usize; N],
+        inner: usize,
+        bias: bool,
+    ) -> [Projection; N] {
+        let whole = self.projection(name, outs.iter().sum(), inner, bias);
         let mut start = 0;
-        Ok(lengths.map(|len| {
-            let rows = Some((start, len));
-            start += len;
+        outs.map(|out| {
+            let rows = Some((start, out));
+            start += out;
             Projection { rows, ..whole }
-        }))
+        })
     }
 
-    fn latent(&self, block: &BlockConfig, sizes: MlaConfig) -> Result<LatentParams, Error> {
-        let low_rank = |down, norm: &str, up: &str| -> Result<LowRank, Error> {
-            Ok(LowRank {
-                down,
-                norm: self.norm(norm, LATENT_NORM_EPS)?,
-                up: self.projection(up, false)?,
-            })
+    fn qk_norms(&mut self, block: &BlockConfig) -> Option<(Norm, Norm)> {
+        let (q, k) = match block.qk_norm? {
+            QkNorm::Head => (block.head_dim, block.head_dim),
+            QkNorm::Projection => (block.query_width(), block.key_width()),
         };
+        Some((
+            self.norm("self_attn.q_norm", q),
+            self.norm("self_attn.k_norm", k),
+        ))
+    }
+
+    fn mla(&mut self, block: &BlockConfig, sizes: MlaConfig) -> MlaParams {
+        let hidden = self.architecture.hidden_size;
         let q = match sizes.q_lora_rank {
-            None => LatentQuery::Direct(self.projection("self_attn.q_proj", false)?),
-            Some(_) => LatentQuery::LowRank(low_rank(
-                self.projection("self_attn.q_a_proj", sizes.attention_bias)?,
-                "self_attn.q_a_layernorm.weight",
-                "self_attn.q_b_proj",
-            )?),
+            None => MlaQuery::Direct(self.projection(
+                "self_attn.q_proj",
+                block.query_width(),
+                hidden,
+                false,
+            )),
+            Some(rank) => MlaQuery::LowRank(LowRank {
+                down: self.projection("self_attn.q_a_proj", rank, hidden, sizes.attention_bias),
+                norm: self.norm_with("self_attn.q_a_layernorm", rank, MLA_NORM_EPS),
+                up: self.projection("self_attn.q_b_proj", block.query_width(), rank, false),
+            }),
         };
-        let [down, shared] = self.fused(
+        let dims = MlaDims {
+            nope: sizes.qk_nope_head_dim(block.head_dim),
+            rope: sizes.qk_rope_head_dim,
+            value: block.v_head_dim,
+        };
+        let rank = sizes.kv_lora_rank;
+        let [down, k_rope] = self.fused(
             "self_attn.kv_a_proj_with_mqa",
+            [rank, dims.rope],
+            hidden,
             sizes.attention_bias,
-            [sizes.kv_lora_rank, sizes.qk_rope_head_dim],
-        )?;
-        Ok(LatentParams {
+        );
+        MlaParams {
             q,
-            kv: low_rank(
+            kv: LowRank {
                 down,
-                "self_attn.kv_a_layernorm.weight",
-                "self_attn.kv_b_proj",
-            )?,
-            shared,
-            shared_turned: Turned {
-                head_dim: sizes.qk_rope_head_dim,
+                norm: self.norm_with("self_attn.kv_a_layernorm", rank, MLA_NORM_EPS),
+                up: self.projection(
+                    "self_attn.kv_b_proj",
+                    block.num_kv_heads * dims.own(),
+                    rank,
+                    false,
+                ),
+            },
+            k_rope,
+            k_rope_layout: RopeLayout {
+                head_dim: dims.rope,
                 first: 0,
                 interleaved: sizes.rope_interleave,
             },
-            parts: Parts {
-                plain: block.head_dim - sizes.qk_rope_head_dim,
-                rotated: sizes.qk_rope_head_dim,
-                value: block.v_head_dim,
-            },
-        })
+            dims,
+        }
     }
 
-    fn qk_norms(&self, kind: Option<QkNorm>) -> Result<Option<(Norm, Norm)>, Error> {
-        let eps = self.architecture.norm_eps;
-        kind.map(|_| {
-            Ok((
-                self.norm("self_attn.q_norm.weight", eps)?,
-                self.norm("self_attn.k_norm.weight", eps)?,
-            ))
-        })
-        .transpose()
-    }
-}
-
-impl BlockParams {
-    /// Finds the parameters of block `i`.
-    pub fn find(
-        i: usize,
-        architecture: &Architecture,
-        find: &impl Fn(&str) -> Result<ParamId, Error>,
-    ) -> Result<Self, Error> {
-        let block = &architecture.blocks[i];
-        let finder = Finder {
-            i,
-            architecture,
-            find,
+    fn block(&mut self, block: &BlockConfig) -> BlockParams {
+        let hidden = self.architecture.hidden_size;
+        const AFTER_ATTENTION: &str = "post_attention_layernorm";
+        const AFTER_MLP: &str = "post_feedforward_layernorm";
+        let (pre_attn, post_attn, pre_mlp, post_mlp) = match block.norms {
+            // The norm before the feed-forward layer has its name from what it stands after.
+            NormPlacement::Pre => (Some("input_layernorm"), None, Some(AFTER_ATTENTION), None),
+            NormPlacement::Post => (None, Some(AFTER_ATTENTION), None, Some(AFTER_MLP)),
+            NormPlacement::PreAndPost => (
+                Some("input_layernorm"),
+                Some(AFTER_ATTENTION),
+                Some("pre_feedforward_layernorm"),
+                Some(AFTER_MLP),
+            ),
         };
-        let [attn_norms, mlp_norms] = block.norms.tensor_names();
-        let mut turned = Turned {
+        let pre_attn = self.block_norm(pre_attn);
+        let mut rope_layout = RopeLayout {
             head_dim: block.head_dim,
             first: 0,
             interleaved: false,
         };
+        let widths = [block.query_width(), block.key_width(), block.value_width()];
         let qkv = match block.projections {
-            Projections::Separate { bias } => Qkv::Direct {
-                q: finder.projection("self_attn.q_proj", bias)?,
-                k: finder.projection("self_attn.k_proj", bias)?,
-                v: finder.projection("self_attn.v_proj", bias)?,
-                norms: finder.qk_norms(block.qk_norm)?,
-            },
+            Projections::Separate { bias } => {
+                let [q_width, k_width, v_width] = widths;
+                QkvParams::Direct {
+                    q: self.projection("self_attn.q_proj", q_width, hidden, bias),
+                    k: self.projection("self_attn.k_proj", k_width, hidden, bias),
+                    v: self.projection("self_attn.v_proj", v_width, hidden, bias),
+                    qk_norms: self.qk_norms(block),
+                }
+            }
             Projections::Fused => {
-                let widths = [block.query_width(), block.key_width(), block.value_width()];
-                let [q, k, v] = finder.fused("self_attn.qkv_proj", false, widths)?;
-                let norms = finder.qk_norms(block.qk_norm)?;
-                Qkv::Direct { q, k, v, norms }
+                let [q, k, v] = self.fused("self_attn.qkv_proj", widths, hidden, false);
+                QkvParams::Direct {
+                    q,
+                    k,
+                    v,
+                    qk_norms: self.qk_norms(block),
+                }
             }
             Projections::Mla(sizes) => {
-                turned.first = block.head_dim - sizes.qk_rope_head_dim;
-                turned.interleaved = sizes.rope_interleave;
-                Qkv::Latent(finder.latent(block, sizes)?)
+                rope_layout.first = block.head_dim - sizes.qk_rope_head_dim;
+                rope_layout.interleaved = sizes.rope_interleave;
+                QkvParams::Mla(self.mla(block, sizes))
             }
         };
-        let wide = block.intermediate_size;
-        let [gate, up] = if block.fused_mlp {
-            finder.fused("mlp.gate_up_proj", block.mlp_bias, [wide, wide])?
-        } else {
-            [
-                finder.projection("mlp.gate_proj", block.mlp_bias)?,
-                finder.projection("mlp.up_proj", block.mlp_bias)?,
-            ]
+        let attn_width = block.attention_width();
+        let o = self.projection("self_attn.o_proj", hidden, attn_width, block.output_bias);
+        let (post_attn, pre_mlp) = (self.block_norm(post_attn), self.block_norm(pre_mlp));
+        let (wide, bias) = (block.intermediate_size, block.mlp_bias);
+        let [gate, up] = match block.fused_mlp {
+            true => self.fused("mlp.gate_up_proj", [wide, wide], hidden, bias),
+            false => ["mlp.gate_proj", "mlp.up_proj"]
+                .map(|name| self.projection(name, wide, hidden, bias)),
         };
-        Ok(Self {
-            attn_norms: finder.around(attn_norms)?,
+        let down = self.projection("mlp.down_proj", hidden, wide, bias);
+        let post_mlp = self.block_norm(post_mlp);
+        BlockParams {
+            attn_norms: SublayerNorms {
+                pre: pre_attn,
+                post: post_attn,
+            },
             qkv,
-            rotary: block.rope,
-            turned,
-            shape: Shape {
+            rope: block.rope.map(|index| (index, rope_layout)),
+            attention: AttentionShape {
                 heads: block.num_heads,
                 kv_heads: block.num_kv_heads,
                 head_dim: block.head_dim,
@@ -281,12 +366,15 @@ impl BlockParams {
                 soft_cap: block.score_soft_cap,
                 window: block.window,
             },
-            o: finder.projection("self_attn.o_proj", block.output_bias)?,
-            mlp_norms: finder.around(mlp_norms)?,
+            o,
+            mlp_norms: SublayerNorms {
+                pre: pre_mlp,
+                post: post_mlp,
+            },
             gate,
             up,
             activation: block.activation,
-            down: finder.projection("mlp.down_proj", block.mlp_bias)?,
-        })
+            down,
+        }
     }
 }

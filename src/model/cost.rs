@@ -2,9 +2,8 @@
 
 use super::ComputeDtype;
 use super::architecture::{Architecture, BlockConfig, EMBEDDING, NormPlacement, Projections};
-
-/// Memory for the activations of a batch that is scored; larger batches are split.
-pub const SCORING_ACTIVATION_BYTES: usize = 192 << 20;
+use super::kernels::cpu::SCORING_ACTIVATION_BYTES;
+use super::kernels::cpu::lm_head::logits_rows;
 
 const F32_BYTES: u64 = size_of::<f32>() as u64;
 
@@ -116,7 +115,7 @@ impl Architecture {
             .unwrap_or(0);
         let per_token = (kept + widest + 4 * self.hidden_size) as u64 * F32_BYTES;
         let logits_rows =
-            super::head::logits_rows(self.vocab_size, self.hidden_size).min(run.micro_batch_tokens);
+            logits_rows(self.vocab_size, self.hidden_size).min(run.micro_batch_tokens);
         AnnealingMemory {
             weights_bytes: parameters + narrow,
             // Rows of a tied embedding that are looked up are summed apart from the head's part.

@@ -1,59 +1,48 @@
 //! The decoder: one forward and one backward, driven by an [`Architecture`].
 //!
 //! Scorer and trainer share this code, so that a learner at step 0 computes the very log-probs that
-//! were stored for it. Shapes: `T` tokens of a batch (all rows, side by side), `H` hidden size.
+//! were stored for it. Shapes: `T` tokens of a batch (all rows, side by side), `H` hidden size, `V`
+//! vocabulary.
 
 use candle_core::Tensor;
 use safetensors::Dtype;
 
 use super::Error;
-use super::architecture::{Architecture, EMBEDDING, FINAL_NORM, HEAD};
+use super::architecture::{Architecture, LM_HEAD};
+use super::batch::Batch;
 use super::block::BlockTape;
-use super::block_params::{BlockParams, Norm};
-use super::device::{Compute, ComputeDtype};
+use super::block_params::ModelParams;
+use super::device::Compute;
 use super::files::{ModelSource, OpenModel};
-use super::head::Head;
-use super::memory;
-use super::ops::adamw::{self, Moments};
-use super::ops::rope::Rotation;
-use super::ops::{RowLayout, assign, is_ours, lookup, lookup_backward, narrowed, tensor};
-use super::parameters::{BatchGradients, Gradients, ParamId, Parameter};
+use super::gradients::Gradients;
+use super::kernels::{Kernels, LmHead, LmLoss, WeightFn};
+use super::parameters::Parameters;
+use super::pass::Pass;
+use crate::types::TokenId;
 
-/// What [`Decoder::backward`] needs of [`Decoder::forward`].
-pub(crate) struct Tape {
-    blocks: Kept,
+/// How [`Decoder::accumulate_gradients`] goes about it.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Backward {
+    /// Coefficient of the squared log-sum-exp of the logits; `None` for no such term.
+    pub z_loss: Option<f32>,
+    /// Keeps only the inputs of blocks, and computes each block a second time when its gradients are.
+    /// Changes no bit of the result on the CPU; costs about a third more time.
+    pub activation_checkpointing: bool,
+}
+
+/// What the backward needs of the forward.
+struct Tape {
+    blocks: BlocksTape,
+    /// The residual stream after the last block.
     last: Tensor,
 }
 
 /// What is kept of the blocks.
-enum Kept {
+enum BlocksTape {
     /// Everything that their backward needs.
     Tapes(Vec<BlockTape>),
     /// What they were given.
     Inputs(Vec<Tensor>),
-}
-
-/// One batch: the tokens of its rows, side by side.
-pub(crate) struct Batch {
-    /// Token ids, `[T]`.
-    pub ids: Vec<u32>,
-    /// Which tokens belong to which row.
-    pub layout: RowLayout,
-    /// One for each of the architecture's.
-    rotations: Vec<Rotation>,
-}
-
-impl Batch {
-    /// The rotation that a block asks for.
-    pub(super) fn rotation(&self, index: Option<usize>) -> Result<Option<&Rotation>, Error> {
-        index
-            .map(|index| {
-                self.rotations.get(index).ok_or(Error::Internal(
-                    "a block names a rotation that the architecture lacks",
-                ))
-            })
-            .transpose()
-    }
 }
 
 /// A language model in memory.
@@ -61,11 +50,8 @@ impl Batch {
 pub struct Decoder {
     name: String,
     architecture: Architecture,
-    parameters: Vec<Parameter>,
-    blocks: Vec<BlockParams>,
-    embedding: ParamId,
-    final_norm: Norm,
-    head: ParamId,
+    parameters: Parameters,
+    places: ModelParams,
     /// Dtype of the copy of a tied head that the checkpoint stores beside the embedding.
     second_head: Option<Dtype>,
 }
@@ -73,6 +59,10 @@ pub struct Decoder {
 impl Decoder {
     /// Reads config.json and the weights to compute in f32 on the CPU. Everything is checked before a
     /// tensor is read.
+    ///
+    /// # Errors
+    ///
+    /// When a file can't be read, or the model is not one that is implemented.
     pub fn load(source: &ModelSource) -> Result<Self, Error> {
         Self::load_on(source, &Compute::default())
     }
@@ -93,237 +83,251 @@ impl Decoder {
     /// [`Error::NotFinite`] when a weight is NaN or infinite, and when the device has not enough memory.
     pub fn from_open(model: &OpenModel, compute: &Compute) -> Result<Self, Error> {
         let (architecture, weights) = (model.architecture().clone(), model.weights());
-        if compute.trained {
-            memory::keep_freed();
-        }
-        let mut parameters = Vec::new();
-        for (name, shape) in architecture.tensors() {
-            let values = weights.load(&name)?;
-            // Vectors stay f32: they are small, and enter where the computation is f32 anyway.
-            let (tensor, master) = match compute.dtype {
-                ComputeDtype::Bf16 if shape.len() > 1 => {
-                    let narrow = narrowed(&values, shape.clone())?;
-                    let master = compute.trained.then(|| tensor(values, shape)).transpose()?;
-                    (narrow, master)
-                }
-                _ => (tensor(values, shape)?, None),
-            };
-            parameters.push(Parameter {
-                stored_dtype: weights.dtype(&name).unwrap_or(Dtype::F32),
-                tensor: compute.device.take(tensor)?,
-                master: master.map(|t| compute.device.take(t)).transpose()?,
-                name,
-            });
-        }
-        let find = |name: &str| {
-            parameters
-                .iter()
-                .position(|parameter| parameter.name == name)
-                .ok_or(Error::Internal(
-                    "a block names a tensor that the architecture lacks",
-                ))
-        };
-        let blocks = (0..architecture.blocks.len())
-            .map(|i| BlockParams::find(i, &architecture, &find))
-            .collect::<Result<_, _>>()?;
-        let embedding = find(EMBEDDING)?;
+        let (places, tensors) = ModelParams::declare(&architecture);
         Ok(Self {
             name: model.source().to_string(),
-            second_head: weights.dtype(HEAD).filter(|_| architecture.tied_head),
-            embedding,
-            final_norm: Norm::new(find(FINAL_NORM)?, architecture.norm_eps, &architecture),
-            head: if architecture.tied_head {
-                embedding
-            } else {
-                find(HEAD)?
-            },
-            blocks,
+            parameters: Parameters::load(tensors, weights, compute)?,
+            second_head: weights.dtype(LM_HEAD).filter(|_| architecture.tied_head),
+            places,
             architecture,
-            parameters,
         })
     }
 
-    /// The description that the model was built from.
+    /// Returns the description that the model was built from.
     pub fn architecture(&self) -> &Architecture {
         &self.architecture
     }
 
-    /// The model's path, or its name if it is built in.
+    /// Returns the model's path, or its name if it is built in.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Every parameter, in the order of the forward pass.
-    pub fn parameters(&self) -> &[Parameter] {
+    /// Returns every parameter, in the order of the forward pass.
+    pub fn parameters(&self) -> &Parameters {
         &self.parameters
     }
 
-    /// Changes the parameter at `index` by one step of AdamW, given the sum of its gradients.
-    pub(crate) fn adamw_step(
-        &self,
-        index: ParamId,
-        gradients: &Gradients,
-        moments: &mut Moments,
-        step: adamw::Step,
-    ) -> Result<(), Error> {
-        let gradient = gradients.sum_of(index, self)?;
-        adamw::step(self.parameters[index].value(), gradient, moments, step)?;
-        self.round(index)
+    /// Returns every parameter, for an optimizer to change.
+    pub fn parameters_mut(&mut self) -> &mut Parameters {
+        &mut self.parameters
     }
 
-    /// Takes what a parameter computes with from its f32 original, if it has one.
-    fn round(&self, index: ParamId) -> Result<(), Error> {
-        let Parameter { tensor, master, .. } = &self.parameters[index];
-        match master {
-            Some(master) => assign(tensor, master),
-            None => Ok(()),
-        }
+    /// Returns how many tokens a batch may have that is scored: as many as the device has memory set aside
+    /// for their activations.
+    pub fn max_batch_tokens(&self) -> usize {
+        let per_token = self.architecture.scoring_bytes_per_token().max(1);
+        (self.kernels().scoring_budget_bytes() / per_token).max(1)
     }
 
-    /// Sets the elements of the parameter at `index`, row-major.
-    pub(crate) fn set_parameter(&self, index: ParamId, values: Vec<f32>) -> Result<(), Error> {
-        let value = self.parameters[index].value();
-        assign(
-            value,
-            &tensor(values, value.shape())?.to_device(value.device())?,
-        )?;
-        self.round(index)
-    }
-
-    /// Zero moments of the parameter at `index`.
-    pub(crate) fn zero_moments(&self, index: ParamId) -> Result<Moments, Error> {
-        Moments::of(self.parameters[index].value())
-    }
-
-    pub(super) fn weight(&self, id: ParamId) -> &Tensor {
-        &self.parameters[id].tensor
-    }
-
-    /// What a file has to hold: every parameter, and a tied head's copy if it was stored.
+    /// Returns what a file has to hold: every parameter, and a tied head's copy if it was stored.
     pub(crate) fn stored(&self) -> impl Iterator<Item = (&str, &Tensor, Dtype)> {
-        let embedding = &self.parameters[self.embedding];
+        let embedding = &self.parameters[self.places.embedding];
         let copy = self
             .second_head
-            .map(|dtype| (HEAD, embedding.value(), dtype));
+            .map(|dtype| (LM_HEAD, embedding.value(), dtype));
         self.parameters
             .iter()
             .map(|p| (p.name.as_str(), p.value(), p.stored_dtype))
             .chain(copy)
     }
 
-    /// The output head, `[vocab, H]`.
-    pub(crate) fn head(&self) -> (ParamId, Head<'_>) {
-        let head = Head {
-            weight: self.weight(self.head),
-            soft_cap: self.architecture.logit_soft_cap,
-        };
-        (self.head, head)
-    }
-
-    /// Puts rows side by side, after checking that every id has an embedding.
-    pub(crate) fn batch(&self, rows: &[&[u32]]) -> Result<Batch, Error> {
-        let vocab_size = self.architecture.vocab_size;
-        for row in rows {
-            if let Some(position) = row.iter().position(|&id| id as usize >= vocab_size) {
-                return Err(Error::TokenOutOfRange {
-                    id: row[position],
-                    position,
-                    vocab_size,
-                });
-            }
+    /// Returns `log p(x_t | x_<t)` of every target of every row: one vector per row, with one value less than
+    /// the row has tokens. Natural logarithms, f32.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TokenOutOfRange`] when an id has no embedding, [`Error::NotFiniteLogProb`] when a
+    /// log-prob is NaN or infinite.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use remit::{demo, model::Decoder};
+    ///
+    /// let model = Decoder::load(&demo::rl_model())?;
+    /// let log_probs = model.target_log_probs(&[&[5, 6, 7], &[8, 9]])?;
+    /// assert_eq!([log_probs[0].len(), log_probs[1].len()], [2, 1]);
+    /// # Ok::<(), remit::model::Error>(())
+    /// ```
+    pub fn target_log_probs(&self, rows: &[&[TokenId]]) -> Result<Vec<Vec<f32>>, Error> {
+        let batch = self.batch(rows)?;
+        let hidden = self.forward(&batch)?;
+        let all =
+            self.kernels()
+                .lm_head_log_probs(&hidden, self.lm_head(), &batch.ids, &batch.layout)?;
+        let mut rest = all.as_slice();
+        let mut out = Vec::with_capacity(rows.len());
+        for (number, row) in rows.iter().enumerate() {
+            let (mine, after) = rest.split_at(row.len().saturating_sub(1));
+            rest = after;
+            self.check_finite(number, mine)?;
+            out.push(mine.to_vec());
         }
-        let layout = RowLayout::new(rows.iter().map(|row| row.len()));
-        let ropes = self.architecture.ropes.iter();
-        let rotations = ropes.map(|rope| Rotation::new(&layout, rope)).collect();
-        Ok(Batch {
-            ids: rows.concat(),
-            layout,
-            rotations,
-        })
+        Ok(out)
     }
 
-    /// Final hidden states, normalized: `[T, H]`; with a tape, what the backward needs is kept.
-    pub(crate) fn forward(&self, batch: &Batch, tape: Option<&mut Tape>) -> Result<Tensor, Error> {
-        let mut x = self.embed(&batch.ids)?;
-        match tape {
-            None => {
-                for block in &self.blocks {
-                    x = self.block_forward(block, x, batch, None)?;
-                }
-                self.norm(&x, self.final_norm)
-            }
-            Some(tape) => {
-                for block in &self.blocks {
-                    x = match &mut tape.blocks {
-                        Kept::Tapes(tapes) => self.block_forward(block, x, batch, Some(tapes))?,
-                        Kept::Inputs(inputs) => {
-                            // A copy, since a block without a tape overwrites its input.
-                            inputs.push(x.copy()?);
-                            self.block_forward(block, x, batch, None)?
-                        }
-                    };
-                }
-                tape.last = x;
-                self.norm(&tape.last, self.final_norm)
-            }
-        }
-    }
-
-    /// An empty tape for [`Decoder::forward`]; with checkpointing it keeps the blocks' inputs only.
-    pub(crate) fn tape(&self, checkpointing: bool) -> Result<Tape, Error> {
-        let num_blocks = self.blocks.len();
-        Ok(Tape {
-            blocks: match checkpointing {
-                false => Kept::Tapes(Vec::with_capacity(num_blocks)),
-                true => Kept::Inputs(Vec::with_capacity(num_blocks)),
+    /// Adds to `gradients` those of `sum over targets of weight * -log p + z_loss * (log-sum-exp)²`, not
+    /// divided by anything, for all rows of a micro-batch.
+    ///
+    /// `token_weights` is called once per row, in order, with what the learner says about its targets and a
+    /// slice to fill with one weight per target. The weights are constants to the gradient.
+    ///
+    /// On the CPU the sums are the same, bit for bit, however rows are divided between calls, as long as
+    /// none of the [gradient chunks](super::RowLayout::grad_chunks) of all rows is.
+    ///
+    /// # Errors
+    ///
+    /// As [`Decoder::target_log_probs`], and what `token_weights` returns.
+    pub fn accumulate_gradients(
+        &self,
+        rows: &[&[TokenId]],
+        gradients: &mut Gradients,
+        how: &Backward,
+        token_weights: &mut WeightFn<'_>,
+    ) -> Result<(), Error> {
+        let batch = self.batch(rows)?;
+        let (hidden, tape) = self.forward_with_tape(&batch, how.activation_checkpointing)?;
+        let head = self.lm_head();
+        let d_head = gradients.sum(self.places.lm_head, head.weight)?;
+        let loss = LmLoss {
+            z_loss: how.z_loss,
+            token_weights: &mut |outputs, weights| {
+                self.check_finite(outputs.row, outputs.log_probs)?;
+                token_weights(outputs, weights)
             },
-            last: tensor(Vec::new(), (0, self.architecture.hidden_size))?,
-        })
+        };
+        let d_hidden = self.kernels().lm_head_backward(
+            &hidden,
+            head,
+            &d_head,
+            &batch.ids,
+            &batch.layout,
+            loss,
+        )?;
+        drop(hidden);
+        self.backward(&batch, tape, &d_hidden, gradients)
     }
 
-    /// Adds the gradients of all parameters but the head, given the gradient of what
-    /// [`Decoder::forward`] returned.
-    pub(crate) fn backward(
+    fn check_finite(&self, row: usize, log_probs: &[f32]) -> Result<(), Error> {
+        match log_probs.iter().position(|value| !value.is_finite()) {
+            None => Ok(()),
+            Some(i) => Err(Error::NotFiniteLogProb {
+                model: self.name.clone(),
+                row,
+                position: i + 1,
+                value: log_probs[i],
+            }),
+        }
+    }
+
+    fn kernels(&self) -> &dyn Kernels {
+        self.parameters.kernels()
+    }
+
+    fn batch(&self, rows: &[&[TokenId]]) -> Result<Batch, Error> {
+        Batch::new(rows, &self.architecture, self.kernels().device())
+    }
+
+    fn pass<'a>(&'a self, batch: &'a Batch) -> Pass<'a> {
+        Pass {
+            kernels: self.kernels(),
+            parameters: &self.parameters,
+            batch,
+        }
+    }
+
+    /// The output head, `[V, H]`.
+    fn lm_head(&self) -> LmHead<'_> {
+        LmHead {
+            weight: self.parameters.tensor(self.places.lm_head),
+            soft_cap: self.architecture.logit_soft_cap,
+        }
+    }
+
+    fn embed(&self, ids: &[u32]) -> Result<Tensor, Error> {
+        let table = self.parameters.tensor(self.places.embedding);
+        self.kernels()
+            .embedding(table, ids, self.architecture.embedding_scale)
+    }
+
+    /// Final hidden states, normalized: `[T, H]`.
+    fn forward(&self, batch: &Batch) -> Result<Tensor, Error> {
+        let pass = self.pass(batch);
+        let mut x = self.embed(&batch.ids)?;
+        for block in &self.places.blocks {
+            x = block.forward(x, pass)?;
+        }
+        pass.norm(&x, self.places.final_norm)
+    }
+
+    /// Final hidden states, normalized: `[T, H]`; and what the backward needs. With checkpointing that is
+    /// the blocks' inputs only.
+    fn forward_with_tape(
+        &self,
+        batch: &Batch,
+        checkpointing: bool,
+    ) -> Result<(Tensor, Tape), Error> {
+        let pass = self.pass(batch);
+        let blocks = &self.places.blocks;
+        let mut x = self.embed(&batch.ids)?;
+        let tape = if checkpointing {
+            let mut inputs = Vec::with_capacity(blocks.len());
+            for block in blocks {
+                // A copy, since a block without a tape overwrites its input.
+                inputs.push(x.copy()?);
+                x = block.forward(x, pass)?;
+            }
+            BlocksTape::Inputs(inputs)
+        } else {
+            let mut tapes = Vec::with_capacity(blocks.len());
+            for block in blocks {
+                let (y, tape) = block.forward_with_tape(x, pass)?;
+                tapes.push(tape);
+                x = y;
+            }
+            BlocksTape::Tapes(tapes)
+        };
+        let hidden = pass.norm(&x, self.places.final_norm)?;
+        let tape = Tape {
+            blocks: tape,
+            last: x,
+        };
+        Ok((hidden, tape))
+    }
+
+    /// Adds the gradients of all parameters but the head, given that of the final hidden states.
+    fn backward(
         &self,
         batch: &Batch,
         tape: Tape,
         d_hidden: &Tensor,
         grads: &mut Gradients,
     ) -> Result<(), Error> {
-        let grads = &mut BatchGradients {
-            sums: grads,
-            layout: &batch.layout,
-        };
+        let pass = self.pass(batch);
         let Tape { mut blocks, last } = tape;
-        let mut dx = self.norm_backward(d_hidden, &last, self.final_norm, grads, None)?;
+        let mut dx = pass.norm_backward(d_hidden, &last, self.places.final_norm, grads, None)?;
         drop(last);
         const TOO_SHORT: Error = Error::Internal("a tape is too short");
-        for block in self.blocks.iter().rev() {
+        for block in self.places.blocks.iter().rev() {
             let tape = match &mut blocks {
-                Kept::Tapes(tapes) => tapes.pop().ok_or(TOO_SHORT)?,
-                Kept::Inputs(inputs) => {
+                BlocksTape::Tapes(tapes) => tapes.pop().ok_or(TOO_SHORT)?,
+                BlocksTape::Inputs(inputs) => {
                     let x = inputs.pop().ok_or(TOO_SHORT)?;
-                    let mut tape = Vec::with_capacity(1);
-                    self.block_forward(block, x, batch, Some(&mut tape))?;
-                    tape.pop().ok_or(TOO_SHORT)?
+                    block.forward_with_tape(x, pass)?.1
                 }
             };
-            dx = self.block_backward(block, dx, tape, batch, grads)?;
+            dx = block.backward(dx, tape, pass, grads)?;
         }
-        self.embed_backward(&batch.ids, &dx, grads.sums)
-    }
-
-    fn embed(&self, ids: &[u32]) -> Result<Tensor, Error> {
-        let scale = self.architecture.embedding_scale;
-        lookup(self.weight(self.embedding), ids, scale)
+        self.embed_backward(&batch.ids, &dx, grads)
     }
 
     fn embed_backward(&self, ids: &[u32], dx: &Tensor, grads: &mut Gradients) -> Result<(), Error> {
-        let (embedding, scale) = (self.embedding, self.architecture.embedding_scale);
-        if self.head == embedding && is_ours(dx) {
+        let (embedding, scale) = (self.places.embedding, self.architecture.embedding_scale);
+        if self.places.lm_head == embedding {
             return grads.add_lookups(embedding, ids, dx, scale);
         }
-        let sum = grads.sum(embedding, self.weight(embedding))?;
-        lookup_backward(&sum, ids, dx, scale)
+        let d_table = grads.sum(embedding, self.parameters.tensor(embedding))?;
+        self.kernels().embedding_backward(&d_table, ids, dx, scale)
     }
 }

@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, DeviceLocation};
 
 use super::Error;
+use super::kernels::{Cpu, Kernels, Portable};
 
 /// The device as a user asks for it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -47,11 +49,24 @@ impl fmt::Display for DeviceChoice {
     }
 }
 
-/// A device that is open.
+/// A device that is open, with the kernels for it. The only place that chooses between them.
 #[derive(Debug, Clone)]
-pub struct ComputeDevice(Device);
+pub struct ComputeDevice {
+    kernels: Arc<dyn Kernels>,
+}
 
 impl ComputeDevice {
+    fn cpu() -> Self {
+        Self::with_kernels(Cpu)
+    }
+
+    /// The device of some kernels.
+    pub(super) fn with_kernels(kernels: impl Kernels + 'static) -> Self {
+        Self {
+            kernels: Arc::new(kernels),
+        }
+    }
+
     /// Opens the device that was asked for.
     ///
     /// Returns with it the reason why it is not a GPU, if the choice was left open.
@@ -61,39 +76,47 @@ impl ComputeDevice {
     /// [`Error::NoGpu`] when a GPU was asked for by name and can't be used.
     pub fn open(choice: DeviceChoice) -> Result<(Self, Option<String>), Error> {
         match choice {
-            DeviceChoice::Cpu => Ok((Self(Device::Cpu), None)),
+            DeviceChoice::Cpu => Ok((Self::cpu(), None)),
             DeviceChoice::Cuda(number) => match cuda(number) {
-                Ok(device) => Ok((Self(device), None)),
+                Ok(device) => Ok((Self::with_kernels(Portable { device }), None)),
                 Err(reason) => Err(Error::NoGpu { number, reason }),
             },
             DeviceChoice::Auto => match cuda(0) {
-                Ok(device) => Ok((Self(device), None)),
-                Err(reason) => Ok((Self(Device::Cpu), Some(reason))),
+                Ok(device) => Ok((Self::with_kernels(Portable { device }), None)),
+                Err(reason) => Ok((Self::cpu(), Some(reason))),
             },
         }
     }
 
     /// Returns the kind of device, without its number: `cpu` or `cuda`.
     pub fn kind(&self) -> &'static str {
-        match self.0.location() {
-            candle_core::DeviceLocation::Cpu => "cpu",
-            candle_core::DeviceLocation::Cuda { .. } => "cuda",
-            candle_core::DeviceLocation::Metal { .. } => "metal",
+        match self.location() {
+            DeviceLocation::Cpu => "cpu",
+            DeviceLocation::Cuda { .. } => "cuda",
+            DeviceLocation::Metal { .. } => "metal",
         }
     }
 
-    /// Moves a tensor to the device.
-    pub(super) fn take(&self, tensor: Tensor) -> Result<Tensor, Error> {
-        Ok(tensor.to_device(&self.0)?)
+    /// Returns whether it computes in the machine's own memory, so that what is free there is a limit.
+    pub fn uses_host_memory(&self) -> bool {
+        matches!(self.location(), DeviceLocation::Cpu)
+    }
+
+    pub(super) fn kernels(&self) -> Arc<dyn Kernels> {
+        Arc::clone(&self.kernels)
+    }
+
+    fn location(&self) -> DeviceLocation {
+        self.kernels.device().location()
     }
 }
 
 impl fmt::Display for ComputeDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.location() {
-            candle_core::DeviceLocation::Cpu => f.write_str("cpu"),
-            candle_core::DeviceLocation::Cuda { gpu_id } => write!(f, "cuda:{gpu_id}"),
-            candle_core::DeviceLocation::Metal { gpu_id } => write!(f, "metal:{gpu_id}"),
+        match self.location() {
+            DeviceLocation::Cpu => f.write_str("cpu"),
+            DeviceLocation::Cuda { gpu_id } => write!(f, "cuda:{gpu_id}"),
+            DeviceLocation::Metal { gpu_id } => write!(f, "metal:{gpu_id}"),
         }
     }
 }
@@ -156,7 +179,7 @@ impl Default for Compute {
     /// f32 on the CPU.
     fn default() -> Self {
         Self {
-            device: ComputeDevice(Device::Cpu),
+            device: ComputeDevice::cpu(),
             dtype: ComputeDtype::F32,
             trained: false,
         }

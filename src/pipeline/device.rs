@@ -1,7 +1,7 @@
-//! Questions to the device that models compute on.
+//! Opens the device that models compute on.
 
 use super::Progress;
-use crate::model::{self, ComputeDevice, DeviceChoice, SCORING_ACTIVATION_BYTES};
+use crate::model::{self, ComputeDevice, DeviceChoice};
 
 /// Opens the device that was asked for, and notes which it is if that was left open.
 pub(crate) fn open_device(
@@ -13,14 +13,4 @@ pub(crate) fn open_device(
         progress.note(&format!("computing on the {device}: {reason}"));
     }
     Ok(device)
-}
-
-/// Returns the most bytes that the activations of a batch to score may take on a device. Larger batches are split.
-pub(super) fn scoring_budget_bytes(_device: &ComputeDevice) -> usize {
-    SCORING_ACTIVATION_BYTES
-}
-
-/// Returns whether a device computes in the machine's own memory, so that what is free there is a limit.
-pub(super) fn uses_host_memory(device: &ComputeDevice) -> bool {
-    device.kind() == "cpu"
 }

@@ -234,7 +234,8 @@ fn gradients_agree_with_pytorch_in_all_weightings() {
                 sums.loss(Normalize::Targets)
             );
             assert!((sums.ntp_loss() - golden.ntp_loss).abs() < 1e-5 * golden.ntp_loss);
-            let total = gradients.norm(&model).unwrap() / sums.normalizer(Normalize::Targets);
+            let total =
+                gradients.norm(model.parameters()).unwrap() / sums.normalizer(Normalize::Targets);
             for (i, parameter) in model.parameters().iter().enumerate() {
                 let key = format!("{weighting}/{}", parameter.name);
                 let want: Vec<f64> = tensors

@@ -20,7 +20,7 @@ COMMAND = "cargo test --release --lib --features object-store --locked ops_cases
 # Norm of the difference by the norm; and for single numbers, of the largest number.
 TOLERANCE, LARGEST_TOLERANCE = 1e-5, 5e-5
 # What is no input that a gradient is taken of.
-CONSTANTS = {"dy", "dy_keys", "dy_values", "ids", "weights", "frequencies", "onto"}
+CONSTANTS = {"dy", "dy_keys", "dy_values", "d_sum", "ids", "weights", "frequencies", "added"}
 
 
 class Case:
@@ -79,7 +79,7 @@ def rope(case, x):
     half = len(frequencies)
     positions = torch.cat([torch.arange(row.stop - row.start) for row in case.rows(len(x))])
     angles = (positions.float()[:, None] * frequencies.float()).double()[:, None, :]  # [tokens, 1, half]
-    turn = torch.polar(torch.full_like(angles, case.number("rotary_scale", "1")), angles)
+    turn = torch.polar(torch.full_like(angles, case.number("rope_scale", "1")), angles)
     heads = x.unflatten(-1, (-1, head_dim))
     before, turned, after = heads.split([first, 2 * half, head_dim - first - 2 * half], dim=-1)
     if case.parameters["interleaved"] == "true":
@@ -90,6 +90,19 @@ def rope(case, x):
         z = torch.complex(turned[..., :half], turned[..., half:]) * turn
         turned = torch.cat([z.real, z.imag], -1)
     return {"y": torch.cat([before, turned, after], -1).flatten(-2)}
+
+
+def add_norm(case, x, addend, w):
+    """The residual stream with something added to it, and the norm of the sum."""
+    return {"sum": x + addend} | norm(case, x + addend, w)
+
+
+def norm_rope(case, x, w):
+    return rope(case, norm(case, x, w)["y"])
+
+
+def embedding(case, table):
+    return {"y": torch.nn.functional.embedding(case.tensors["ids"], table) * case.number("scale")}
 
 
 def attention(case, q, k, v):
@@ -107,7 +120,7 @@ def attention(case, q, k, v):
     return {"y": torch.cat(rows, 1).transpose(0, 1).flatten(-2)}
 
 
-def mlp(case, gate, up):
+def glu(case, gate, up):
     activations = {
         "silu": torch.nn.functional.silu,
         "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
@@ -119,16 +132,16 @@ def linear(case, x, w, b=None):
     return {"y": torch.nn.functional.linear(x, w, b)}
 
 
-def latent(case, kv, shared):
-    """Keys [tokens, heads * (plain + rotated)] and values [tokens, heads * value] from `kv`, which has the unrotated
-    key and the value of each head, and `shared`, the rotated part that all heads have in common."""
-    plain, value = case.size("plain"), case.size("value")
-    pairs = kv.unflatten(-1, (-1, plain + value))
-    keys = torch.cat([pairs[..., :plain], shared[:, None, :].expand(-1, pairs.shape[1], -1)], -1)
-    return {"keys": keys.flatten(-2), "values": pairs[..., plain:].flatten(-2)}
+def mla(case, kv, k_rope):
+    """Keys [tokens, heads * (nope + rope)] and values [tokens, heads * value] from `kv`, which has the unrotated
+    key and the value of each head, and `k_rope`, the rotated part that all heads have in common."""
+    nope, value = case.size("nope"), case.size("value")
+    pairs = kv.unflatten(-1, (-1, nope + value))
+    keys = torch.cat([pairs[..., :nope], k_rope[:, None, :].expand(-1, pairs.shape[1], -1)], -1)
+    return {"keys": keys.flatten(-2), "values": pairs[..., nope:].flatten(-2)}
 
 
-def head(case, x, w):
+def lm_head(case, x, w):
     """Log-probs of the targets, and what is minimised: sum of weight * -log p + z_loss * (log-sum-exp)^2."""
     ids, weights = case.tensors["ids"], case.tensors["weights"]
     rows = case.rows(len(x))
@@ -146,13 +159,16 @@ OPERATIONS = {
     "norm": (norm, ["x", "w"], ["offset"]),
     "rope": (rope, ["x"], ["interleaved"]),
     "attention": (attention, ["q", "k", "v"], ["heads", "kv_heads", "window", "soft_cap", "row_lengths"]),
-    "mlp": (mlp, ["gate", "up"], ["activation"]),
+    "glu": (glu, ["gate", "up"], ["activation"]),
     "linear": (linear, ["x", "w", "b"], []),
-    "latent": (latent, ["kv", "shared"], ["plain", "value"]),
-    "head": (head, ["x", "w"], ["soft_cap", "z_loss", "row_lengths"]),
+    "mla": (mla, ["kv", "k_rope"], ["nope", "value"]),
+    "add_norm": (add_norm, ["x", "addend", "w"], ["offset"]),
+    "norm_rope": (norm_rope, ["x", "w"], ["offset", "interleaved"]),
+    "embedding": (embedding, ["table"], ["scale"]),
+    "lm_head": (lm_head, ["x", "w"], ["soft_cap", "z_loss", "row_lengths"]),
 }
 # The names that gradients have where they are not "d" and the input's name.
-GRADIENT_NAMES = {("head", "w"): "dhead"}
+GRADIENT_NAMES = {("lm_head", "w"): "dhead"}
 
 
 @pytest.fixture(scope="module")
@@ -186,14 +202,16 @@ def check(case):
     function, names, _ = OPERATIONS[case.op]
     inputs = {name: case.tensors[name].clone().requires_grad_() for name in names if name in case.tensors}
     outputs = function(case, **inputs)
-    if case.op == "head":
+    if case.op == "lm_head":
         total = outputs.pop("loss")
-    elif case.op == "latent":
+    elif case.op == "mla":
         total = (outputs["keys"] * case.tensors["dy_keys"]).sum() + (
             outputs["values"] * case.tensors["dy_values"]
         ).sum()
     else:
         total = (outputs["y"] * case.tensors["dy"]).sum()
+        if "sum" in outputs:
+            total = total + (outputs["sum"] * case.tensors["d_sum"]).sum()
     gradients = dict(zip(inputs, torch.autograd.grad(total, list(inputs.values()))))
     compared = set(inputs)
     for name, expected in outputs.items():
@@ -203,8 +221,8 @@ def check(case):
         written = "d" + name
         if written not in case.tensors:
             written = GRADIENT_NAMES.get((case.op, name), written)
-        if name == "x" and "onto" in case.tensors:
-            expected = expected + case.tensors["onto"]
+        if name == "x" and "added" in case.tensors:
+            expected = expected + case.tensors["added"]
         assert_close(case.tensors[written], expected, written, case)
         compared.add(written)
     assert set(case.tensors) - compared <= CONSTANTS, f"tensors of {case} that nothing was compared with"

@@ -8,9 +8,10 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 
 use super::names::{INDEX_FILE, SINGLE_FILE};
-use super::write::{Entry, Values, write};
+use super::write::{Entry, write};
 use crate::fs;
-use crate::model::{Error, ops};
+use crate::model::Error;
+use crate::model::kernels::tensor::on_host;
 
 /// A tensor that a file is to hold: its name, its values, and its dtype there.
 pub(crate) type StoredTensor<'a> = (&'a str, &'a Tensor, Dtype);
@@ -25,7 +26,7 @@ pub(crate) fn check_exportable<'a>(
     tensors: impl IntoIterator<Item = StoredTensor<'a>>,
 ) -> Result<(), Error> {
     for (name, tensor, dtype) in tensors {
-        let values: &[f32] = &ops::on_host(tensor)?;
+        let values: &[f32] = &on_host(tensor)?;
         let limit = largest(dtype);
         let bad = |value: &f32| !(value.is_finite() && value.abs() <= limit);
         if let Some(element) = values.iter().position(bad) {
@@ -57,8 +58,7 @@ pub(crate) fn write_weights<'a>(
         let entry = Entry {
             name: name.to_owned(),
             dtype,
-            shape: tensor.dims().to_vec(),
-            values: Values::Of(tensor),
+            tensor,
         };
         let size_bytes = entry.size_bytes() as u64;
         if held > 0 && held + size_bytes > max_shard_bytes {

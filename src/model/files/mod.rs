@@ -13,4 +13,4 @@ pub use open::OpenModel;
 pub(crate) use read::widened;
 pub use source::{Builtin, ModelFile, ModelSource};
 pub use weights::ModelWeights;
-pub(crate) use write::{Entry, Values, write as write_tensors};
+pub(crate) use write::{Entry, write as write_tensors};

@@ -13,7 +13,7 @@ use super::read::{self, width};
 use super::source::{ModelFile, ModelSource};
 use crate::fs::Digest;
 use crate::model::Error;
-use crate::model::architecture::{Architecture, EMBEDDING, HEAD};
+use crate::model::architecture::{Architecture, EMBEDDING, LM_HEAD};
 
 /// Place of a tensor in a file.
 #[derive(Debug, Clone)]
@@ -119,9 +119,9 @@ impl ModelWeights {
         let mut expected = BTreeSet::new();
         let mut asked = architecture.tensors();
         // A tied checkpoint may store the shared matrix twice.
-        if architecture.tied_head && self.tensors.contains_key(HEAD) {
+        if architecture.tied_head && self.tensors.contains_key(LM_HEAD) {
             let shape = vec![architecture.vocab_size, architecture.hidden_size];
-            asked.push((HEAD.to_owned(), shape));
+            asked.push((LM_HEAD.to_owned(), shape));
         }
         for (name, shape) in asked {
             match self.tensors.get(&name) {
@@ -150,7 +150,7 @@ impl ModelWeights {
         }
         if problems.is_empty() && !self.second_head_is_the_same(architecture)? {
             problems.push(format!(
-                "{HEAD} differs from {EMBEDDING}, though config.json ties them; remove one or set tie_word_embeddings to false"
+                "{LM_HEAD} differs from {EMBEDDING}, though config.json ties them; remove one or set tie_word_embeddings to false"
             ));
         }
         self.fit(problems)
@@ -159,12 +159,12 @@ impl ModelWeights {
     /// Returns whether a tied checkpoint that stores the head as well stores the same twice. transformers
     /// does not tie them otherwise.
     fn second_head_is_the_same(&self, architecture: &Architecture) -> Result<bool, Error> {
-        let stored = (self.tensors.get(EMBEDDING), self.tensors.get(HEAD));
+        let stored = (self.tensors.get(EMBEDDING), self.tensors.get(LM_HEAD));
         let (true, (Some(embedding), Some(head))) = (architecture.tied_head, stored) else {
             return Ok(true);
         };
         if embedding.dtype != head.dtype {
-            return Ok(self.load(EMBEDDING)? == self.load(HEAD)?);
+            return Ok(self.load(EMBEDDING)? == self.load(LM_HEAD)?);
         }
         let [embedding, head] = [embedding, head].map(|place| {
             let (_, file) = &self.files[place.file];

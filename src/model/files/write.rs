@@ -1,6 +1,5 @@
 //! Writes safetensors files one tensor after another, through the atomic files of [`crate::fs`].
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::Write as _;
 use std::path::Path;
@@ -13,7 +12,8 @@ use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::read::width;
 use crate::fs::{AtomicFile, Digest, HashingWriter, write_error};
-use crate::model::{Error, ops};
+use crate::model::Error;
+use crate::model::kernels::tensor::{CHUNK, on_host};
 
 /// Elements that are converted and written at a time.
 const WRITE_ELEMENTS: usize = 1 << 20;
@@ -24,24 +24,14 @@ pub(crate) struct Entry<'a> {
     pub name: String,
     /// Its dtype there.
     pub dtype: Dtype,
-    /// Shape.
-    pub shape: Vec<usize>,
-    /// Elements.
-    pub values: Values<'a>,
-}
-
-/// Where the elements of an [`Entry`] are.
-pub(crate) enum Values<'a> {
-    /// In a tensor, on any device.
-    Of(&'a Tensor),
-    /// In memory, row-major.
-    Slice(Cow<'a, [f32]>),
+    /// Its shape and elements, on any device.
+    pub tensor: &'a Tensor,
 }
 
 impl Entry<'_> {
     /// Returns the bytes that it takes in a file.
     pub fn size_bytes(&self) -> usize {
-        self.shape.iter().product::<usize>() * width(self.dtype).unwrap_or(4)
+        self.tensor.elem_count() * width(self.dtype).unwrap_or(4)
     }
 }
 
@@ -61,7 +51,7 @@ pub(crate) fn write(
             end += entry.size_bytes();
             let info = TensorInfo {
                 dtype: entry.dtype,
-                shape: entry.shape.clone(),
+                shape: entry.tensor.dims().to_vec(),
                 data_offsets: (start, end),
             };
             (entry.name.clone(), info)
@@ -81,13 +71,10 @@ pub(crate) fn write(
     write(&header)?;
     write(&vec![b' '; padding])?;
     for entry in entries {
-        let values: &[f32] = match &entry.values {
-            Values::Of(tensor) => &ops::on_host(tensor)?,
-            Values::Slice(values) => values,
-        };
+        let values: &[f32] = &on_host(entry.tensor)?;
         for values in values.chunks(WRITE_ELEMENTS) {
             let parts: Vec<Vec<u8>> = values
-                .par_chunks(ops::CHUNK)
+                .par_chunks(CHUNK)
                 .map(|part| narrow(part, entry.dtype))
                 .collect();
             write(&parts.concat())?;

@@ -2,7 +2,6 @@
 
 use anyhow::Result;
 
-use super::super::device::uses_host_memory;
 use super::super::{BadInput, Progress, StopFlag, Usage};
 use super::compat::{check_positions, longest_row, objective};
 use super::inputs::Inputs;
@@ -105,7 +104,7 @@ pub(super) fn prepare<'a>(
         longest_scored_row,
         window_tokens: order.largest_window_tokens(),
     };
-    needs.check(uses_host_memory(device), progress)?;
+    needs.check(device.uses_host_memory(), progress)?;
     // From here on no other run changes the folder, or what is read of it.
     let metrics_log = logs::lock(&output.dir)?;
     if run_file::is_finished(&output.dir, &settings)? {

@@ -8,11 +8,11 @@ use super::super::{Progress, Usage};
 use super::options::Resume;
 use super::settings::Settings;
 use super::state::State;
-use crate::checkpoint::{self, CHECKPOINTS_DIR, Checkpoint};
+use crate::checkpoint::{self, CHECKPOINTS_DIR, TrainingCheckpoint};
 
 /// An intact checkpoint of a run with the same settings.
 pub(super) struct ResumePoint {
-    pub checkpoint: Checkpoint,
+    pub checkpoint: TrainingCheckpoint,
     /// Steps of newer checkpoints, which are damaged.
     pub damaged_steps: Vec<u64>,
 }
@@ -40,13 +40,13 @@ pub(super) fn find(
         ))
         .into());
     }
-    let checkpoint::Newest { whole, damaged } = Checkpoint::newest(&dir)?;
+    let checkpoint::Newest { intact, damaged } = TrainingCheckpoint::newest(&dir)?;
     for (_, problem) in &damaged {
         let cause = std::error::Error::source(problem).map(|cause| format!(": {cause}"));
         let cause = cause.unwrap_or_default();
         progress.note(&format!("{problem}{cause}; trying the one before it"));
     }
-    let Some(newest) = whole else {
+    let Some(newest) = intact else {
         return match damaged.into_iter().next() {
             None => Ok(None),
             Some((_, problem)) => Err(anyhow::Error::new(problem).context(format!(

@@ -172,8 +172,8 @@ impl Run<'_> {
         check_weights(&trainer.model, self.state.step)?;
         let dir = self.plan.output.dir.join(CHECKPOINTS_DIR);
         self.state.logs = logs.sync()?;
-        let (model, optimizer) = (&trainer.model, &trainer.optimizer);
-        checkpoint::save(&dir, self.state.step, &self.state, model, optimizer)?;
+        let (parameters, optimizer) = (trainer.model.parameters(), &trainer.optimizer);
+        checkpoint::save(&dir, self.state.step, &self.state, parameters, optimizer)?;
         self.saved_step = self.state.step;
         checkpoint::prune(&dir, self.plan.checkpoints.keep)?;
         Ok(())

@@ -55,7 +55,7 @@ pub(super) fn train(
     let mut trainer = Trainer::load(plan)?;
     if let Some(point) = checkpoint {
         point.checkpoint.restore(
-            &trainer.model,
+            trainer.model.parameters_mut(),
             &mut trainer.optimizer,
             state.optimizer_steps,
         )?;

@@ -11,7 +11,7 @@ use super::plan::Plan;
 use super::state::RESUMES;
 use crate::batch::{Step, micro_batches};
 use crate::loss::LossSums;
-use crate::model::{self, Backward, Decoder, Gradients, UNIT_TOKENS};
+use crate::model::{self, Backward, Decoder, GRAD_CHUNK_TOKENS, Gradients};
 use crate::optim::AdamW;
 use crate::shard::row::StoredRow;
 
@@ -36,7 +36,7 @@ impl<'a> Trainer<'a> {
         Ok(Self {
             plan,
             gradients: Gradients::new(model.parameters().len()),
-            optimizer: AdamW::new(&model, plan.settings.optimizer)?,
+            optimizer: AdamW::new(model.parameters(), plan.settings.optimizer)?,
             model,
             tokens: 0,
         })
@@ -53,13 +53,13 @@ impl<'a> Trainer<'a> {
         let mut sums = LossSums::default();
         let objective = self.plan.settings.objective;
         let how = Backward {
-            z_loss: objective.z_loss.unwrap_or(0.0) as f32,
+            z_loss: objective.z_loss.map(|z_loss| z_loss as f32),
             activation_checkpointing: self.plan.activation_checkpointing,
         };
         let runs = micro_batches(
             &step.rows,
             self.plan.micro_batch_tokens,
-            UNIT_TOKENS,
+            GRAD_CHUNK_TOKENS,
             StoredRow::num_tokens,
         );
         for rows in runs {
@@ -86,10 +86,12 @@ impl<'a> Trainer<'a> {
         }
         let lr = self.plan.settings.schedule.lr_at(number - 1);
         let normalizer = sums.normalizer(objective.normalize);
-        let grad_norm = match self
-            .optimizer
-            .step(&self.model, &mut self.gradients, normalizer, lr)
-        {
+        let grad_norm = match self.optimizer.step(
+            self.model.parameters_mut(),
+            &mut self.gradients,
+            normalizer,
+            lr,
+        ) {
             Err(model::Error::Diverged { norm }) => {
                 let what = format!("the gradient's norm is {norm}");
                 return Err(NonFinite::new(number, what, &step.rows).into());
@@ -117,7 +119,7 @@ impl<'a> Trainer<'a> {
 
     /// Throws away the gradients of a step that is left out, and returns what is logged of it.
     pub fn skip(&mut self, number: u64, step: &Step, started: Instant) -> Result<StepMetrics> {
-        self.gradients.clear()?;
+        self.gradients.clear(self.model.parameters())?;
         let step_tokens = step.num_tokens();
         self.tokens += step_tokens;
         let targets = step.rows.iter().map(StoredRow::num_targets);

@@ -2,7 +2,6 @@
 
 use anyhow::{Context, Result};
 
-use super::super::device::scoring_budget_bytes;
 use super::super::stages::{RowScorer, RowSource};
 use super::super::{BadInput, Progress, Usage, tokenizer_of};
 use super::options::{ComputeOptions, DEFAULT_SEQ_LEN, RowOptions, SetOptions};
@@ -129,17 +128,14 @@ impl Models {
         };
         let rl = load(&self.rl)?;
         let base = self.base.as_ref().map(load).transpose()?;
-        let bytes_per_token = [Some(&rl), base.as_ref()]
-            .into_iter()
-            .flatten()
-            .map(|model| model.architecture().scoring_bytes_per_token())
-            .max()
-            .unwrap_or(1);
-        let most_tokens = scoring_budget_bytes(&compute.device) / bytes_per_token;
+        let most_tokens = base
+            .iter()
+            .map(Decoder::max_batch_tokens)
+            .fold(rl.max_batch_tokens(), usize::min);
         Ok(Scorer {
             exact: shards.exact,
             formula: shards.formula,
-            batch_tokens: batch_tokens.min(most_tokens).max(1),
+            batch_tokens: batch_tokens.min(most_tokens),
             rl,
             base,
         })

@@ -7,7 +7,7 @@ use std::sync::Once;
 
 use gemm::Parallelism;
 
-use super::Error;
+use crate::model::Error;
 
 /// Once a process: how the crate goes about products.
 static SETTINGS: Once = Once::new();
@@ -293,8 +293,8 @@ pub(crate) fn elements(rows: usize, cols: usize) -> Result<usize, Error> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::simd::Noise;
     use super::*;
-    use crate::model::simd::Noise;
     use proptest::prelude::*;
 
     fn reference(x: &[f32], w: &[f32], tokens: usize, out: usize, inner: usize) -> Vec<f64> {

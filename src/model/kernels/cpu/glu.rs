@@ -3,10 +3,11 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{CHUNK, composed, is_ours, tensor, update, view, zeros};
+use super::buffers::zeros;
+use super::simd::{exp, vectorized};
 use crate::model::Error;
 use crate::model::architecture::Activation;
-use crate::model::simd::{exp, vectorized};
+use crate::model::kernels::tensor::{CHUNK, tensor, update, view};
 
 #[inline(always)]
 fn sigmoid(x: f32) -> f32 {
@@ -58,27 +59,21 @@ impl Curve for GeluTanh {
     }
 }
 
-/// `activation(gate) * up`, elementwise.
-pub(crate) fn forward(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor, Error> {
-    if !is_ours(gate) {
-        return composed::mlp(gate, up, activation);
-    }
+/// See [`Kernels::glu`](crate::model::kernels::Kernels::glu).
+pub(super) fn forward(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor, Error> {
     match activation {
         Activation::Silu => forward_as::<Silu>(gate, up),
         Activation::GeluTanh => forward_as::<GeluTanh>(gate, up),
     }
 }
 
-/// Gradients with respect to `gate` and `up`, which may take their place in memory.
-pub(crate) fn backward(
+/// See [`Kernels::glu_backward`](crate::model::kernels::Kernels::glu_backward).
+pub(super) fn backward(
     dy: &Tensor,
     gate: Tensor,
     up: Tensor,
     activation: Activation,
 ) -> Result<(Tensor, Tensor), Error> {
-    if !is_ours(&gate) {
-        return composed::mlp_backward(dy, &gate, &up, activation);
-    }
     match activation {
         Activation::Silu => backward_as::<Silu>(dy, &gate, &up)?,
         Activation::GeluTanh => backward_as::<GeluTanh>(dy, &gate, &up)?,

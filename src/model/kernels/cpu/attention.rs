@@ -8,67 +8,16 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 use std::ops::Range;
 
-use super::{RowLayout, composed, is_ours, tensor, view, zeros};
+use super::buffers::zeros;
+use super::gemm::{Mat, MatMut, Threads, Write, matmul};
+use super::simd::{dot, exp_shifted, max, soft_cap, soft_cap_slope, vectorized};
 use crate::model::Error;
-use crate::model::gemm::{Mat, MatMut, Threads, Write, matmul};
-use crate::model::simd::{dot, exp_shifted, max, soft_cap, soft_cap_slope, vectorized};
+use crate::model::kernels::shapes::{AttentionShape, Qkv};
+use crate::model::kernels::tensor::{tensor, view};
+use crate::model::row_layout::RowLayout;
 
 /// Queries whose scores are held at a time.
 const QUERY_TILE: usize = 64;
-
-/// The shape of an attention: queries are `[tokens, heads * head_dim]`, keys
-/// `[tokens, kv_heads * head_dim]`; values and the output have `value_dim` in place of `head_dim`. Query
-/// head `h` reads key head `h / (heads / kv_heads)`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Shape {
-    /// Query heads; a multiple of `kv_heads`.
-    pub heads: usize,
-    /// Key and value heads.
-    pub kv_heads: usize,
-    /// Features of a head of queries and keys.
-    pub head_dim: usize,
-    /// Features of a head of values.
-    pub value_dim: usize,
-    /// Factor on the scores, before the softmax.
-    pub scale: f32,
-    /// Scores become `cap * tanh(score / cap)`.
-    pub soft_cap: Option<f32>,
-    /// Number of positions that a query sees, its own included; `None` for all before it.
-    pub window: Option<usize>,
-}
-
-impl Shape {
-    fn group(self) -> usize {
-        self.heads / self.kv_heads
-    }
-
-    fn query_width(self) -> usize {
-        self.heads * self.head_dim
-    }
-
-    /// First position that the query at `position` sees.
-    fn first_seen(self, position: usize) -> usize {
-        self.window
-            .map_or(0, |window| (position + 1).saturating_sub(window))
-    }
-
-    /// Positions that a tile of queries sees between them.
-    pub(super) fn seen(self, tile: &Range<usize>) -> Range<usize> {
-        self.first_seen(tile.start)..tile.end
-    }
-
-    fn key_width(self) -> usize {
-        self.kv_heads * self.head_dim
-    }
-
-    fn value_width(self) -> usize {
-        self.kv_heads * self.value_dim
-    }
-
-    fn out_width(self) -> usize {
-        self.heads * self.value_dim
-    }
-}
 
 /// Query tiles of a row of `len` tokens, as positions in the row.
 fn tiles(len: usize) -> impl Iterator<Item = Range<usize>> + Clone {
@@ -85,7 +34,7 @@ fn probabilities(
     tile: &Range<usize>,
     q: Mat<'_>,
     k: Mat<'_>,
-    shape: Shape,
+    shape: AttentionShape,
 ) {
     let keys = shape.seen(tile);
     matmul(
@@ -145,18 +94,13 @@ fn head<'a>(
     )
 }
 
-/// Attention output, `[tokens, heads * value_dim]`.
-pub(crate) fn forward(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
+/// See [`Kernels::attention`](crate::model::kernels::Kernels::attention).
+pub(super) fn forward(
+    qkv: Qkv<'_>,
     layout: &RowLayout,
-    shape: Shape,
+    shape: AttentionShape,
 ) -> Result<Tensor, Error> {
-    if !is_ours(q) {
-        return composed::attention(q, k, v, layout, shape);
-    }
-    let (q_values, k, v): (&[f32], &[f32], &[f32]) = (&view(q)?, &view(k)?, &view(v)?);
+    let (q, k, v): (&[f32], &[f32], &[f32]) = (&view(qkv.q)?, &view(qkv.k)?, &view(qkv.v)?);
     let (width, k_width, dim) = (shape.query_width(), shape.key_width(), shape.head_dim);
     let (v_width, out_width, v_dim) = (shape.value_width(), shape.out_width(), shape.value_dim);
     let tokens = layout.num_tokens();
@@ -182,7 +126,7 @@ pub(crate) fn forward(
                 &mut scores,
                 None,
                 &tile,
-                head(q_values, queries.clone(), width, h, dim),
+                head(q, queries.clone(), width, h, dim),
                 head(k, keys.clone(), k_width, kv, dim),
                 shape,
             );
@@ -206,28 +150,22 @@ struct HeadGradients {
     dv: Vec<f32>,
 }
 
-/// Gradients with respect to queries, keys and values. `out` is what [`forward`] returned.
+/// See [`Kernels::attention_backward`](crate::model::kernels::Kernels::attention_backward).
 ///
 /// With probabilities `P` and `dP = dOut Vᵀ`: `dS = P * (dP - rowsum(dOut * Out))`,
 /// `dq = scale dS K`, `dk = scale dSᵀ Q`, `dv = Pᵀ dOut`; a soft cap's slope multiplies `dS`. `P` is
 /// computed again, tile by tile.
-pub(crate) fn backward(
+pub(super) fn backward(
     d_out: &Tensor,
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
+    qkv: Qkv<'_>,
     out: &Tensor,
     layout: &RowLayout,
-    shape: Shape,
+    shape: AttentionShape,
 ) -> Result<(Tensor, Tensor, Tensor), Error> {
-    if !is_ours(q) {
-        return composed::attention_backward(d_out, q, k, v, out, layout, shape);
-    }
     let (width, k_width, dim) = (shape.query_width(), shape.key_width(), shape.head_dim);
     let (v_width, out_width, v_dim) = (shape.value_width(), shape.out_width(), shape.value_dim);
     let (d_out, out): (&[f32], &[f32]) = (&view(d_out)?, &view(out)?);
-    let (q_values, k_values, v_values): (&[f32], &[f32], &[f32]) =
-        (&view(q)?, &view(k)?, &view(v)?);
+    let (q, k, v): (&[f32], &[f32], &[f32]) = (&view(qkv.q)?, &view(qkv.k)?, &view(qkv.v)?);
     let rows: Vec<Range<usize>> = layout.rows().collect();
     let tasks: Vec<(usize, usize)> = (0..rows.len())
         .flat_map(|row| (0..shape.kv_heads).map(move |kv| (row, kv)))
@@ -260,9 +198,9 @@ pub(crate) fn backward(
                     let v_part = seen.start * v_dim..seen.end * v_dim;
                     let p = &mut p_buffer[..m * n];
                     let ds = &mut ds_buffer[..m * n];
-                    let q_tile = head(q_values, queries.clone(), width, h, dim);
-                    let k_seen = head(k_values, keys.clone(), k_width, kv, dim);
-                    let v_seen = head(v_values, keys, v_width, kv, v_dim);
+                    let q_tile = head(q, queries.clone(), width, h, dim);
+                    let k_seen = head(k, keys.clone(), k_width, kv, dim);
+                    let v_seen = head(v, keys, v_width, kv, v_dim);
                     let d_tile = head(d_out, queries.clone(), out_width, h, v_dim);
                     let slopes = slope_buffer.get_mut(..m * n);
                     probabilities(p, slopes, &tile, q_tile, k_seen, shape);
@@ -286,9 +224,9 @@ pub(crate) fn backward(
                             let rows = ds.chunks_exact_mut(n).zip(p.chunks_exact(n));
                             for (token, (ds, p)) in queries.clone().zip(rows) {
                                 let at = token * out_width + h * v_dim;
-                                let pull = dot(&d_out[at..at + v_dim], &out[at..at + v_dim]);
+                                let dot = dot(&d_out[at..at + v_dim], &out[at..at + v_dim]);
                                 for (ds, p) in ds.iter_mut().zip(p) {
-                                    *ds = p * (*ds - pull) * shape.scale;
+                                    *ds = p * (*ds - dot) * shape.scale;
                                 }
                             }
                             // Where a query does not see a key, ds is 0, whatever the slope is.
@@ -329,9 +267,9 @@ pub(crate) fn backward(
     let dk = gathered(&rows, k_width, dim, |row, head| &of_row(row)[head].dk);
     let dv = gathered(&rows, v_width, v_dim, |row, head| &of_row(row)[head].dv);
     Ok((
-        tensor(dq, q.dims())?,
-        tensor(dk, k.dims())?,
-        tensor(dv, v.dims())?,
+        tensor(dq, qkv.q.dims())?,
+        tensor(dk, qkv.k.dims())?,
+        tensor(dv, qkv.v.dims())?,
     ))
 }
 

@@ -1,8 +1,11 @@
-//! The composed operations against the kernels: every model of fixtures/models, forward and backward.
+//! Whole models on every backend: every model of fixtures/models, forward and backward.
 
 use std::path::{Path, PathBuf};
 
-use super::ops::COMPOSED;
+use candle_core::Device;
+
+use super::kernels::tensor::to_host;
+use super::kernels::{Cpu, Kernels, Portable};
 use super::*;
 use crate::fs;
 use crate::optim::{AdamW, AdamWOptions};
@@ -22,12 +25,27 @@ fn load(path: &Path) -> Decoder {
     Decoder::load(&ModelSource::Directory(path.to_owned())).unwrap()
 }
 
-/// Runs `f` with every operation taken from the tensor library.
-fn composed<R>(f: impl FnOnce() -> R) -> R {
-    COMPOSED.set(true);
-    let result = f();
-    COMPOSED.set(false);
-    result
+/// f32 on a backend.
+fn on(kernels: impl Kernels + 'static) -> Compute {
+    Compute {
+        device: ComputeDevice::with_kernels(kernels),
+        ..Compute::default()
+    }
+}
+
+fn portable() -> Portable {
+    Portable {
+        device: Device::Cpu,
+    }
+}
+
+/// Backends to compare with the portable one.
+fn backends() -> Vec<(&'static str, Compute)> {
+    vec![("cpu", on(Cpu))]
+}
+
+fn load_on(path: &Path, compute: &Compute) -> Decoder {
+    Decoder::load_on(&ModelSource::Directory(path.to_owned()), compute).unwrap()
 }
 
 /// Rows that reach over windows and over the first context of LongRoPE.
@@ -62,48 +80,53 @@ fn norm(values: impl Iterator<Item = f32>) -> f64 {
 }
 
 #[test]
-fn composed_operations_agree_with_the_kernels() {
+fn every_backend_agrees_with_the_portable_one() {
     for path in models() {
-        let model = load(&path);
-        let rows = rows(model.architecture().vocab_size);
+        let expected = load_on(&path, &on(portable()));
+        let rows = rows(expected.architecture().vocab_size);
         let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
         let how = Backward {
-            z_loss: 1e-3,
+            z_loss: Some(1e-3),
             ..Backward::default()
         };
-        let (log_probs, gradients) = run(&model, &rows, &how);
-        let (other_log_probs, other_gradients) = composed(|| run(&model, &rows, &how));
-        let scored = composed(|| model.target_log_probs(&rows).unwrap());
-        for ((ours, other), scored) in log_probs.iter().zip(&other_log_probs).zip(scored.concat()) {
-            assert!(
-                (ours - other).abs() < 1e-4,
-                "{}: {ours} {other}",
-                path.display()
-            );
-            assert!(
-                (ours - scored).abs() < 1e-4,
-                "{}: {ours} {scored}",
-                path.display()
-            );
-        }
-        let total = norm(gradients.iter().flatten().copied());
-        for (i, (ours, other)) in gradients.iter().zip(&other_gradients).enumerate() {
-            let difference = norm(ours.iter().zip(other).map(|(a, b)| a - b));
-            let relative = difference / norm(ours.iter().copied()).max(1e-3 * total);
-            let name = &model.parameters()[i].name;
-            assert!(relative < 1e-4, "{} {name}: {relative}", path.display());
+        let (expected_log_probs, expected_gradients) = run(&expected, &rows, &how);
+        let expected_scores = expected.target_log_probs(&rows).unwrap().concat();
+        for (backend, compute) in backends() {
+            let what = format!("{backend}: {}", path.display());
+            let model = load_on(&path, &compute);
+            let (log_probs, gradients) = run(&model, &rows, &how);
+            let scores = model.target_log_probs(&rows).unwrap().concat();
+            for (found, expected) in [
+                (&log_probs, &expected_log_probs),
+                (&scores, &expected_scores),
+                (&log_probs, &expected_scores),
+            ] {
+                for (found, expected) in found.iter().zip(expected) {
+                    assert!(
+                        (found - expected).abs() < 1e-4,
+                        "{what}: {found} {expected}"
+                    );
+                }
+            }
+            let total = norm(gradients.iter().flatten().copied());
+            for (i, (found, expected)) in gradients.iter().zip(&expected_gradients).enumerate() {
+                let difference = norm(found.iter().zip(expected).map(|(a, b)| a - b));
+                let relative = difference / norm(found.iter().copied()).max(1e-3 * total);
+                let name = &model.parameters()[i].name;
+                assert!(relative < 1e-4, "{what} {name}: {relative}");
+            }
         }
     }
 }
 
 #[test]
-fn a_composed_step_of_the_optimizer_agrees_with_the_kernel() {
+fn steps_of_the_optimizer_agree_with_the_portable_ones() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models/odd-phi3");
-    let train = || {
-        let model = load(&path);
+    let train = |compute: &Compute| {
+        let mut model = load_on(&path, compute);
         let rows = rows(model.architecture().vocab_size);
         let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
-        let mut optimizer = AdamW::new(&model, AdamWOptions::default()).unwrap();
+        let mut optimizer = AdamW::new(model.parameters(), AdamWOptions::default()).unwrap();
         let mut gradients = Gradients::new(model.parameters().len());
         let norms: Vec<f64> = (0..3)
             .map(|_| {
@@ -118,7 +141,9 @@ fn a_composed_step_of_the_optimizer_agrees_with_the_kernel() {
                         },
                     )
                     .unwrap();
-                optimizer.step(&model, &mut gradients, 120.0, 1e-2).unwrap()
+                optimizer
+                    .step(model.parameters_mut(), &mut gradients, 120.0, 1e-2)
+                    .unwrap()
             })
             .collect();
         let parameters: Vec<Vec<f32>> = model
@@ -128,14 +153,19 @@ fn a_composed_step_of_the_optimizer_agrees_with_the_kernel() {
             .collect();
         (norms, parameters)
     };
-    let (norms, parameters) = train();
-    let (other_norms, other_parameters) = composed(train);
-    for (ours, other) in norms.iter().zip(&other_norms) {
-        assert!((ours - other).abs() < 1e-4 * ours, "{ours} {other}");
-    }
-    for (ours, other) in parameters.iter().zip(&other_parameters) {
-        let difference = norm(ours.iter().zip(other).map(|(a, b)| a - b));
-        assert!(difference < 1e-3 * norm(ours.iter().copied()));
+    let (expected_norms, expected_parameters) = train(&on(portable()));
+    for (backend, compute) in backends() {
+        let (norms, parameters) = train(&compute);
+        for (found, expected) in norms.iter().zip(&expected_norms) {
+            assert!(
+                (found - expected).abs() < 1e-4 * found,
+                "{backend}: {found} {expected}"
+            );
+        }
+        for (found, expected) in parameters.iter().zip(&expected_parameters) {
+            let difference = norm(found.iter().zip(expected).map(|(a, b)| a - b));
+            assert!(difference < 1e-3 * norm(found.iter().copied()), "{backend}");
+        }
     }
 }
 
@@ -156,8 +186,13 @@ fn matrices_kept_in_bf16_give_the_same_bits_when_they_were_stored_in_it() {
         let want = Decoder::load(&source).unwrap().target_log_probs(&rows);
         let got = model.target_log_probs(&rows);
         assert_eq!(bits(got.unwrap()), bits(want.unwrap()), "{name}");
-        // The composed operations run in bf16 throughout, and are off by that much.
-        let rounded = composed(|| model.target_log_probs(&rows)).unwrap().concat();
+        // The portable operations run in bf16 throughout, and are off by that much.
+        let narrow = Compute {
+            dtype: ComputeDtype::Bf16,
+            ..on(portable())
+        };
+        let rounded = Decoder::load_on(&source, &narrow).unwrap();
+        let rounded = rounded.target_log_probs(&rows).unwrap().concat();
         let exact = model.target_log_probs(&rows).unwrap().concat();
         let mean =
             norm(rounded.iter().zip(&exact).map(|(a, b)| a - b)) / (exact.len() as f64).sqrt();
@@ -191,19 +226,19 @@ fn gradient_bits(model: &Decoder, rows: &[&[u32]], ends: &[usize], how: &Backwar
         .collect()
 }
 
-/// Rows whose units end after these numbers of rows.
-fn rows_of_units(vocab_size: usize) -> (Vec<Vec<u32>>, Vec<usize>) {
+/// Rows whose chunks end after these numbers of rows.
+fn rows_of_chunks(vocab_size: usize) -> (Vec<Vec<u32>>, Vec<usize>) {
     let id = |i: usize| u32::try_from((i * 7919 + i * i * 31) % vocab_size).unwrap();
     let lengths = [400, 600, 9, 16, 500, 260, 260, 1200, 2, 3];
     let rows: Vec<Vec<u32>> = lengths.map(|len| (0..len).map(id).collect()).to_vec();
     let layout = RowLayout::new(lengths);
-    let ends: Vec<usize> = layout.units().map(|unit| unit.end).collect();
+    let ends: Vec<usize> = layout.grad_chunks().map(|chunk| chunk.end).collect();
     assert_eq!(ends, [3, 6, 7, 8, 10]);
     (rows, ends)
 }
 
 #[test]
-fn gradients_are_the_same_bits_however_a_step_is_cut_between_units() {
+fn gradients_are_the_same_bits_however_a_step_is_cut_between_chunks() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models");
     for name in [
         "tiny-qwen3",
@@ -213,10 +248,10 @@ fn gradients_are_the_same_bits_however_a_step_is_cut_between_units() {
         "tiny-phi3",
     ] {
         let model = load(&folder.join(name));
-        let (rows, ends) = rows_of_units(model.architecture().vocab_size);
+        let (rows, ends) = rows_of_chunks(model.architecture().vocab_size);
         let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
         let how = Backward {
-            z_loss: 1e-4,
+            z_loss: Some(1e-4),
             ..Backward::default()
         };
         let whole = gradient_bits(&model, &rows, &[10], &how);
@@ -224,7 +259,7 @@ fn gradients_are_the_same_bits_however_a_step_is_cut_between_units() {
             let cut = gradient_bits(&model, &rows, &cuts, &how);
             assert!(cut == whole, "{name} cut at {cuts:?}");
         }
-        // The comparison can tell: within a unit the sums are added otherwise.
+        // The comparison can tell: within a chunk the sums are added otherwise.
         assert!(
             gradient_bits(&model, &rows, &[1, 10], &how) != whole,
             "{name}"
@@ -255,7 +290,7 @@ fn activation_checkpointing_changes_no_bit_of_any_gradient() {
 fn threads_change_no_bit_of_any_gradient() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models");
     let model = load(&folder.join("odd-gemma3"));
-    let (rows, _) = rows_of_units(model.architecture().vocab_size);
+    let (rows, _) = rows_of_chunks(model.architecture().vocab_size);
     let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
     let bits = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
@@ -272,17 +307,16 @@ fn training_in_bf16_keeps_an_f32_original_that_the_rounded_tensor_follows() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models");
     for name in ["odd-llama", "odd-gemma2", "tiny-youtu"] {
         let source = ModelSource::Directory(folder.join(name));
-        let narrow = Compute {
+        let narrow = |compute: Compute| Compute {
             dtype: ComputeDtype::Bf16,
             trained: true,
-            ..Compute::default()
+            ..compute
         };
-        let train = |on_kernels: bool, compute: &Compute| {
-            COMPOSED.set(!on_kernels);
-            let model = Decoder::load_on(&source, compute).unwrap();
+        let train = |compute: &Compute| {
+            let mut model = Decoder::load_on(&source, compute).unwrap();
             let rows = rows(model.architecture().vocab_size);
             let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
-            let mut optimizer = AdamW::new(&model, AdamWOptions::default()).unwrap();
+            let mut optimizer = AdamW::new(model.parameters(), AdamWOptions::default()).unwrap();
             let mut losses = Vec::new();
             for _ in 0..5 {
                 let mut gradients = Gradients::new(model.parameters().len());
@@ -296,12 +330,13 @@ fn training_in_bf16_keeps_an_f32_original_that_the_rounded_tensor_follows() {
                     })
                     .unwrap();
                 losses.push(sum / 120.0);
-                optimizer.step(&model, &mut gradients, 120.0, 1e-3).unwrap();
+                optimizer
+                    .step(model.parameters_mut(), &mut gradients, 120.0, 1e-3)
+                    .unwrap();
             }
-            COMPOSED.set(false);
-            for parameter in model.parameters() {
+            for parameter in model.parameters().iter() {
                 let value = parameter.to_vec().unwrap();
-                let computed = ops::to_host(&parameter.tensor).unwrap();
+                let computed = to_host(&parameter.tensor).unwrap();
                 let is_matrix = parameter.shape().len() > 1 && compute.dtype == ComputeDtype::Bf16;
                 assert_eq!(parameter.master.is_some(), is_matrix);
                 for (value, computed) in value.iter().zip(computed) {
@@ -311,9 +346,9 @@ fn training_in_bf16_keeps_an_f32_original_that_the_rounded_tensor_follows() {
             }
             losses
         };
-        let exact = train(true, &Compute::default());
-        for on_kernels in [true, false] {
-            let losses = train(on_kernels, &narrow);
+        let exact = train(&Compute::default());
+        for compute in [on(Cpu), on(portable())] {
+            let losses = train(&narrow(compute));
             assert!(losses[4] < losses[0], "{name}: {losses:?}");
             for (loss, exact) in losses.iter().zip(&exact) {
                 assert!(

@@ -1,81 +1,68 @@
-//! Every operation put together from the tensor library's own, for devices that have no kernel of
-//! ours.
+//! Every operation composed of the tensor library's own, for any device: the trait's defaults.
 //!
-//! Slower and with more temporaries than the kernels on the CPU, whose results the tests compare
-//! these with. Tensors are f32 or bf16; norms, softmax and everything from the logits on are f32.
+//! Slower and with more temporaries than kernels made for a device. Tensors are f32 or bf16; norms, softmax
+//! and everything from the logits on are f32.
 
 use std::ops::Range;
 
 use candle_core::{D, DType, Device, Tensor};
 
-use super::attention::Shape;
-use super::latent::Parts;
-use super::norm::Rms;
-use super::rope::Turned;
-use super::{RowLayout, assign};
+use super::shapes::{
+    AdamWState, AdamWStep, AttentionShape, MlaDims, Qkv, RmsNorm, Rope, RopeDirection,
+};
+use super::tensor::{assign, indices};
 use crate::model::Error;
 use crate::model::architecture::Activation;
+use crate::model::row_layout::RowLayout;
 
 /// Queries whose scores are held at a time.
 const QUERY_TILE: usize = 512;
-
-/// A tensor of `values` on `device`.
-pub(crate) fn upload(values: &[f32], shape: &[usize], device: &Device) -> Result<Tensor, Error> {
-    Ok(Tensor::from_slice(values, shape, device)?)
-}
-
-/// Indices on `device`.
-pub(crate) fn indices(values: &[u32], device: &Device) -> Result<Tensor, Error> {
-    Ok(Tensor::from_slice(values, values.len(), device)?)
-}
 
 fn f32_of(x: &Tensor) -> Result<Tensor, Error> {
     Ok(x.to_dtype(DType::F32)?)
 }
 
-/// See [`super::add_assign`].
 pub(super) fn add_assign(sum: &Tensor, addend: &Tensor) -> Result<(), Error> {
     assign(sum, &sum.add(&addend.to_dtype(sum.dtype())?)?)
 }
 
-fn inverse_rms(x: &Tensor, eps: f32) -> Result<Tensor, Error> {
-    let mean = x.sqr()?.mean_keepdim(D::Minus1)?;
-    Ok((mean + f64::from(eps))?.sqrt()?.recip()?)
+pub(super) fn sum_of_squares(x: &Tensor) -> Result<f64, Error> {
+    Ok(f64::from(x.sqr()?.sum_all()?.to_scalar::<f32>()?))
 }
 
-/// See [`super::norm::forward`].
-pub(super) fn norm(x: &Tensor, w: &Tensor, rms: Rms) -> Result<Tensor, Error> {
-    let groups = f32_of(x)?.reshape(((), w.elem_count()))?;
-    let w = (w + f64::from(rms.offset))?;
-    let y = groups
-        .broadcast_mul(&inverse_rms(&groups, rms.eps)?)?
-        .broadcast_mul(&w)?;
-    Ok(y.reshape(x.shape())?.to_dtype(x.dtype())?)
+pub(super) fn embedding(table: &Tensor, ids: &[u32], scale: f32) -> Result<Tensor, Error> {
+    scaled_rows(table, ids, table.dtype(), scale)
 }
 
-/// See [`super::norm::backward`].
-pub(super) fn norm_backward(
-    dy: &Tensor,
-    x: &Tensor,
-    w: &Tensor,
-    rms: Rms,
-    w_sum: &Tensor,
-    onto: Option<Tensor>,
+/// Looks up rows, converts them to a dtype, and multiplies them by `scale`.
+pub(super) fn scaled_rows(
+    table: &Tensor,
+    ids: &[u32],
+    dtype: DType,
+    scale: f32,
 ) -> Result<Tensor, Error> {
-    let width = w.elem_count();
-    let groups = f32_of(x)?.reshape(((), width))?;
-    let dy = f32_of(dy)?.reshape(((), width))?;
-    let r = inverse_rms(&groups, rms.eps)?;
-    let normed = groups.broadcast_mul(&r)?;
-    add_assign(w_sum, &dy.mul(&normed)?.sum(0)?)?;
-    let g = dy.broadcast_mul(&(w + f64::from(rms.offset))?)?;
-    let pull = g.mul(&normed)?.mean_keepdim(D::Minus1)?;
-    let dx = g
-        .sub(&normed.broadcast_mul(&pull)?)?
-        .broadcast_mul(&r)?
-        .reshape(x.shape())?
-        .to_dtype(x.dtype())?;
-    match onto {
+    let rows = table.index_select(&indices(ids, table.device())?, 0)?;
+    let rows = rows.to_dtype(dtype)?;
+    match scale {
+        1.0 => Ok(rows),
+        _ => Ok((rows * f64::from(scale))?),
+    }
+}
+
+pub(super) fn embedding_backward(
+    d_table: &Tensor,
+    ids: &[u32],
+    dx: &Tensor,
+    scale: f32,
+) -> Result<(), Error> {
+    let ids = indices(ids, d_table.device())?;
+    let dx = (dx.to_dtype(d_table.dtype())? * f64::from(scale))?;
+    assign(d_table, &d_table.index_add(&ids, &dx, 0)?)
+}
+
+/// Adds to `accumulate_into`, if there is such a tensor, in place.
+fn accumulated(dx: Tensor, accumulate_into: Option<Tensor>) -> Result<Tensor, Error> {
+    match accumulate_into {
         Some(sum) => {
             add_assign(&sum, &dx)?;
             Ok(sum)
@@ -84,7 +71,43 @@ pub(super) fn norm_backward(
     }
 }
 
-/// See [`super::linear::forward`].
+fn inverse_rms(x: &Tensor, eps: f32) -> Result<Tensor, Error> {
+    let mean = x.sqr()?.mean_keepdim(D::Minus1)?;
+    Ok((mean + f64::from(eps))?.sqrt()?.recip()?)
+}
+
+pub(super) fn rms_norm(x: &Tensor, norm: RmsNorm<'_>) -> Result<Tensor, Error> {
+    let groups = f32_of(x)?.reshape(((), norm.weight.elem_count()))?;
+    let w = (norm.weight + f64::from(norm.offset))?;
+    let y = groups
+        .broadcast_mul(&inverse_rms(&groups, norm.eps)?)?
+        .broadcast_mul(&w)?;
+    Ok(y.reshape(x.shape())?.to_dtype(x.dtype())?)
+}
+
+pub(super) fn rms_norm_backward(
+    dy: &Tensor,
+    x: &Tensor,
+    norm: RmsNorm<'_>,
+    d_w: &Tensor,
+    accumulate_into: Option<Tensor>,
+) -> Result<Tensor, Error> {
+    let width = norm.weight.elem_count();
+    let groups = f32_of(x)?.reshape(((), width))?;
+    let dy = f32_of(dy)?.reshape(((), width))?;
+    let r = inverse_rms(&groups, norm.eps)?;
+    let normed = groups.broadcast_mul(&r)?;
+    add_assign(d_w, &dy.mul(&normed)?.sum(0)?)?;
+    let g = dy.broadcast_mul(&(norm.weight + f64::from(norm.offset))?)?;
+    let dot = g.mul(&normed)?.mean_keepdim(D::Minus1)?;
+    let dx = g
+        .sub(&normed.broadcast_mul(&dot)?)?
+        .broadcast_mul(&r)?
+        .reshape(x.shape())?
+        .to_dtype(x.dtype())?;
+    accumulated(dx, accumulate_into)
+}
+
 pub(super) fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor, Error> {
     let y = x.matmul(&w.t()?)?;
     Ok(match b {
@@ -93,45 +116,29 @@ pub(super) fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tenso
     })
 }
 
-/// See [`super::linear::backward_input`].
 pub(super) fn linear_backward_input(
     dy: &Tensor,
     w: &Tensor,
-    onto: Option<Tensor>,
+    accumulate_into: Option<Tensor>,
 ) -> Result<Tensor, Error> {
-    let dx = dy.matmul(w)?;
-    match onto {
-        Some(sum) => {
-            add_assign(&sum, &dx)?;
-            Ok(sum)
-        }
-        None => Ok(dx),
-    }
+    accumulated(dy.matmul(w)?, accumulate_into)
 }
 
-/// See [`super::linear::accumulate_weight`].
-pub(super) fn accumulate_weight(sum: &Tensor, dy: &Tensor, x: &Tensor) -> Result<(), Error> {
-    add_assign(sum, &dy.t()?.matmul(x)?)
+pub(super) fn linear_backward_weight(d_w: &Tensor, dy: &Tensor, x: &Tensor) -> Result<(), Error> {
+    add_assign(d_w, &dy.t()?.matmul(x)?)
 }
 
-/// See [`super::linear::accumulate_bias`].
-pub(super) fn accumulate_bias(sum: &Tensor, dy: &Tensor) -> Result<(), Error> {
-    add_assign(sum, &f32_of(dy)?.sum(0)?)
+pub(super) fn linear_backward_bias(d_b: &Tensor, dy: &Tensor) -> Result<(), Error> {
+    add_assign(d_b, &f32_of(dy)?.sum(0)?)
 }
 
-/// Turns `[tokens, heads * head_dim]` by angles whose cosines and sines are `[tokens, half]`.
-pub(super) fn turn(
-    x: &Tensor,
-    cos: &Tensor,
-    sin: &Tensor,
-    turned: Turned,
-    direction: f32,
-) -> Result<Tensor, Error> {
+pub(super) fn rope(x: &Tensor, rope: Rope<'_>, direction: RopeDirection) -> Result<Tensor, Error> {
+    let (cos, sin, layout) = (&rope.table.cos, &rope.table.sin, rope.layout);
     let (tokens, features) = x.dims2()?;
-    let (dim, half) = (turned.head_dim, cos.dim(1)?);
+    let (dim, half) = (layout.head_dim, cos.dim(1)?);
     let heads = x.reshape((tokens, features / dim, dim))?;
-    let rotated = heads.narrow(2, turned.first, 2 * half)?;
-    let (a, b) = if turned.interleaved {
+    let rotated = heads.narrow(2, layout.first, 2 * half)?;
+    let (a, b) = if layout.interleaved {
         let pairs = rotated
             .contiguous()?
             .reshape((tokens, features / dim, half, 2))?;
@@ -141,22 +148,22 @@ pub(super) fn turn(
         (rotated.narrow(2, 0, half)?, rotated.narrow(2, half, half)?)
     };
     let cos = cos.unsqueeze(1)?.to_dtype(x.dtype())?;
-    let sin = (sin * f64::from(direction))?
+    let sin = (sin * f64::from(direction.sign()))?
         .unsqueeze(1)?
         .to_dtype(x.dtype())?;
     let first = a.broadcast_mul(&cos)?.sub(&b.broadcast_mul(&sin)?)?;
     let second = b.broadcast_mul(&cos)?.add(&a.broadcast_mul(&sin)?)?;
-    let rotated = if turned.interleaved {
+    let rotated = if layout.interleaved {
         Tensor::stack(&[first, second], 3)?.reshape((tokens, features / dim, 2 * half))?
     } else {
         Tensor::cat(&[first, second], 2)?
     };
     let mut parts = Vec::with_capacity(3);
-    if turned.first > 0 {
-        parts.push(heads.narrow(2, 0, turned.first)?);
+    if layout.first > 0 {
+        parts.push(heads.narrow(2, 0, layout.first)?);
     }
     parts.push(rotated);
-    let end = turned.first + 2 * half;
+    let end = layout.first + 2 * half;
     if end < dim {
         parts.push(heads.narrow(2, end, dim - end)?);
     }
@@ -181,15 +188,13 @@ fn gate_factor(x: &Tensor, activation: Activation) -> Result<Tensor, Error> {
     }
 }
 
-/// See [`super::mlp::forward`].
-pub(super) fn mlp(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor, Error> {
+pub(super) fn glu(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor, Error> {
     let gate = f32_of(gate)?;
     let value = gate.mul(&gate_factor(&gate, activation)?)?;
     Ok(value.to_dtype(up.dtype())?.mul(up)?)
 }
 
-/// See [`super::mlp::backward`].
-pub(super) fn mlp_backward(
+pub(super) fn glu_backward(
     dy: &Tensor,
     gate: &Tensor,
     up: &Tensor,
@@ -199,53 +204,47 @@ pub(super) fn mlp_backward(
     let (dy, gate, up) = (&f32_of(dy)?, &f32_of(gate)?, &f32_of(up)?);
     let s = gate_factor(gate, activation)?;
     let value = gate.mul(&s)?;
-    let mut bend = value.mul(&(1.0 - &s)?)?;
+    let mut slope_term = value.mul(&(1.0 - &s)?)?;
     if activation == Activation::GeluTanh {
         let du = (gate.sqr()? * (6.0 * GELU_ROOT * GELU_CUBIC))?;
-        bend = bend.mul(&(du + 2.0 * GELU_ROOT)?)?;
+        slope_term = slope_term.mul(&(du + 2.0 * GELU_ROOT)?)?;
     }
-    let slope = s.add(&bend)?;
+    let slope = s.add(&slope_term)?;
     let d_gate = dy.mul(up)?.mul(&slope)?;
     Ok((d_gate.to_dtype(dtype)?, dy.mul(&value)?.to_dtype(dtype)?))
 }
 
-/// See [`super::latent::forward`].
-pub(super) fn latent(
-    kv: &Tensor,
-    shared: &Tensor,
-    parts: Parts,
-) -> Result<(Tensor, Tensor), Error> {
+pub(super) fn mla(kv: &Tensor, k_rope: &Tensor, dims: MlaDims) -> Result<(Tensor, Tensor), Error> {
     let (tokens, width) = kv.dims2()?;
-    let heads = width / (parts.plain + parts.value);
-    let pairs = kv.reshape((tokens, heads, parts.plain + parts.value))?;
-    let shared = shared
+    let heads = width / (dims.own());
+    let pairs = kv.reshape((tokens, heads, dims.own()))?;
+    let k_rope = k_rope
         .unsqueeze(1)?
-        .broadcast_as((tokens, heads, parts.rotated))?;
-    let keys = Tensor::cat(&[pairs.narrow(2, 0, parts.plain)?, shared], 2)?;
-    let values = pairs.narrow(2, parts.plain, parts.value)?.contiguous()?;
+        .broadcast_as((tokens, heads, dims.rope))?;
+    let keys = Tensor::cat(&[pairs.narrow(2, 0, dims.nope)?, k_rope], 2)?;
+    let values = pairs.narrow(2, dims.nope, dims.value)?.contiguous()?;
     Ok((
-        keys.reshape((tokens, heads * (parts.plain + parts.rotated)))?,
-        values.reshape((tokens, heads * parts.value))?,
+        keys.reshape((tokens, heads * (dims.key())))?,
+        values.reshape((tokens, heads * dims.value))?,
     ))
 }
 
-/// See [`super::latent::backward`].
-pub(super) fn latent_backward(
+pub(super) fn mla_backward(
     d_keys: &Tensor,
     d_values: &Tensor,
-    parts: Parts,
+    dims: MlaDims,
 ) -> Result<(Tensor, Tensor), Error> {
     let (tokens, width) = d_keys.dims2()?;
-    let heads = width / (parts.plain + parts.rotated);
-    let keys = d_keys.reshape((tokens, heads, parts.plain + parts.rotated))?;
-    let values = d_values.reshape((tokens, heads, parts.value))?;
-    let d_kv = Tensor::cat(&[keys.narrow(2, 0, parts.plain)?, values], 2)?;
-    let d_shared = keys.narrow(2, parts.plain, parts.rotated)?.sum(1)?;
-    Ok((d_kv.reshape((tokens, ()))?, d_shared))
+    let heads = width / (dims.key());
+    let keys = d_keys.reshape((tokens, heads, dims.key()))?;
+    let values = d_values.reshape((tokens, heads, dims.value))?;
+    let d_kv = Tensor::cat(&[keys.narrow(2, 0, dims.nope)?, values], 2)?;
+    let d_k_rope = keys.narrow(2, dims.nope, dims.rope)?.sum(1)?;
+    Ok((d_kv.reshape((tokens, ()))?, d_k_rope))
 }
 
 /// `cap * tanh(x / cap)`
-pub(crate) fn soft_cap(x: &Tensor, cap: Option<f32>) -> Result<Tensor, Error> {
+pub(super) fn soft_cap(x: &Tensor, cap: Option<f32>) -> Result<Tensor, Error> {
     Ok(match cap {
         Some(cap) => ((x / f64::from(cap))?.tanh()? * f64::from(cap))?,
         None => x.clone(),
@@ -253,7 +252,7 @@ pub(crate) fn soft_cap(x: &Tensor, cap: Option<f32>) -> Result<Tensor, Error> {
 }
 
 /// The slope of [`soft_cap`] where it gave `y`.
-pub(crate) fn soft_cap_slope(y: &Tensor, cap: f32) -> Result<Tensor, Error> {
+pub(super) fn soft_cap_slope(y: &Tensor, cap: f32) -> Result<Tensor, Error> {
     Ok((1.0 - (y / f64::from(cap))?.sqr()?)?)
 }
 
@@ -288,7 +287,7 @@ fn tiles(len: usize) -> impl Iterator<Item = Range<usize>> {
 
 /// 0 where a query sees a key, minus infinity elsewhere: `[group * tile, seen]`. Made on the device from
 /// positions, of which f32 holds the first 2^24 exactly.
-fn mask(tile: &Range<usize>, shape: Shape, device: &Device) -> Result<Tensor, Error> {
+fn mask(tile: &Range<usize>, shape: AttentionShape, device: &Device) -> Result<Tensor, Error> {
     let seen = shape.seen(tile);
     let positions = |range: &Range<usize>| -> Result<Tensor, Error> {
         Ok(Tensor::arange(
@@ -315,7 +314,7 @@ fn probabilities(
     q: &Tensor,
     k: &Tensor,
     mask: &Tensor,
-    shape: Shape,
+    shape: AttentionShape,
 ) -> Result<(Tensor, Option<Tensor>), Error> {
     let scores = (f32_of(&q.matmul(&k.t()?)?)? * f64::from(shape.scale))?;
     let scores = soft_cap(&scores, shape.soft_cap)?;
@@ -330,13 +329,10 @@ fn probabilities(
     Ok((p, slopes))
 }
 
-/// See [`super::attention::forward`].
 pub(super) fn attention(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
+    Qkv { q, k, v }: Qkv<'_>,
     layout: &RowLayout,
-    shape: Shape,
+    shape: AttentionShape,
 ) -> Result<Tensor, Error> {
     let mut outs = Vec::new();
     for row in layout.rows() {
@@ -354,15 +350,12 @@ pub(super) fn attention(
     Ok(Tensor::cat(&outs, 0)?)
 }
 
-/// See [`super::attention::backward`].
 pub(super) fn attention_backward(
     d_out: &Tensor,
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
+    Qkv { q, k, v }: Qkv<'_>,
     out: &Tensor,
     layout: &RowLayout,
-    shape: Shape,
+    shape: AttentionShape,
 ) -> Result<(Tensor, Tensor, Tensor), Error> {
     let (mut dqs, mut dks, mut dvs) = (Vec::new(), Vec::new(), Vec::new());
     let (kv_heads, dim, v_dim) = (shape.kv_heads, shape.head_dim, shape.value_dim);
@@ -378,8 +371,8 @@ pub(super) fn attention_backward(
             let d = f32_of(&by_head(d_out, queries.clone(), kv_heads, v_dim)?)?;
             let o = f32_of(&by_head(out, queries, kv_heads, v_dim)?)?;
             let (p, slopes) = probabilities(&q, &k, &mask(&tile, shape, q.device())?, shape)?;
-            let pull = d.mul(&o)?.sum_keepdim(D::Minus1)?;
-            let ds = d.matmul(&v.t()?)?.broadcast_sub(&pull)?.mul(&p)?;
+            let dot = d.mul(&o)?.sum_keepdim(D::Minus1)?;
+            let ds = d.matmul(&v.t()?)?.broadcast_sub(&dot)?.mul(&p)?;
             let mut ds = (ds * f64::from(shape.scale))?;
             if let Some(slopes) = slopes {
                 ds = ds.mul(&slopes)?;
@@ -407,4 +400,27 @@ pub(super) fn attention_backward(
         Ok(Tensor::cat(parts, 0)?.to_dtype(q.dtype())?)
     };
     Ok((join(&dqs)?, join(&dks)?, join(&dvs)?))
+}
+
+pub(super) fn adamw(state: AdamWState<'_>, c: AdamWStep) -> Result<(), Error> {
+    let scaled = |x: &Tensor, factor: f32| x * f64::from(factor);
+    let AdamWState {
+        parameter,
+        rounded,
+        gradient,
+        first_moment,
+        second_moment,
+    } = state;
+    let g = scaled(gradient, c.gradient_scale)?;
+    let first = (scaled(first_moment, c.beta1)? + scaled(&g, 1.0 - c.beta1)?)?;
+    let second = (scaled(second_moment, c.beta2)? + scaled(&g.sqr()?, 1.0 - c.beta2)?)?;
+    let root = (scaled(&second.sqrt()?, c.root_correction.recip())? + f64::from(c.eps))?;
+    let change = scaled(&first, c.step_size)?.div(&root)?;
+    assign(parameter, &scaled(parameter, c.keep)?.sub(&change)?)?;
+    assign(first_moment, &first)?;
+    assign(second_moment, &second)?;
+    if let Some(rounded) = rounded {
+        assign(rounded, parameter)?;
+    }
+    Ok(gradient.zero_set()?)
 }

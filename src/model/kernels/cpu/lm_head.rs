@@ -7,10 +7,14 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
+use super::buffers::zeros;
 use super::gemm::{self, Mat, MatMut, Threads, Write};
-use super::ops::{RowLayout, UNIT_TOKENS, is_ours, tensor, update, view, widened, zeros};
 use super::simd::{exp, max, soft_cap, soft_cap_slope, sum_exp_shifted, vectorized};
-use super::{Error, composed_head};
+use crate::model::Error;
+use crate::model::kernels::shapes::{LmHead, LmLoss};
+use crate::model::kernels::targets::{LogSumExp, targets, token_weights, z_slope};
+use crate::model::kernels::tensor::{tensor, update, view, widened};
+use crate::model::row_layout::{GRAD_CHUNK_TOKENS, RowLayout};
 
 /// Targets of a tile when only log-probs are wanted.
 const TOKEN_TILE: usize = 256;
@@ -26,67 +30,10 @@ const LOGITS_BYTES: usize = 128 << 20;
 ///
 /// Each tile reads and writes the sum of the head's gradients once, so with few targets a tile that is what
 /// takes the time.
-pub(super) fn logits_rows(vocab: usize, width: usize) -> usize {
+pub(crate) fn logits_rows(vocab: usize, width: usize) -> usize {
     (LOGITS_BYTES / (vocab * size_of::<f32>()).max(1))
         .max(width)
-        .min(UNIT_TOKENS)
-}
-
-/// A log-sum-exp over blocks of logits: exact in its maximum, its sum in f64.
-#[derive(Clone, Copy)]
-pub(super) struct LogSumExp {
-    max: f32,
-    sum: f64,
-}
-
-impl LogSumExp {
-    pub(super) const EMPTY: Self = Self {
-        max: f32::NEG_INFINITY,
-        sum: 0.0,
-    };
-
-    #[inline(always)]
-    fn push(&mut self, logits: &[f32]) {
-        self.raise(max(logits));
-        self.sum += f64::from(sum_exp_shifted(logits, self.max));
-    }
-
-    /// Counts the sum from the largest logit so far.
-    #[inline(always)]
-    fn raise(&mut self, block_max: f32) {
-        if block_max > self.max {
-            self.sum *= f64::from(self.max - block_max).exp();
-            self.max = block_max;
-        }
-    }
-
-    /// Takes in a block whose largest logit is `block_max`, and whose sum of `e^(logit - block_max)`
-    /// is `sum`.
-    pub(super) fn merge(&mut self, block_max: f32, sum: f32) {
-        self.raise(block_max);
-        self.sum += f64::from(sum) * f64::from(block_max - self.max).exp();
-    }
-
-    pub(super) fn value(self) -> f64 {
-        f64::from(self.max) + self.sum.ln()
-    }
-
-    pub(super) fn log_prob(self, logit: f32) -> f32 {
-        (f64::from(logit) - self.value()) as f32
-    }
-}
-
-/// Positions whose hidden state predicts a target, and the targets' ids.
-pub(super) fn targets(ids: &[u32], layout: &RowLayout) -> (Vec<usize>, Vec<u32>) {
-    let mut positions = Vec::with_capacity(ids.len());
-    let mut next = Vec::with_capacity(ids.len());
-    for row in layout.rows() {
-        for t in row.start..row.end.saturating_sub(1) {
-            positions.push(t);
-            next.push(ids[t + 1]);
-        }
-    }
-    (positions, next)
+        .min(GRAD_CHUNK_TOKENS)
 }
 
 /// Copies the hidden states at `positions` side by side.
@@ -96,15 +43,6 @@ fn gather(hidden: &[f32], positions: &[usize], width: usize) -> Vec<f32> {
         rows.extend_from_slice(&hidden[t * width..(t + 1) * width]);
     }
     rows
-}
-
-/// The output head: `[V, H]`, and the range that its logits are squeezed into, if they are.
-#[derive(Clone, Copy)]
-pub(crate) struct Head<'a> {
-    /// The matrix.
-    pub weight: &'a Tensor,
-    /// Logits become `cap * tanh(logit / cap)`.
-    pub soft_cap: Option<f32>,
 }
 
 /// Squeezes logits into the range of the cap.
@@ -117,16 +55,13 @@ fn squeeze(logits: &mut [f32], cap: Option<f32>) {
     }
 }
 
-/// `log p(x_{t+1} | x_{<=t})` of every target of every row, in order: `[N]`, in nats.
-pub(crate) fn log_probs(
+/// See [`Kernels::lm_head_log_probs`](crate::model::kernels::Kernels::lm_head_log_probs).
+pub(super) fn log_probs(
     hidden: &Tensor,
-    head: Head<'_>,
+    head: LmHead<'_>,
     ids: &[u32],
     layout: &RowLayout,
 ) -> Result<Vec<f32>, Error> {
-    if !is_ours(hidden) {
-        return composed_head::log_probs(hidden, head, ids, layout);
-    }
     let (vocab, width) = head.weight.dims2()?;
     let cap = head.soft_cap;
     let hidden: &[f32] = &view(hidden)?;
@@ -150,7 +85,8 @@ pub(crate) fn log_probs(
                         #[inline(always)]
                         || {
                             squeeze(block, cap);
-                            sum.push(block);
+                            let shift = sum.raise(max(block));
+                            sum.add(sum_exp_shifted(block, shift));
                         },
                     );
                     if let Some(at) = (id as usize).checked_sub(start)
@@ -165,72 +101,19 @@ pub(crate) fn log_probs(
     Ok(out)
 }
 
-/// What the learner says about the targets of a row.
-#[derive(Debug, Clone, Copy)]
-pub struct RowOutputs<'a> {
-    /// Number of the row in the batch.
-    pub row: usize,
-    /// `log p(x_t | x_<t)`, nats, one a target.
-    pub log_probs: &'a [f32],
-    /// Log-sum-exp of the logits, one a target.
-    pub log_normalizers: &'a [f64],
-}
-
-/// What a row's targets count for, given what the learner says.
-///
-/// Called once a row, in order; has to fill one weight a target. The weights are constants to the
-/// gradient.
-pub type Weigh<'a> = dyn FnMut(RowOutputs<'_>, &mut [f32]) -> Result<(), Error> + 'a;
-
-/// What a z-loss adds to the factor of a target's probabilities in the gradient of its logits: the slope
-/// of `z_loss * s²`, with `s` the log-sum-exp, whose own gradient is the probabilities.
-#[inline]
-pub(super) fn z_slope(z_loss: f32, log_normalizer: f64) -> f32 {
-    (2.0 * f64::from(z_loss) * log_normalizer) as f32
-}
-
-/// Calls `weigh` for every row of a layout, of which the first has the number `first`, with its part
-/// of the log-probs, log-sum-exps and weights of all.
-pub(super) fn weigh_rows(
-    layout: &RowLayout,
-    first: usize,
-    (log_probs, log_normalizers): (&[f32], &[f64]),
-    weights: &mut [f32],
-    weigh: &mut Weigh<'_>,
-) -> Result<(), Error> {
-    let mut at = 0;
-    for (i, row) in layout.rows().enumerate() {
-        let end = at + row.len().saturating_sub(1);
-        let outputs = RowOutputs {
-            row: first + i,
-            log_probs: &log_probs[at..end],
-            log_normalizers: &log_normalizers[at..end],
-        };
-        weigh(outputs, &mut weights[at..end])?;
-        at = end;
-    }
-    Ok(())
-}
-
-/// Gradients of `sum over targets of weight * -log p + z_loss * (log-sum-exp)²`, not divided by anything:
-/// added to `head_sum` `[V, H]` for the head, unit by unit of the layout, and returned `[T, H]` for the hidden
-/// states.
+/// See [`Kernels::lm_head_backward`](crate::model::kernels::Kernels::lm_head_backward).
 ///
 /// The logits of a tile are computed once and turned into their gradient in place, when the rows of
 /// the tile fit; a longer row has them computed a second time, since its weights may depend on its mean over
 /// all targets.
-pub(crate) fn gradients(
+pub(super) fn backward(
     hidden: &Tensor,
-    head: Head<'_>,
-    head_sum: &Tensor,
+    head: LmHead<'_>,
+    d_head: &Tensor,
     ids: &[u32],
     layout: &RowLayout,
-    z_loss: f32,
-    weigh: &mut Weigh<'_>,
+    loss: LmLoss<'_, '_>,
 ) -> Result<Tensor, Error> {
-    if !is_ours(hidden) {
-        return composed_head::gradients(hidden, head, head_sum, ids, layout, z_loss, weigh);
-    }
     let (vocab, width) = head.weight.dims2()?;
     let cap = head.soft_cap;
     let tile_rows = logits_rows(vocab, width);
@@ -239,25 +122,25 @@ pub(crate) fn gradients(
     let mut logits = Vec::new();
     let rows: Vec<_> = layout.rows().collect();
     let mut failed = None;
-    update(head_sum, |head_sum| {
+    update(d_head, |d_head| {
         let mut tile = Tile {
             vocab,
             width,
             hidden: hidden_values,
             head,
             cap,
-            z_loss,
+            z_loss: loss.z_loss,
             logits: &mut logits,
             d_hidden: &mut d_hidden,
-            d_head: head_sum,
+            d_head,
         };
-        // Groups of whole rows that fit a tile, at least one; none reaches over a unit's end.
-        for unit in layout.units() {
-            let mut first = unit.start;
-            while first < unit.end {
+        // Groups of whole rows that fit a tile, at least one; none reaches over a chunk's end.
+        for chunk in layout.grad_chunks() {
+            let mut first = chunk.start;
+            while first < chunk.end {
                 let mut last = first + 1;
                 let mut held = rows[first].len();
-                while last < unit.end && held + rows[last].len() <= tile_rows {
+                while last < chunk.end && held + rows[last].len() <= tile_rows {
                     held += rows[last].len();
                     last += 1;
                 }
@@ -268,7 +151,7 @@ pub(crate) fn gradients(
                     *position += start;
                 }
                 let result = tile.rows(&positions, &next, tile_rows, &mut |outputs, weights| {
-                    weigh_rows(&layout, first, outputs, weights, weigh)
+                    token_weights(&layout, first, outputs, weights, loss.token_weights)
                 });
                 if let Err(error) = result {
                     failed = Some(error);
@@ -284,8 +167,9 @@ pub(crate) fn gradients(
     }
 }
 
-/// [`Weigh`] for all rows of a tile at once: their log-probs and log-sum-exps side by side.
-type WeighAll<'a> = dyn FnMut((&[f32], &[f64]), &mut [f32]) -> Result<(), Error> + 'a;
+/// A [`WeightFn`](crate::model::WeightFn) for all rows of a tile at once: their log-probs and log-sum-exps
+/// side by side.
+type TileWeightFn<'a> = dyn FnMut((&[f32], &[f64]), &mut [f32]) -> Result<(), Error> + 'a;
 
 struct Tile<'a> {
     vocab: usize,
@@ -293,20 +177,20 @@ struct Tile<'a> {
     hidden: &'a [f32],
     head: &'a [f32],
     cap: Option<f32>,
-    z_loss: f32,
+    z_loss: Option<f32>,
     logits: &'a mut Vec<f32>,
     d_hidden: &'a mut [f32],
     d_head: &'a mut [f32],
 }
 
 impl Tile<'_> {
-    /// Handles all targets of some whole rows; `weigh` turns their log-probs into weights.
+    /// Handles all targets of some whole rows; `token_weights` turns their log-probs into weights.
     fn rows(
         &mut self,
         positions: &[usize],
         next: &[u32],
         tile_rows: usize,
-        weigh: &mut WeighAll<'_>,
+        token_weights: &mut TileWeightFn<'_>,
     ) -> Result<(), Error> {
         let chunks = || positions.chunks(tile_rows).zip(next.chunks(tile_rows));
         let mut sums = Vec::with_capacity(next.len());
@@ -326,7 +210,8 @@ impl Tile<'_> {
                             // A loop, since `for_each` would call back from outside.
                             for block in logits.chunks_mut(VOCAB_TILE) {
                                 squeeze(block, cap);
-                                sum.push(block);
+                                let shift = sum.raise(max(block));
+                                sum.add(sum_exp_shifted(block, shift));
                             }
                         },
                     );
@@ -339,7 +224,7 @@ impl Tile<'_> {
             }
         }
         let mut weights = vec![0.0; next.len()];
-        weigh((&log_probs, &sums), &mut weights)?;
+        token_weights((&log_probs, &sums), &mut weights)?;
         let one_tile = next.len() <= tile_rows;
         for (i, (positions, next)) in chunks().enumerate() {
             if !one_tile {
@@ -381,10 +266,10 @@ impl Tile<'_> {
                         // The fraction that f32 cannot hold of the sum goes into the factor.
                         let shift = sum as f32;
                         let rest = (f64::from(shift) - sum).exp() as f32;
-                        let pull = rest * (weight + z_slope(z_loss, sum));
+                        let slope_term = rest * (weight + z_slope(z_loss, sum));
                         let Some(cap) = cap else {
                             for logit in logits.iter_mut() {
-                                *logit = exp(*logit - shift) * pull;
+                                *logit = exp(*logit - shift) * slope_term;
                             }
                             logits[id as usize] -= weight;
                             return;
@@ -395,7 +280,7 @@ impl Tile<'_> {
                         let at_target = weight * soft_cap_slope(logits[id as usize], cap);
                         for logit in logits.iter_mut() {
                             let slope = soft_cap_slope(*logit, cap);
-                            *logit = exp(*logit - shift) * pull * slope;
+                            *logit = exp(*logit - shift) * slope_term * slope;
                         }
                         logits[id as usize] -= at_target;
                     },

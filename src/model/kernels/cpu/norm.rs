@@ -1,21 +1,14 @@
-//! Root-mean-square normalization (Zhang & Sennrich, arXiv 1910.07467): `y = x / rms(x) * w`, where
-//! Gemma's models count the weight from 1.
+//! Root-mean-square norms (Zhang & Sennrich, arXiv 1910.07467).
 
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{RowLayout, composed, is_ours, rows_per_task, tensor, update, view, zeros};
+use super::buffers::{rows_per_task, zeros};
+use super::simd::{dot, vectorized};
 use crate::model::Error;
-use crate::model::simd::{dot, vectorized};
-
-/// The constants of a norm.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Rms {
-    /// Added to the mean square.
-    pub eps: f32,
-    /// Added to the weight.
-    pub offset: f32,
-}
+use crate::model::kernels::shapes::RmsNorm;
+use crate::model::kernels::tensor::{tensor, update, view};
+use crate::model::row_layout::RowLayout;
 
 /// `1 / sqrt(mean(x²) + eps)`
 #[inline(always)]
@@ -23,15 +16,10 @@ fn inverse_rms(x: &[f32], eps: f32) -> f32 {
     (dot(x, x) / x.len() as f32 + eps).sqrt().recip()
 }
 
-/// Normalizes groups of `w.len()` neighbouring features of `x`; the shape of `x` is kept.
-///
-/// With `w` as wide as a token this is the norm of a block; with `w` of one head's width, the
-/// per-head norm of queries and keys.
-pub(crate) fn forward(x: &Tensor, w: &Tensor, rms: Rms) -> Result<Tensor, Error> {
-    if !is_ours(x) {
-        return composed::norm(x, w, rms);
-    }
-    let (values, w): (&[f32], &[f32]) = (&view(x)?, &view(w)?);
+/// See [`Kernels::rms_norm`](crate::model::kernels::Kernels::rms_norm).
+pub(super) fn forward(x: &Tensor, norm: RmsNorm<'_>) -> Result<Tensor, Error> {
+    let (values, w): (&[f32], &[f32]) = (&view(x)?, &view(norm.weight)?);
+    let (eps, offset) = (norm.eps, norm.offset);
     let width = w.len();
     let mut y = zeros(values.len());
     let block = width * rows_per_task(width);
@@ -42,9 +30,9 @@ pub(crate) fn forward(x: &Tensor, w: &Tensor, rms: Rms) -> Result<Tensor, Error>
                 #[inline(always)]
                 || {
                     for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                        let scale = inverse_rms(x, rms.eps);
+                        let scale = inverse_rms(x, eps);
                         for ((y, x), w) in y.iter_mut().zip(x).zip(w.iter()) {
-                            *y = x * scale * (rms.offset + w);
+                            *y = x * scale * (offset + w);
                         }
                     }
                 },
@@ -53,37 +41,33 @@ pub(crate) fn forward(x: &Tensor, w: &Tensor, rms: Rms) -> Result<Tensor, Error>
     tensor(y, x.dims())
 }
 
-/// Gradient with respect to `x`, added to `onto` when one is given; the gradient with respect to
-/// `w` is added to `w_sum`, unit by unit of the layout.
+/// See [`Kernels::rms_norm_backward`](crate::model::kernels::Kernels::rms_norm_backward).
 ///
 /// With `r = 1 / rms(x)`, `n` features and `g = dy * (offset + w)`: `dx = r g - x r³ (g · x) / n`.
-pub(crate) fn backward(
+pub(super) fn backward(
     dy: &Tensor,
     x: &Tensor,
-    w: &Tensor,
-    rms: Rms,
+    norm: RmsNorm<'_>,
     layout: &RowLayout,
-    w_sum: &Tensor,
-    onto: Option<Tensor>,
+    d_w: &Tensor,
+    accumulate_into: Option<Tensor>,
 ) -> Result<Tensor, Error> {
-    if !is_ours(x) {
-        return composed::norm_backward(dy, x, w, rms, w_sum, onto);
-    }
-    let dx = match onto {
+    let dx = match accumulate_into {
         Some(dx) => dx,
         None => tensor(zeros(x.elem_count()), x.dims())?,
     };
     let (_, features) = x.dims2()?;
-    let (dy, x, w): (&[f32], &[f32], &[f32]) = (&view(dy)?, &view(x)?, &view(w)?);
+    let (dy, x, w): (&[f32], &[f32], &[f32]) = (&view(dy)?, &view(x)?, &view(norm.weight)?);
+    let (eps, offset) = (norm.eps, norm.offset);
     let width = w.len();
     let block = width * rows_per_task(width);
-    // One partial sum of dw a task, added in the order of the tasks; none reaches over a unit's end.
+    // One partial sum of dw per task, added in the order of the tasks; none reaches over a chunk's end.
     let mut partial_sums = Vec::new();
     update(&dx, |dx| {
         let mut tasks = Vec::new();
         let mut rest = dx;
-        for unit in layout.unit_tokens() {
-            let elements = unit.start * features..unit.end * features;
+        for chunk in layout.grad_chunk_tokens() {
+            let elements = chunk.start * features..chunk.end * features;
             let (mine, after) = rest.split_at_mut(elements.len());
             rest = after;
             let inputs = dy[elements.clone()]
@@ -103,15 +87,16 @@ pub(crate) fn backward(
                             .zip(dy.chunks_exact(width))
                             .zip(x.chunks_exact(width))
                         {
-                            let r = inverse_rms(x, rms.eps);
+                            let r = inverse_rms(x, eps);
                             let mut lanes = [0.0_f32; 16];
                             for (i, ((dy, x), w)) in dy.iter().zip(x).zip(w.iter()).enumerate() {
-                                lanes[i % 16] += dy * (rms.offset + w) * x;
+                                lanes[i % 16] += dy * (offset + w) * x;
                             }
-                            let pull = lanes.iter().sum::<f32>() * r * r * r / width as f32;
+                            // (g · x) r³ / n
+                            let dot = lanes.iter().sum::<f32>() * r * r * r / width as f32;
                             for i in 0..width {
                                 dw[i] += dy[i] * x[i] * r;
-                                dx[i] += r * dy[i] * (rms.offset + w[i]) - x[i] * pull;
+                                dx[i] += r * dy[i] * (offset + w[i]) - x[i] * dot;
                             }
                         }
                     },
@@ -120,7 +105,7 @@ pub(crate) fn backward(
             })
             .collect_into_vec(&mut partial_sums);
     })?;
-    update(w_sum, |sum| {
+    update(d_w, |sum| {
         for dw in &partial_sums {
             for (sum, dw) in sum.iter_mut().zip(dw) {
                 *sum += dw;

@@ -1,15 +1,16 @@
-//! The output head put together from the tensor library's operations, for devices without kernels of
-//! ours: what [`super::head`] does on the CPU.
+//! The output head composed of the tensor library's operations, for any device: the trait's defaults.
 //!
 //! `n` targets of a tile, `V` vocabulary, `H` hidden size. Logits are computed in f32 whatever the
 //! dtype of the model is: rounded to bf16, those of a confident model are off by tenths of a nat.
 
 use candle_core::{D, DType, Tensor};
 
-use super::Error;
-use super::head::{Head, LogSumExp, Weigh, targets, weigh_rows, z_slope};
-use super::ops::composed::{indices, soft_cap, soft_cap_slope, upload};
-use super::ops::{RowLayout, add_assign, to_host, zeros_f32};
+use super::portable::{add_assign, soft_cap, soft_cap_slope};
+use super::shapes::{LmHead, LmLoss};
+use super::targets::{LogSumExp, targets, token_weights, z_slope};
+use super::tensor::{indices, to_host, upload, zeros_f32};
+use crate::model::Error;
+use crate::model::row_layout::RowLayout;
 
 /// Targets of a tile.
 const TOKEN_TILE: usize = 1024;
@@ -20,12 +21,12 @@ const VOCAB_TILE: usize = 32_768;
 /// Memory for the logits of a tile when gradients are wanted; some multiple of it is in use.
 const LOGITS_BYTES: usize = 256 << 20;
 
-/// Log-sum-exp of the logits and log-prob of the target, one a target.
+/// Log-sum-exp of the logits and log-prob of the target, one per target.
 type Scored = (Vec<f64>, Vec<f32>);
 
 fn score(
     hidden: &Tensor,
-    head: Head<'_>,
+    head: LmHead<'_>,
     positions: &[usize],
     next: &[u32],
 ) -> Result<Scored, Error> {
@@ -79,10 +80,9 @@ fn position_indices(positions: &[usize], like: &Tensor) -> Result<Tensor, Error>
     indices(&positions, like.device())
 }
 
-/// See [`super::head::log_probs`].
 pub(super) fn log_probs(
     hidden: &Tensor,
-    head: Head<'_>,
+    head: LmHead<'_>,
     ids: &[u32],
     layout: &RowLayout,
 ) -> Result<Vec<f32>, Error> {
@@ -90,21 +90,25 @@ pub(super) fn log_probs(
     Ok(score(hidden, head, &positions, &next)?.1)
 }
 
-/// See [`super::head::gradients`]. Logits are computed twice: for the log-probs that decide the
-/// weights, and for the gradient.
+/// Logits are computed twice: for the log-probs that decide the weights, and for the gradient.
 pub(super) fn gradients(
     hidden: &Tensor,
-    head: Head<'_>,
-    head_sum: &Tensor,
+    head: LmHead<'_>,
+    d_head: &Tensor,
     ids: &[u32],
     layout: &RowLayout,
-    z_loss: f32,
-    weigh: &mut Weigh<'_>,
+    loss: LmLoss<'_, '_>,
 ) -> Result<Tensor, Error> {
     let (positions, next) = targets(ids, layout);
     let (sums, log_probs) = score(hidden, head, &positions, &next)?;
     let mut weights = vec![0.0; next.len()];
-    weigh_rows(layout, 0, (&log_probs, &sums), &mut weights, weigh)?;
+    token_weights(
+        layout,
+        0,
+        (&log_probs, &sums),
+        &mut weights,
+        loss.token_weights,
+    )?;
     let (vocab, device) = (head.weight.dim(0)?, hidden.device());
     let tile = (LOGITS_BYTES / (vocab * size_of::<f32>())).max(1);
     let head_weight = head.weight.to_dtype(DType::F32)?;
@@ -116,21 +120,21 @@ pub(super) fn gradients(
         let logits = soft_cap(&rows.matmul(&head_weight.t()?)?, head.soft_cap)?;
         let column = |values: &[f32]| upload(values, &[n, 1], device);
         let shifts: Vec<f32> = sums[part.clone()].iter().map(|&sum| sum as f32).collect();
-        let pulls: Vec<f32> = sums[part.clone()]
+        let slope_terms: Vec<f32> = sums[part.clone()]
             .iter()
             .zip(&weights[part.clone()])
-            .map(|(sum, weight)| weight + z_slope(z_loss, *sum))
+            .map(|(sum, weight)| weight + z_slope(loss.z_loss, *sum))
             .collect();
         let weights = column(&weights[part.clone()])?;
         let p = logits.broadcast_sub(&column(&shifts)?)?.exp()?;
         let target = indices(&next[part.clone()], device)?.reshape((n, 1))?;
-        let mut d = p
-            .broadcast_mul(&column(&pulls)?)?
-            .scatter_add(&target, &weights.neg()?, 1)?;
+        let mut d =
+            p.broadcast_mul(&column(&slope_terms)?)?
+                .scatter_add(&target, &weights.neg()?, 1)?;
         if let Some(cap) = head.soft_cap {
             d = d.mul(&soft_cap_slope(&logits, cap)?)?;
         }
-        add_assign(head_sum, &d.t()?.matmul(&rows)?)?;
+        add_assign(d_head, &d.t()?.matmul(&rows)?)?;
         let at = position_indices(&positions[part], hidden)?;
         d_hidden = d_hidden.index_add(&at, &d.matmul(&head_weight)?, 0)?;
     }

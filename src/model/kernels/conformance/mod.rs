@@ -1,0 +1,184 @@
+//! Runs every operation of every backend, forward and backward: against its definition in f64, with finite
+//! differences for the gradients; and against the portable backend. The CPU's results are written to files
+//! for PyTorch: tests/oracle/test_ops.py.
+
+mod attention_cases;
+mod case;
+mod rope_cases;
+mod token_cases;
+mod updates;
+
+use std::collections::BTreeMap;
+
+use candle_core::Device;
+use proptest::prelude::*;
+use safetensors::Dtype;
+
+use self::attention_cases::{attention_case, lm_head_case, mla_case};
+use self::case::{Array, Case, dot, wide};
+use self::rope_cases::{norm_rope_case, rope_case};
+use self::token_cases::{add_norm_case, embedding_case, glu_case, linear_case, norm_case};
+use super::cpu::simd::Noise;
+use super::{Cpu, Kernels, Portable};
+
+/// Makes a random case of every differentiable operation.
+const CASES: [fn(&dyn Kernels, u64) -> Case; 10] = [
+    norm_case,
+    add_norm_case,
+    linear_case,
+    glu_case,
+    rope_case,
+    norm_rope_case,
+    attention_case,
+    mla_case,
+    embedding_case,
+    lm_head_case,
+];
+
+/// The backend that others are compared with.
+fn portable() -> Portable {
+    Portable {
+        device: Device::Cpu,
+    }
+}
+
+/// Every backend that can be run here, by name.
+fn backends() -> Vec<(&'static str, Box<dyn Kernels>)> {
+    vec![("portable", Box::new(portable())), ("cpu", Box::new(Cpu))]
+}
+
+/// Compares outputs with their definition, and the gradient of every input with a central difference along
+/// a random direction, and along single elements.
+fn check(backend: &str, case: &Case, seed: u64) -> Result<(), TestCaseError> {
+    const STEP: f64 = 1e-4;
+    let inputs: Vec<Vec<f64>> = case.inputs.iter().map(wide).collect();
+    let expected = (case.loss)(&inputs);
+    let size: f64 = case.outputs.iter().map(norm).sum();
+    prop_assert!(
+        (case.found_loss - expected).abs() < 1e-4 * size.max(1.0),
+        "{backend}: {} {:?}: {} instead of {expected}",
+        case.op,
+        case.settings,
+        case.found_loss
+    );
+    let mut noise = Noise::new(seed ^ 0x5eed);
+    for (i, gradient) in case.gradients.iter().enumerate() {
+        let gradient_values = wide(gradient);
+        let size = norm(gradient);
+        let mut directions = vec![noise.vector(inputs[i].len())];
+        for element in [0, inputs[i].len() / 2, inputs[i].len() - 1] {
+            let mut one = vec![0.0; inputs[i].len()];
+            one[element] = 1.0;
+            directions.push(one);
+        }
+        for direction in directions {
+            let direction: Vec<f64> = direction.into_iter().map(f64::from).collect();
+            let at = |step: f64| {
+                let mut moved = inputs.clone();
+                for (x, d) in moved[i].iter_mut().zip(&direction) {
+                    *x += step * d;
+                }
+                (case.loss)(&moved)
+            };
+            let slope = (at(STEP) - at(-STEP)) / (2.0 * STEP);
+            let found = dot(gradient_values.iter().copied(), &direction);
+            let length = direction.iter().map(|d| d * d).sum::<f64>().sqrt();
+            prop_assert!(
+                (found - slope).abs() < 1e-4 * (size * length).max(1e-1 * length),
+                "{backend}: {} {} {:?}: {found} instead of {slope}",
+                case.op,
+                gradient.0,
+                case.settings
+            );
+        }
+    }
+    Ok(())
+}
+
+fn norm(array: &Array) -> f64 {
+    wide(array).iter().map(|v| v * v).sum::<f64>().sqrt()
+}
+
+/// Compares every output and gradient with those of another backend, norm by norm.
+fn compare(backend: &str, case: &Case, other: &Case) -> Result<(), TestCaseError> {
+    let arrays = |case: &Case| -> Vec<Array> {
+        let all = case.outputs.iter().chain(&case.gradients);
+        all.cloned().collect()
+    };
+    for (found, expected) in arrays(case).into_iter().zip(arrays(other)) {
+        let difference: Vec<f32> = found
+            .2
+            .iter()
+            .zip(&expected.2)
+            .map(|(a, b)| a - b)
+            .collect();
+        let apart = norm(&(found.0, found.1.clone(), difference));
+        prop_assert!(
+            found.1 == expected.1 && apart < 2e-5 * norm(&expected).max(1.0),
+            "{backend}: {} {} {:?} is {apart} from the portable one",
+            case.op,
+            found.0,
+            case.settings
+        );
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn operations_and_gradients_are_what_they_are_by_definition(seed in any::<u64>()) {
+        for make in CASES {
+            let expected = make(&portable(), seed);
+            for (name, backend) in backends() {
+                let case = make(&*backend, seed);
+                check(name, &case, seed)?;
+                compare(name, &case, &expected)?;
+            }
+        }
+    }
+}
+
+/// Writes cases to the folder that REMIT_OPS_CASES names.
+#[test]
+#[ignore = "writes files for tests/oracle/test_ops.py, which runs it"]
+fn ops_cases() {
+    let folder = std::env::var_os("REMIT_OPS_CASES").expect("REMIT_OPS_CASES names a folder");
+    let mut number = 0;
+    for seed in 0..24_u64 {
+        for make in CASES {
+            let case = make(&Cpu, seed);
+            let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let mut arrays: Vec<(&str, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+            let results = case.outputs.iter().chain(&case.gradients);
+            let given = case.inputs.iter().chain(&case.constants);
+            for (name, shape, values) in results.chain(given) {
+                arrays.push((name, Dtype::F32, shape.clone(), bytes(values)));
+            }
+            if let Some(ids) = &case.ids {
+                let ids_bytes = ids
+                    .iter()
+                    .flat_map(|id| i64::from(*id).to_le_bytes())
+                    .collect();
+                arrays.push(("ids", Dtype::I64, vec![ids.len()], ids_bytes));
+            }
+            let views: BTreeMap<&str, safetensors::tensor::TensorView<'_>> = arrays
+                .iter()
+                .map(|(name, dtype, shape, bytes)| {
+                    let view = safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes);
+                    (*name, view.unwrap())
+                })
+                .collect();
+            let op = [("op", case.op.to_owned())];
+            let settings = op.into_iter().chain(case.settings);
+            let metadata = settings
+                .map(|(key, value)| (key.to_owned(), value))
+                .collect();
+            let file = safetensors::serialize(views, Some(metadata)).unwrap();
+            let name = format!("case-{number:03}.safetensors");
+            crate::fs::write_atomic(&std::path::Path::new(&folder).join(name), &file).unwrap();
+            number += 1;
+        }
+    }
+}

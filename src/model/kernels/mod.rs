@@ -1,0 +1,29 @@
+//! Everything that a device computes, behind one trait.
+//!
+//! [`Kernels`] has a method for every operation of the decoder, forward and backward, and for the
+//! optimizer's step. Its defaults are composed of the tensor library's operations and run on any device
+//! ([`Portable`]); a backend overrides what it has kernels for ([`Cpu`]: all of it). The backend is chosen
+//! once, with the device; nothing above this module asks where a tensor is.
+//!
+//! A new backend is a struct in a folder of its own that implements [`Kernels`], and a line in
+//! `conformance.rs`, which runs every operation of every backend against the portable one and against f64.
+
+mod backend;
+#[cfg(test)]
+mod conformance;
+pub(crate) mod cpu;
+mod portable;
+mod portable_head;
+mod rope_table;
+mod shapes;
+mod targets;
+pub(crate) mod tensor;
+
+pub(crate) use backend::{Kernels, Portable};
+pub(crate) use cpu::Cpu;
+pub(crate) use rope_table::RopeTable;
+pub(crate) use shapes::{
+    AdamWState, AdamWStep, AttentionShape, LmHead, LmLoss, MlaDims, Qkv, RmsNorm, Rope,
+    RopeDirection, RopeLayout,
+};
+pub use targets::{RowOutputs, WeightFn};
