@@ -6,17 +6,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::sync::Once;
 
 thread_local! {
-    /// How many guarded calls this thread is in.
+    /// Number of guarded calls this thread is in.
     static DEPTH: Cell<u32> = const { Cell::new(0) };
 }
 
 /// Runs a call; a panic in it becomes its message, and nothing is printed.
 ///
-/// What the call leaves half done after a panic must not be used again.
+/// Never use again what the call leaves half done after a panic.
 ///
 /// # Errors
 ///
-/// What the panic said.
+/// The message of the panic.
 pub fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {

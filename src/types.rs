@@ -33,7 +33,7 @@ pub enum Content {
 }
 
 impl Content {
-    /// Size in memory, bytes.
+    /// Returns the size in memory, bytes.
     pub fn size_bytes(&self) -> usize {
         match self {
             Self::Text(text) => text.len(),
@@ -46,13 +46,13 @@ impl Content {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenDtype {
-    /// Two bytes an id, little-endian.
+    /// Two bytes per id, little-endian.
     Uint16,
-    /// Four bytes an id, little-endian.
+    /// Four bytes per id, little-endian.
     Uint32,
 }
 
-/// What is done with a record that can't be read.
+/// How a record that can't be read is treated.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum OnBadRecord {
@@ -155,7 +155,7 @@ pub struct ScoredRow {
     pub doc_starts: Vec<u32>,
     /// As in [`Row::input_ids`].
     pub input_ids: Vec<TokenId>,
-    /// `log p_RL(x_t | x_<t)`, nats, one a target.
+    /// `log p_RL(x_t | x_<t)`, nats, one per target.
     pub rl_logprobs: Vec<f32>,
     /// The same under the frozen base, when a base was scored.
     pub base_logprobs: Option<Vec<f32>>,

@@ -6,7 +6,7 @@
 //! fits one window is shuffled as a whole; a larger one needs memory for one window only.
 //!
 //! No generator has a state that lives from step to step: each is made anew from (seed, epoch, window). So a
-//! [`Cursor`] is all that a run needs to go on where it stopped.
+//! [`Cursor`] is all that a run needs to resume.
 
 mod rng;
 #[cfg(test)]
@@ -19,11 +19,11 @@ use crate::shard::read::{ShardFile, ShardSet};
 use crate::shard::row::StoredRow;
 use rng::SplitMix64;
 
-/// Most tokens of a shuffle window, unless a single row group has more. At 12 bytes a token (id,
+/// Most tokens of a shuffle window, unless a single row group has more. At 12 bytes per token (id,
 /// RL log-prob, weight) and 4 more with a base, this is what bounds the memory for data: 128 MiB.
 pub const SHUFFLE_WINDOW_TOKENS: u64 = 8 << 20;
 
-/// Bytes of a token's id, log-probs and weight in memory.
+/// Bytes in memory per token: its id, log-probs and weight.
 pub const TOKEN_BYTES: u64 = 16;
 
 /// A row group of the set: shard and group in it.
@@ -52,7 +52,7 @@ pub struct Order<'a> {
     window_tokens: u64,
 }
 
-/// Where a run is in its order: between two steps.
+/// Position of a run in its order: between two steps.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cursor {
@@ -74,7 +74,7 @@ pub struct Step {
 }
 
 impl Step {
-    /// Number of its tokens.
+    /// Returns the number of its tokens.
     pub fn num_tokens(&self) -> u64 {
         self.rows.iter().map(|row| row.num_tokens() as u64).sum()
     }
@@ -132,13 +132,13 @@ impl<'a> Order<'a> {
         })
     }
 
-    /// Tokens of the longest row that is trained on; 0 if there is none.
+    /// Returns the number of tokens of the longest row that is trained on; 0 if there is none.
     pub fn longest_row(&self) -> u32 {
         let longest = |group: &Group| group.trained().map(|row| group.lengths[row]).max();
         self.groups.iter().filter_map(longest).max().unwrap_or(0)
     }
 
-    /// Tokens of the longest row that is held out; 0 if there is none.
+    /// Returns the number of tokens of the longest row that is held out; 0 if there is none.
     pub fn longest_held_out_row(&self) -> u32 {
         let lengths = |group: &Group| -> Option<u32> {
             let held = group.held_out.iter();
@@ -147,30 +147,30 @@ impl<'a> Order<'a> {
         self.groups.iter().filter_map(lengths).max().unwrap_or(0)
     }
 
-    /// Number of tokens of an epoch.
+    /// Returns the number of tokens of an epoch.
     pub fn num_tokens(&self) -> u64 {
         self.groups.iter().map(|group| group.tokens).sum()
     }
 
-    /// Number of rows that are held out.
+    /// Returns the number of rows that are held out.
     pub fn num_held_out(&self) -> u64 {
         self.groups.iter().map(|g| g.held_out.len() as u64).sum()
     }
 
-    /// Number of rows that are neither trained on nor held out, since they hold a part of a document of which
+    /// Returns the number of rows that are neither trained on nor held out, since they hold a part of a document of which
     /// another part is on the other side.
     pub fn num_left_out(&self) -> u64 {
         self.groups.iter().map(|g| g.left_out.len() as u64).sum()
     }
 
-    /// Tokens of the longest window, of any epoch: no window has more, unless a row group has.
+    /// Returns the number of tokens of the longest window, of any epoch: no window has more, unless a row group has.
     pub fn largest_window_tokens(&self) -> u64 {
         let largest_group = self.groups.iter().map(|group| group.tokens).max();
         self.num_tokens()
             .min(self.window_tokens.max(largest_group.unwrap_or(0)))
     }
 
-    /// The rows that are held out, in the order of the set, row group by row group.
+    /// Returns the rows that are held out, in the order of the set, row group by row group.
     pub fn held_out(&self) -> impl Iterator<Item = Result<Vec<StoredRow>, Error>> + '_ {
         let groups = self
             .groups
@@ -239,7 +239,7 @@ impl<'a> Order<'a> {
         }
     }
 
-    /// Tokens of every step of an epoch, in order.
+    /// Returns the number of tokens of every step of an epoch, in order.
     pub fn step_tokens(&self, epoch: u64, batch_tokens: usize) -> Vec<u64> {
         let mut steps = Vec::new();
         self.each_step(epoch, batch_tokens, |places| {
@@ -249,7 +249,7 @@ impl<'a> Order<'a> {
         steps
     }
 
-    /// The row ids of the steps of an epoch, without decoding a row.
+    /// Returns the row ids of the steps of an epoch, without decoding a row.
     pub fn row_ids(&self, epoch: u64, batch_tokens: usize) -> Vec<Vec<u64>> {
         let mut steps = Vec::new();
         self.each_step(epoch, batch_tokens, |places| {
@@ -262,7 +262,7 @@ impl<'a> Order<'a> {
         steps
     }
 
-    /// The steps of an epoch from a cursor's row on: rows in order, as many as fit `batch_tokens`, at least
+    /// Returns the steps of an epoch from a cursor's row on: rows in order, as many as fit `batch_tokens`, at least
     /// one. Row groups are decoded window by window; windows before the cursor are not.
     pub fn steps_from(
         &self,
@@ -340,23 +340,23 @@ impl Group {
 /// of a document of which another part is on the other side, in the row before or after it, would give
 /// away what the model is tested on.
 fn hold_out(groups: &mut [Group], file: &ShardFile, fraction: f64) -> Result<(), Error> {
-    // Whether a row is held out, and whether it goes on with the document of the row before.
+    // Whether a row is held out, and whether it continues the document of the row before.
     let mut rows = Vec::new();
     let mut starts = Vec::new();
     for group in 0..groups.len() {
         starts.push(rows.len());
         for row in file.read_row_group(group)? {
-            let goes_on = row.scored.doc_starts.first() != Some(&0);
-            rows.push((is_held_out(&row, fraction), goes_on));
+            let continues = row.scored.doc_starts.first() != Some(&0);
+            rows.push((is_held_out(&row, fraction), continues));
         }
     }
     for (group, start) in groups.iter_mut().zip(starts) {
         for number in 0..group.lengths.len() {
             let at = start + number;
-            let (is_held, goes_on) = rows[at];
+            let (is_held, continues) = rows[at];
             let before = at.checked_sub(1).map(|before| rows[before].0);
             let shares =
-                (goes_on && before == Some(true)) || rows.get(at + 1) == Some(&(true, true));
+                (continues && before == Some(true)) || rows.get(at + 1) == Some(&(true, true));
             let number = number as u32;
             match is_held {
                 true => group.held_out.push(number),
@@ -368,7 +368,7 @@ fn hold_out(groups: &mut [Group], file: &ShardFile, fraction: f64) -> Result<(),
     Ok(())
 }
 
-/// Whether a row belongs to the held-out share of the documents, in [0, 1).
+/// Returns whether a row belongs to the held-out share of the documents, in [0, 1).
 ///
 /// The choice is a hash of source and number of the row's first document, so that it does not depend on the seed,
 /// and all rows of a document that stands in rows of its own are held out, or none. Where rows hold several

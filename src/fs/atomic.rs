@@ -1,4 +1,4 @@
-//! Files that appear under their names only when they are whole.
+//! Files that appear under their names only when they are complete.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -49,12 +49,12 @@ impl AtomicFile {
         })
     }
 
-    /// Where the operating system's errors are noted.
+    /// Returns where the operating system's errors are noted.
     pub fn failure(&self) -> Failure {
         self.failure.clone()
     }
 
-    /// Where the temporary file is, for a writer that opens files by path.
+    /// Returns where the temporary file is, for a writer that opens files by path.
     ///
     /// # Errors
     ///
@@ -83,8 +83,7 @@ impl AtomicFile {
         }
     }
 
-    /// As [`AtomicFile::publish`], but leaves a file that is there already as it is; whether the new
-    /// one was published.
+    /// As [`AtomicFile::publish`], but never overwrites; returns whether the file was published.
     pub fn publish_new(self) -> Result<bool> {
         let Self { target, temp, .. } = self;
         let temp = match temp {
@@ -139,7 +138,7 @@ impl AtomicFile {
         let allowed = fault::writable(&self.target, buf.len())?;
         let buf = buf.get(..allowed).unwrap_or_default();
         match &mut self.temp {
-            // Of the file itself: its wrapper hides the number of an error.
+            // Through the file itself: its wrapper hides the number of an error.
             Temp::Sibling(temp) => temp.as_file_mut().write(buf),
             Temp::Object(_, file) => file.write(buf),
         }
@@ -167,7 +166,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     file.publish()
 }
 
-/// Writes bytes to a file atomically, unless a file is there already; whether it was written.
+/// Writes bytes to a file atomically, never overwriting; returns whether it was written.
 pub fn write_new(path: &Path, bytes: &[u8]) -> Result<bool> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes).during(Operation::Write, path)?;

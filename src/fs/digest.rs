@@ -139,7 +139,7 @@ impl HashingFile {
         })
     }
 
-    /// Reads what is left; size and digest of the whole file.
+    /// Reads what is left; returns size and digest of all of the file.
     pub fn finish(mut self) -> Result<(u64, Digest)> {
         io::copy(&mut self, &mut io::sink()).during(Operation::Read, &self.path.clone())?;
         Ok((self.size_bytes, Digest(*self.hasher.finalize().as_bytes())))

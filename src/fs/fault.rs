@@ -11,14 +11,14 @@ use super::Operation;
 const ENOSPC: i32 = 28;
 const EIO: i32 = 5;
 
-/// What goes wrong.
+/// A kind of failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// Whatever is done, once, fails with EIO.
     Io,
     /// From some moment on the disk is full; a write there takes half of its bytes.
     Full,
-    /// A write takes half of its bytes, and the next one goes on.
+    /// A write takes half of its bytes, and the next one writes the rest.
     ShortWrite,
     /// A rename fails with EIO.
     Rename,
@@ -60,7 +60,7 @@ impl Injection {
         Self(turn)
     }
 
-    /// Whether the call came and failed.
+    /// Returns whether the call came and failed.
     pub(crate) fn tripped(&self) -> bool {
         state().as_ref().is_some_and(|state| state.tripped)
     }
@@ -159,7 +159,7 @@ pub(super) fn check(operation: Operation, path: &Path) -> Result<()> {
     }
 }
 
-/// How many of `len` bytes a write takes.
+/// Returns how many of `len` bytes a write takes.
 pub(super) fn writable(path: &Path, len: usize) -> Result<usize> {
     let mut state = state();
     let Some(state) = state.as_mut().filter(|state| path.starts_with(&state.root)) else {

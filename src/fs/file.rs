@@ -69,7 +69,7 @@ impl File {
         }
     }
 
-    /// Another handle. Those of a local file share their position.
+    /// Returns another handle. Those of a local file share their position.
     ///
     /// # Errors
     ///
@@ -96,12 +96,12 @@ impl File {
         })
     }
 
-    /// Where the operating system's errors are noted.
+    /// Returns where the operating system's errors are noted.
     pub fn failure(&self) -> Failure {
         self.failure.clone()
     }
 
-    /// The bytes of a range, all of them.
+    /// Returns the bytes of a range, all of them.
     ///
     /// # Errors
     ///
@@ -230,7 +230,7 @@ impl Spool {
         attempt(Operation::Spool, path, || io::Write::write_all(file, bytes))
     }
 
-    /// The copy, to be read from its start.
+    /// Returns the copy, to be read from its start.
     pub fn finish(mut self) -> Result<File> {
         let Self { path, file } = &mut self;
         attempt(Operation::Spool, path, || file.rewind())?;
@@ -242,7 +242,7 @@ impl Spool {
     }
 }
 
-/// A read-only memory map of a whole file; dereferences to its bytes. Cheap to clone.
+/// A read-only memory map of a file; dereferences to its bytes. Cheap to clone.
 #[derive(Clone)]
 pub struct MappedFile {
     path: Arc<Path>,
@@ -276,7 +276,7 @@ impl MappedFile {
         })
     }
 
-    /// The path as it was opened.
+    /// Returns the path as it was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }

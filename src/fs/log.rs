@@ -37,7 +37,7 @@ impl Log {
                 .open(path)
         })?;
         let size_bytes = attempt(Operation::Write, path, || {
-            // Of no use on file systems without locks, and then not asked for.
+            // File systems without locks refuse; then there is no lock.
             if let Err(std::fs::TryLockError::WouldBlock) = file.try_lock() {
                 return Err(std::io::Error::other("another process writes to it"));
             }
@@ -53,7 +53,7 @@ impl Log {
         })
     }
 
-    /// Goes on at `size_bytes`, and drops what is behind; 0 begins anew.
+    /// Resumes at `size_bytes`, and drops what is behind; 0 begins anew.
     ///
     /// # Errors
     ///
@@ -67,7 +67,7 @@ impl Log {
         Ok(())
     }
 
-    /// Where it is.
+    /// Returns where it is.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -88,7 +88,7 @@ impl Log {
         Ok(())
     }
 
-    /// Size so far.
+    /// Returns the size so far.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
     }

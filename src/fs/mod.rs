@@ -2,12 +2,12 @@
 //! always name the path.
 //!
 //! A file is published by writing a hidden sibling, `fsync`, `rename`, and `fsync` of the folder.
-//! A reader therefore sees a whole file or none, also after a power cut.
+//! A reader therefore sees a complete file or none, also after a power cut.
 //!
 //! A path may also be the URL of an object, `s3://bucket/key`, `gs://` or `az://`, where the feature
 //! `object-store` is on. URLs travel as paths, since `join`, `parent` and `strip_prefix` do to them what
 //! they do to paths, and the rest of the crate then needs to know of one kind of place only. An object is
-//! published by a put that fails if the object is there.
+//! uploaded by a put that never overwrites.
 #![expect(
     clippy::disallowed_methods,
     reason = "the one module that wraps std::fs"

@@ -1,4 +1,4 @@
-//! What stands for failing calls outside of the tests: none fails.
+//! Stands for injected faults outside of the tests: no call fails.
 
 use std::io::Result;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! What stands for object stores in a build without them.
+//! Stands for object stores in a build without them.
 
 use std::fs::File;
 use std::io::{Error, ErrorKind, Result};

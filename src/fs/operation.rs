@@ -1,8 +1,8 @@
-//! What may fail with a path.
+//! The operations that may fail on a path.
 
 use std::fmt;
 
-/// What may fail with a path.
+/// An operation on a path, which may fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Operation {

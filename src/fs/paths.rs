@@ -1,4 +1,4 @@
-//! What is at a path, and what is in a folder.
+//! Looks at paths and into folders.
 
 use std::ffi::OsString;
 use std::io::{self, Read as _};
@@ -10,7 +10,7 @@ use super::operation::Operation;
 use super::remote;
 use super::url::Url;
 
-/// Size of a file in bytes.
+/// Returns the size of a file in bytes.
 pub fn size_bytes(path: &Path) -> Result<u64> {
     attempt(Operation::ReadSize, path, || match Url::of(path) {
         None => std::fs::metadata(path).map(|meta| meta.len()),
@@ -18,7 +18,7 @@ pub fn size_bytes(path: &Path) -> Result<u64> {
     })
 }
 
-/// Reads a whole file.
+/// Reads all of a file.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open(path)?
@@ -42,7 +42,7 @@ pub fn read_list(path: &Path) -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-/// Whether anything exists at the path; an error other than "not found" is reported.
+/// Returns whether anything exists at the path; an error other than "not found" is reported.
 pub fn exists(path: &Path) -> Result<bool> {
     attempt(Operation::LookAt, path, || {
         let Some(url) = Url::of(path) else {
@@ -58,7 +58,7 @@ pub fn exists(path: &Path) -> Result<bool> {
     })
 }
 
-/// Whether the path is a folder, or a prefix of objects; `false` when nothing is there.
+/// Returns whether the path is a folder, or a prefix of objects; `false` when nothing is there.
 pub fn is_dir(path: &Path) -> Result<bool> {
     attempt(Operation::LookAt, path, || match Url::of(path) {
         Some(url) => Ok(!remote::list(&url)?.is_empty()),
@@ -77,7 +77,7 @@ pub fn is_dir(path: &Path) -> Result<bool> {
     })
 }
 
-/// The absolute path without links, `.` and `..`.
+/// Returns the absolute path without links, `.` and `..`.
 pub fn canonicalize(path: &Path) -> Result<PathBuf> {
     if Url::of(path).is_some() {
         return Ok(path.to_owned());
@@ -97,7 +97,7 @@ pub fn expect_no_file(path: &Path) -> Result<()> {
     .during(Operation::CreateFolder, path)
 }
 
-/// Whether the path is a URL that names no bucket; whatever is joined to it would be taken for one.
+/// Returns whether the path is a URL that names no bucket; whatever is joined to it would be taken for one.
 pub fn lacks_bucket(path: &Path) -> bool {
     Url::of(path).is_some_and(|url| url.bucket.is_empty())
 }
@@ -120,7 +120,7 @@ pub fn remove_file(path: &Path) -> Result<()> {
     })
 }
 
-/// Names in a folder, in byte order.
+/// Returns the names in a folder, in byte order.
 pub fn list(dir: &Path) -> Result<Vec<OsString>> {
     let mut names: Vec<OsString> = attempt(Operation::List, dir, || match Url::of(dir) {
         None => std::fs::read_dir(dir)?
@@ -132,7 +132,7 @@ pub fn list(dir: &Path) -> Result<Vec<OsString>> {
     Ok(names)
 }
 
-/// The absolute path without links, of something that need not exist: its folders that do exist are
+/// Returns the absolute path without links, of something that need not exist: its folders that do exist are
 /// resolved.
 pub fn canonicalize_missing(path: &Path) -> Result<PathBuf> {
     if Url::of(path).is_some() {
@@ -148,7 +148,7 @@ pub fn canonicalize_missing(path: &Path) -> Result<PathBuf> {
     Ok(absolute)
 }
 
-/// The folder that holds a path; the current folder for a bare name.
+/// Returns the folder that holds a path; the current folder for a bare name.
 pub(super) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,

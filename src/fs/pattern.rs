@@ -23,7 +23,7 @@ const OPTIONS: ::glob::MatchOptions = ::glob::MatchOptions {
     require_literal_leading_dot: true,
 };
 
-/// Whether a pattern, as [`glob()`] takes it, would match a path that need not exist; both are compared
+/// Returns whether a pattern, as [`glob()`] takes it, would match a path that need not exist; both are compared
 /// as they are written.
 pub fn matches(pattern: &Path, path: &Path) -> bool {
     let plain = |path: &Path| path.strip_prefix(".").unwrap_or(path).to_owned();
@@ -34,7 +34,7 @@ pub fn matches(pattern: &Path, path: &Path) -> bool {
     pattern.matches_path_with(&plain(path), OPTIONS)
 }
 
-/// What a pattern of `*`, `?`, `[...]` and `**` matches; names that begin with a dot only where the
+/// Returns what a pattern of `*`, `?`, `[...]` and `**` matches; names that begin with a dot only where the
 /// pattern spells the dot out. What `**` matches are files alone, and as in [`walk`] a folder that
 /// links to itself below there is an error.
 pub fn glob(pattern: &str) -> Result<Vec<PathBuf>, GlobError> {
@@ -53,7 +53,7 @@ pub fn glob(pattern: &str) -> Result<Vec<PathBuf>, GlobError> {
     }
 }
 
-/// What the library finds. It follows links round in circles below a `**`, so it gets none.
+/// Returns what the library finds. It follows links round in circles below a `**`, so it gets none.
 fn listed(pattern: &str) -> Result<Vec<PathBuf>, GlobError> {
     let paths = ::glob::glob_with(pattern, OPTIONS).map_err(|e| GlobError::Pattern(e.msg))?;
     paths
@@ -69,7 +69,7 @@ fn listed(pattern: &str) -> Result<Vec<PathBuf>, GlobError> {
         .collect()
 }
 
-/// What is before the first `**` of a pattern, and what is after it.
+/// Returns what is before the first `**` of a pattern, and what is after it.
 fn recursive(pattern: &str) -> Option<(&str, &str)> {
     if let Some(below) = pattern.strip_prefix("**")
         && (below.is_empty() || below.starts_with('/'))

@@ -1,4 +1,4 @@
-//! What tells that a file was written to, without reading it.
+//! Recognizes that a file was written to, without reading it.
 
 use std::path::Path;
 use std::time::SystemTime;
@@ -8,7 +8,7 @@ use super::operation::Operation;
 use super::remote;
 use super::url::Url;
 
-/// What changes when a file is written to: size and times, or of an object what its store says.
+/// Marks that change when a file is written to: size and times, or of an object what its store says.
 ///
 /// The inode is not part of it, since some network file systems number files anew; the time of the
 /// last change of the inode is, and a file that was put in another's place has its own. Times are as
@@ -52,12 +52,12 @@ fn changed(_: &std::fs::Metadata) -> String {
 }
 
 impl Stamp {
-    /// Size of the file.
+    /// Returns the size of the file.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
 
-    /// How a later stamp of the same path differs; `None` when it does not.
+    /// Returns how a later stamp of the same path differs; `None` when it does not.
     pub fn difference(&self, now: &Self) -> Option<String> {
         if self == now {
             return None;

@@ -9,7 +9,7 @@ use super::paths::{canonicalize, list};
 use super::remote;
 use super::url::Url;
 
-/// Every regular file below a folder, as paths that start with `dir`, in byte order of the path.
+/// Returns every regular file below a folder, as paths that start with `dir`, in byte order of the path.
 ///
 /// Symbolic links to files and folders are followed; names that begin with a dot are left out. A
 /// folder that is reached again through a link inside itself is an error, not an endless walk.
@@ -17,7 +17,7 @@ pub fn walk(dir: &Path) -> Result<Vec<PathBuf>> {
     walk_with(dir, Walk::default())
 }
 
-/// What a walk takes besides regular files without a dot in front.
+/// Options of a walk: what it takes besides regular files without a dot in front.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Walk {
     /// Names that begin with a dot.

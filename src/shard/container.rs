@@ -21,10 +21,10 @@ use super::schema::{BATCH_ROWS_KEY, ShardFormat};
 /// Rows decoded at a time, where the format leaves the choice.
 const BATCH_ROWS: usize = 1024;
 
-/// What an Arrow file begins with.
+/// First bytes of an Arrow file.
 const ARROW_MAGIC: &[u8] = b"ARROW1";
 
-/// What stands before the length of a message.
+/// Bytes before the length of a message.
 const CONTINUATION: [u8; 4] = [0xff; 4];
 
 /// A parsed footer.
@@ -40,7 +40,7 @@ pub(super) struct ArrowFooter {
     schema: SchemaRef,
     version: MetadataVersion,
     metadata: HashMap<String, String>,
-    /// Where the batches are.
+    /// Places of the batches.
     blocks: Vec<Block>,
 }
 
@@ -207,7 +207,7 @@ fn slice_of(bytes: &Bytes, block: &Block) -> Option<Bytes> {
     (end <= bytes.len()).then(|| bytes.slice(start..end))
 }
 
-/// Whether a message's buffers are compressed. The parser would reserve the memory that they claim to
+/// Returns whether a message's buffers are compressed. The parser would reserve the memory that they claim to
 /// need.
 fn is_compressed(message: &[u8]) -> Result<bool, String> {
     let skipped = if message.starts_with(&CONTINUATION) {

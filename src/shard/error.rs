@@ -1,4 +1,4 @@
-//! What can be wrong with a set of shards.
+//! Errors of reading and writing sets of shards.
 
 use std::io;
 use std::path::PathBuf;
@@ -77,7 +77,7 @@ pub enum Error {
         /// The version that is understood.
         expected: u64,
     },
-    /// What describes a set is not what was written, or contradicts itself.
+    /// A description of a set is not what was written, or contradicts itself.
     #[error("{} is damaged: {reason}\nhint: remove it and run the same remit-score command again; it makes what is missing", path.display())]
     Damaged {
         /// The file.
@@ -229,13 +229,13 @@ const DAMAGED_HINT: &str =
     "\nhint: remove this file and run the same remit-score command again; it makes what is missing";
 
 impl Error {
-    /// What is wrong, without the hint.
+    /// Returns the message without the hint.
     pub fn first_line(&self) -> String {
         let text = self.to_string();
         text.lines().next().unwrap_or_default().to_owned()
     }
 
-    /// The class of the error, for exit codes.
+    /// Returns the class of the error, for exit codes.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Fs(error) if error.is_missing() => ErrorKind::Missing,

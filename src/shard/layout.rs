@@ -17,12 +17,12 @@ pub fn shard_name(part: u32, format: ShardFormat) -> String {
     format!("{SHARD_PREFIX}{part:06}.{}", format.extension())
 }
 
-/// What describes a set.
+/// A file that describes a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Description {
-    /// What it will be.
+    /// The plan: what the set will be.
     Plan,
-    /// What it is.
+    /// The manifest: what the set is.
     Manifest,
     /// Records that could not be read.
     Rejects,

@@ -1,4 +1,4 @@
-//! What a finished set is: its plan, its shards, and numbers about them.
+//! The manifest of a finished set: its plan, its shards, and numbers about them.
 //!
 //! The manifest is written last: its presence means that the set is complete.
 

@@ -1,4 +1,4 @@
-//! What a set will be: everything that decides the bytes of its shards.
+//! The plan of a set: everything that decides the bytes of its shards.
 //!
 //! The plan is written before the first shard and never changes: whoever works on the set compares
 //! his own with it.

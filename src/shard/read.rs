@@ -182,17 +182,17 @@ impl ShardFile {
         })
     }
 
-    /// Path of the file.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Size of the file.
+    /// Returns the size of the file.
     pub fn size_bytes(&self) -> u64 {
         self.map.len() as u64
     }
 
-    /// BLAKE3 of the file.
+    /// Returns the BLAKE3 of the file.
     pub fn digest(&self) -> Digest {
         self.digest
     }
@@ -202,7 +202,7 @@ impl ShardFile {
         self.group_starts.len().saturating_sub(1)
     }
 
-    /// `row_id` of a row of a row group.
+    /// Returns the `row_id` of a row of a row group.
     pub fn row_id(&self, group: usize, row: usize) -> u64 {
         let start = self.group_starts.get(group).copied().unwrap_or(0);
         u32::try_from(start.saturating_add(row as u64))
@@ -214,12 +214,12 @@ impl ShardFile {
         self.group_starts.last().copied().unwrap_or(0)
     }
 
-    /// A value of the footer's metadata.
+    /// Returns a value of the footer's metadata.
     fn footer(&self, key: &str) -> Option<&str> {
         self.container.value(key)
     }
 
-    /// Counts of the packer, from the footer.
+    /// Returns the counts of the packer, from the footer.
     pub fn pack_stats(&self) -> Result<PackStats, Error> {
         self.footer(PACK_STATS_KEY)
             .and_then(|value| serde_json::from_str(value).ok())
@@ -229,7 +229,7 @@ impl ShardFile {
             })
     }
 
-    /// Records of the part that could not be read, from the footer.
+    /// Returns the records of the part that could not be read, from the footer.
     pub fn rejects(&self) -> Result<Vec<Reject>, Error> {
         let Some(value) = self.footer(REJECTS_KEY) else {
             return Ok(Vec::new());
@@ -240,7 +240,7 @@ impl ShardFile {
         })
     }
 
-    /// Whether the shard was made under this plan.
+    /// Checks that the shard was made under this plan.
     ///
     /// # Errors
     ///
@@ -254,7 +254,7 @@ impl ShardFile {
         })
     }
 
-    /// All rows of a row group, each checked against the rules of the format.
+    /// Returns all rows of a row group, each checked against the rules of the format.
     ///
     /// # Errors
     ///
@@ -291,7 +291,7 @@ impl ShardFile {
         Ok(rows)
     }
 
-    /// Tokens of each row of a row group; decodes the ids alone.
+    /// Returns the number of tokens of each row of a row group; decodes the ids alone.
     pub fn row_lengths(&self, group: usize) -> Result<Vec<u32>, Error> {
         let mut lengths = Vec::new();
         self.decode(group, Some(columns::INPUT_IDS), |batch| {

@@ -53,12 +53,12 @@ pub const SEAL_KEY: &str = "remit.content_blake3";
 /// footer, unlike Parquet's, does not say.
 pub const BATCH_ROWS_KEY: &str = "remit.batch_rows";
 
-/// How the shards of a set are stored.
+/// Format of the shards of a set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum ShardFormat {
-    /// Parquet: compressed, about 4 bytes a token with a base.
+    /// Parquet: compressed, about 4 bytes per token with a base.
     #[default]
     Parquet,
     /// Arrow IPC file, not compressed: for readers that map it into memory.
@@ -66,7 +66,7 @@ pub enum ShardFormat {
 }
 
 impl ShardFormat {
-    /// What file names end with, after the dot.
+    /// Returns the extension of file names.
     pub fn extension(self) -> &'static str {
         match self {
             Self::Parquet => "parquet",
@@ -95,7 +95,7 @@ impl fmt::Display for ShardFormat {
 /// A log-prob may exceed 0 by this much, from rounding in its log-sum-exp.
 const LOG_PROB_SLACK_NATS: f32 = 1e-3;
 
-/// The columns of a shard; `base_logprob` and `weight` are there if a base was scored. In Arrow files
+/// Returns the columns of a shard; `base_logprob` and `weight` are there if a base was scored. In Arrow files
 /// `source` is not a dictionary, since all batches of a file would have to share one.
 pub fn schema(format: ShardFormat, has_base: bool) -> SchemaRef {
     let list = |name: &str, item: DataType, nullable_items: bool| {
@@ -123,7 +123,7 @@ pub fn schema(format: ShardFormat, has_base: bool) -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
-/// `row_id` of the row with this number in a part.
+/// Returns the `row_id` of the row with this number in a part.
 pub fn row_id(part: u32, index_in_part: u32) -> u64 {
     u64::from(part) << 32 | u64::from(index_in_part)
 }

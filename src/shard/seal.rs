@@ -13,10 +13,10 @@ use memchr::memmem;
 use super::schema::SEAL_KEY;
 use crate::fs::{Digest, Hasher};
 
-/// What the seal's digits count as.
+/// The digits that a seal counts as.
 const ZEROS: [u8; 64] = [b'0'; 64];
 
-/// Where the digits of a digest are, the last time that they occur.
+/// Returns where the digits of a digest are, the last time that they occur.
 fn place(bytes: &[u8], digest: Digest) -> Option<Range<usize>> {
     let at = memmem::rfind(bytes, digest.to_string().as_bytes())?;
     Some(at..at.checked_add(ZEROS.len())?)

@@ -1,4 +1,4 @@
-//! What a set says in numbers: perplexities and the distribution of weights, per source and in all.
+//! Numbers about a set: perplexities and the distribution of weights, per source and in all.
 //!
 //! Sums are f64 and are taken in row order within a shard, shard after shard, so they come out the
 //! same in every run. Quantiles are read off a histogram of [`WEIGHT_BINS`] bins between the bounds.
@@ -140,7 +140,7 @@ impl Accumulator {
         }
     }
 
-    /// The numbers so far.
+    /// Returns the numbers so far.
     pub fn statistics(&self, formula: &WeightFormula) -> Statistics {
         let mean = |sum: f64| (self.targets > 0).then(|| sum / self.targets as f64);
         let rl_logprob_mean = mean(self.rl_sum);

@@ -26,12 +26,12 @@ pub const ROW_GROUP_TOKENS: usize = 524_288;
 /// Default for [`ShardOptions::exact`].
 pub const DEFAULT_EXACT: bool = false;
 
-/// What a shard is made with.
+/// Options of a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShardOptions {
     /// Number of the part that the shard holds; the upper half of its row ids.
     pub part: u32,
-    /// How it is stored.
+    /// Its format.
     pub format: ShardFormat,
     /// Whether rows carry base log-probs and weights.
     pub has_base: bool,
@@ -41,7 +41,7 @@ pub struct ShardOptions {
     pub plan: Digest,
 }
 
-/// What a shard holds.
+/// Numbers of what a shard holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ShardCounts {
     /// Rows.

@@ -367,3 +367,73 @@ pub fn circles(graph: &Graph) -> Vec<Vec<String>> {
     }
     found
 }
+
+/// Circles of a small tree with one in each way of writing an import, and with none where a folder's
+/// module only re-exports.
+#[test]
+fn a_circle_is_found_however_it_is_imported() {
+    let clean = [
+        ("lib.rs", "pub mod a;\npub mod b;\npub mod c;\n"),
+        (
+            "a/mod.rs",
+            "mod one;\nmod two;\npub use one::One;\npub use two::{Two, read as read_two};\n",
+        ),
+        (
+            "a/one.rs",
+            "use super::Two;\nuse crate::c::{self, Deep};\npub struct One(Two);\nfn f() { c::g() }\n",
+        ),
+        ("a/two.rs", "pub struct Two;\npub fn read() {}\n"),
+        (
+            "b.rs",
+            "use crate::a::{One, read_two};\npub fn f() -> One { read_two(); One::new() }\n",
+        ),
+        ("c.rs", "use std::fmt;\npub struct Deep;\npub fn g() {}\n"),
+    ];
+    let found = |changed: &[(&'static str, &'static str)]| {
+        let files = clean.iter().map(|(path, code)| {
+            let change = changed.iter().find(|(changed, _)| changed == path);
+            (*path, change.map_or(*code, |(_, code)| *code))
+        });
+        circles(&Crate::new(files).graph())
+    };
+    let none: [[&str; 0]; 0] = [];
+    assert_eq!(found(&[]), none);
+    let two_and_one = ["a/one.rs", "a/two.rs"];
+    for code in [
+        "use super::One;\n",
+        "use super::one::One;\n",
+        "use super::one;\n",
+        "use crate::a::{One as Other};\n",
+        "use crate::{a::{one::{self}}};\n",
+        "use crate::a::one::*;\n",
+        "fn f() -> super::One { todo!() }\n",
+        "fn f() { let x: Vec<crate::a::One> = Vec::new(); }\n",
+        "    pub(crate) use crate::a::One;\n",
+        "use crate::a;\nfn f(_: a::One) {}\n",
+        "use super::super::a::One;\n",
+    ] {
+        assert_eq!(found(&[("a/two.rs", code)]), [two_and_one], "{code}");
+    }
+    // Something that the folder's module defines itself, and not only re-exports.
+    let parent =
+        "mod one;\nmod two;\npub use one::One;\npub use two::Two;\npub const MOST: usize = 3;\n";
+    let child = "use super::MOST;\npub struct Two;\n";
+    assert_eq!(found(&[("a/mod.rs", parent)]), none);
+    assert_eq!(
+        found(&[("a/mod.rs", parent), ("a/two.rs", child)]),
+        [["a/mod.rs", "a/one.rs", "a/two.rs"]]
+    );
+    // A path that begins with a child of the module.
+    let parent =
+        "mod one;\nmod two;\npub use one::One;\npub use two::Two;\npub fn f() { two::read(); }\n";
+    let child = "pub struct Two;\npub fn read() { super::f(); }\n";
+    assert_eq!(
+        found(&[("a/mod.rs", parent), ("a/two.rs", child)])[0],
+        ["a/mod.rs", "a/one.rs", "a/two.rs"]
+    );
+    // Folders that meet: b uses a, which uses c.
+    assert_eq!(
+        found(&[("c.rs", "pub struct Deep;\npub fn g() { crate::b::f(); }\n")]),
+        [["a/one.rs", "b.rs", "c.rs"]]
+    );
+}
