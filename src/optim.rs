@@ -47,7 +47,7 @@ impl DecayOn {
     }
 }
 
-/// What an optimizer is made with.
+/// The constants of an optimizer.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdamWOptions {
@@ -57,7 +57,7 @@ pub struct AdamWOptions {
     pub eps: f64,
     /// Coefficient of decoupled decay.
     pub weight_decay: f64,
-    /// What decays.
+    /// The parameters that decay.
     pub decay_on: DecayOn,
     /// Largest global norm of the gradient; `None` leaves it as it is.
     pub clip: Option<f64>,
