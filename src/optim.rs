@@ -9,7 +9,7 @@ use crate::model::{
 };
 
 /// Default peak learning rate: stage 2 of OLMo-2-0425-1B.
-pub const DEFAULT_LEARNING_RATE: f64 = 7.4487e-5;
+pub const DEFAULT_LR: f64 = 7.4487e-5;
 /// Default coefficient of decoupled weight decay, from the same recipe.
 pub const DEFAULT_WEIGHT_DECAY: f64 = 0.1;
 /// Default largest norm of the gradient.
