@@ -103,9 +103,8 @@ def write_corpus(folder):
 
 
 def digests(folder):
-    if not folder.exists():
-        return {}
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def compare(expected, actual, rounds):

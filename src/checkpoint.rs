@@ -28,7 +28,7 @@ const DIGEST: &str = ".safetensors.b3";
 /// Prefixes of the names of a parameter's weights and of its first and second moment.
 const KINDS: [&str; 3] = ["weight.", "first_moment.", "second_moment."];
 
-/// What can be wrong with checkpoints.
+/// Errors of checkpoints.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -43,7 +43,7 @@ pub enum Error {
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The damage.
         reason: String,
     },
     /// A checkpoint is intact, but of another model.
@@ -51,13 +51,13 @@ pub enum Error {
     OtherModel {
         /// The file.
         path: PathBuf,
-        /// What does not fit.
+        /// The mismatch.
         reason: String,
     },
 }
 
 impl Error {
-    /// Whether a checkpoint is not, or no longer, what was written.
+    /// Returns whether a checkpoint is not, or no longer, what was written.
     fn is_damage(&self) -> bool {
         match self {
             Self::Damaged { .. } => true,
@@ -76,7 +76,7 @@ pub struct TrainingCheckpoint {
     state: String,
 }
 
-/// What [`TrainingCheckpoint::newest`] found.
+/// The result of [`TrainingCheckpoint::newest`].
 #[derive(Debug)]
 pub struct Newest {
     /// The newest that is intact.
@@ -276,7 +276,7 @@ impl TrainingCheckpoint {
         &self.path
     }
 
-    /// What [`save`] was given as state.
+    /// Returns the state that [`save`] was given.
     ///
     /// # Errors
     ///

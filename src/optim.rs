@@ -9,7 +9,7 @@ use crate::model::{
 };
 
 /// Default peak learning rate: stage 2 of OLMo-2-0425-1B.
-pub const DEFAULT_LEARNING_RATE: f64 = 7.4487e-5;
+pub const DEFAULT_LR: f64 = 7.4487e-5;
 /// Default coefficient of decoupled weight decay, from the same recipe.
 pub const DEFAULT_WEIGHT_DECAY: f64 = 0.1;
 /// Default largest norm of the gradient.
@@ -47,7 +47,7 @@ impl DecayOn {
     }
 }
 
-/// What an optimizer is made with.
+/// The constants of an optimizer.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdamWOptions {
@@ -57,7 +57,7 @@ pub struct AdamWOptions {
     pub eps: f64,
     /// Coefficient of decoupled decay.
     pub weight_decay: f64,
-    /// What decays.
+    /// The parameters that decay.
     pub decay_on: DecayOn,
     /// Largest global norm of the gradient; `None` leaves it as it is.
     pub clip: Option<f64>,

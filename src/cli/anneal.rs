@@ -15,7 +15,7 @@ use super::values::{
 use crate::loss::{DEFAULT_TOP_K_FRACTION, Normalize, Weighting};
 use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::optim::{
-    AdamWOptions, DEFAULT_ADAM_EPS, DEFAULT_BETAS, DEFAULT_CLIP, DEFAULT_LEARNING_RATE,
+    AdamWOptions, DEFAULT_ADAM_EPS, DEFAULT_BETAS, DEFAULT_CLIP, DEFAULT_LR,
     DEFAULT_WEIGHT_DECAY, DecayOn,
 };
 use crate::pipeline::anneal::{
@@ -101,7 +101,7 @@ pub struct AnnealArgs {
     z_loss: f64,
 
     /// Peak learning rate
-    #[arg(long, default_value_t = DEFAULT_LEARNING_RATE, value_parser = above_zero, help_heading = OPTIMIZER)]
+    #[arg(long, default_value_t = DEFAULT_LR, value_parser = above_zero, help_heading = OPTIMIZER)]
     lr: f64,
 
     /// How the learning rate falls from --lr to --min-lr over the steps after the warm-up

@@ -124,7 +124,7 @@ pub fn write_error(path: &Path, source: io::Error) -> Error {
     }
 }
 
-/// The error of a writer that wraps an [`AtomicFile`] for `path`: the operating system's where it was
+/// The error of a writer that wraps an [`AtomicFile`](super::AtomicFile) for `path`: the operating system's where it was
 /// that, however the writer put it.
 pub fn write_failure(path: &Path, failure: &Failure, error: anyhow::Error) -> anyhow::Error {
     match failure.take() {

@@ -12,7 +12,7 @@ use super::kernels::Qkv;
 use super::pass::Pass;
 use super::qkv::QkvTape;
 
-/// What a block's backward needs of its forward.
+/// Everything that a block's backward reads of its forward.
 pub(super) struct BlockTape {
     x: Tensor,
     attn_in: Tensor,
@@ -21,20 +21,20 @@ pub(super) struct BlockTape {
     k: Tensor,
     v: Tensor,
     attn_out: Tensor,
-    /// What the norm after the attention was given, when there is one.
+    /// Input of the norm after the attention, when there is one.
     raw_attn: Option<Tensor>,
     /// The residual stream between the sublayers.
     resid_mid: Tensor,
     mlp: MlpTape,
 }
 
-/// What the backward of the feed-forward layer needs of its forward.
+/// Everything that the backward of the feed-forward layer reads of its forward.
 struct MlpTape {
     mlp_in: Tensor,
     gate: Tensor,
     up: Tensor,
     activated: Tensor,
-    /// What the norm after the feed-forward layer was given, when there is one.
+    /// Input of the norm after the feed-forward layer, when there is one.
     raw_mlp: Option<Tensor>,
 }
 
@@ -63,7 +63,7 @@ impl BlockParams {
         Ok(x)
     }
 
-    /// What the attention adds to the residual stream `x` `[T, H]`.
+    /// Returns what the attention adds to the residual stream `x` `[T, H]`.
     fn attention(&self, x: &Tensor, pass: Pass<'_>) -> Result<Tensor, Error> {
         let attn_in = pass.pre_norm(x, self.attn_norms)?;
         let (q, k, v, _) = self.qkv(&attn_in, pass)?;
@@ -81,7 +81,7 @@ impl BlockParams {
         Ok(y)
     }
 
-    /// `down(activation(gate) * up)`: what the feed-forward layer adds to the residual stream, given
+    /// Returns what the feed-forward layer adds to the residual stream, `down(activation(gate) * up)`, given
     /// `mlp_in` `[T, H]`.
     fn mlp(&self, mlp_in: Tensor, pass: Pass<'_>) -> Result<(Tensor, MlpTape), Error> {
         let gate = pass.project(&mlp_in, self.gate)?;
@@ -98,7 +98,7 @@ impl BlockParams {
         Ok((y, tape))
     }
 
-    /// Computes the block for `x` `[T, H]`, and keeps what its backward needs.
+    /// Computes the block for `x` `[T, H]`, and returns with the result what its backward reads.
     pub(super) fn forward_with_tape(
         &self,
         x: Tensor,

@@ -1,5 +1,5 @@
-//! The tensors of a decoder: each is declared once, by name and shape, where its place in the computation is
-//! said.
+//! The tensors of a decoder: each is declared once, by name and shape, at its place in the
+//! computation.
 //!
 //! Declaring is pure: [`ModelParams::declare`] turns an [`Architecture`] into the places of all parameters and
 //! the list of tensors that a checkpoint has to hold, in the order of the forward pass.
@@ -51,7 +51,7 @@ pub(super) struct SublayerNorms {
     pub post: Option<Norm>,
 }
 
-/// How queries, keys and values are made.
+/// The projections of queries, keys and values.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum QkvParams {
     /// By a projection each, with norms of queries and keys where there are any.
@@ -91,7 +91,7 @@ pub(super) struct MlaParams {
     pub dims: MlaDims,
 }
 
-/// Where the parameters of one block are, and what it does with them.
+/// The places of one block's parameters, and the constants that belong to them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BlockParams {
     pub attn_norms: SublayerNorms,
@@ -107,7 +107,7 @@ pub(super) struct BlockParams {
     pub down: Projection,
 }
 
-/// Where the parameters of a model are.
+/// The places of a model's parameters.
 #[derive(Debug)]
 pub(super) struct ModelParams {
     pub embedding: ParamId,

@@ -20,7 +20,7 @@ use super::parameters::Parameters;
 use super::pass::Pass;
 use crate::types::TokenId;
 
-/// How [`Decoder::accumulate_gradients`] goes about it.
+/// Options of [`Decoder::accumulate_gradients`].
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Backward {
     /// Coefficient of the squared log-sum-exp of the logits; `None` for no such term.
@@ -30,18 +30,18 @@ pub struct Backward {
     pub activation_checkpointing: bool,
 }
 
-/// What the backward needs of the forward.
+/// Everything that the backward reads of the forward.
 struct Tape {
     blocks: BlocksTape,
     /// The residual stream after the last block.
     last: Tensor,
 }
 
-/// What is kept of the blocks.
+/// The blocks' part of a [`Tape`].
 enum BlocksTape {
-    /// Everything that their backward needs.
+    /// Everything that their backward reads.
     Tapes(Vec<BlockTape>),
-    /// What they were given.
+    /// Their inputs.
     Inputs(Vec<Tensor>),
 }
 
@@ -237,7 +237,7 @@ impl Decoder {
         }
     }
 
-    /// The output head, `[V, H]`.
+    /// Returns the output head, `[V, H]`.
     fn lm_head(&self) -> LmHead<'_> {
         LmHead {
             weight: self.parameters.tensor(self.places.lm_head),
@@ -251,7 +251,7 @@ impl Decoder {
             .embedding(table, ids, self.architecture.embedding_scale)
     }
 
-    /// Final hidden states, normalized: `[T, H]`.
+    /// Returns the final hidden states, normalized: `[T, H]`.
     fn forward(&self, batch: &Batch) -> Result<Tensor, Error> {
         let pass = self.pass(batch);
         let mut x = self.embed(&batch.ids)?;
@@ -261,8 +261,8 @@ impl Decoder {
         pass.norm(&x, self.places.final_norm)
     }
 
-    /// Final hidden states, normalized: `[T, H]`; and what the backward needs. With checkpointing that is
-    /// the blocks' inputs only.
+    /// Returns the final hidden states, normalized: `[T, H]`; and what the backward reads. With checkpointing
+    /// that is the blocks' inputs only.
     fn forward_with_tape(
         &self,
         batch: &Batch,

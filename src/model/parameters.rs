@@ -23,7 +23,7 @@ pub struct Parameter {
     pub name: String,
     /// Its dtype in the checkpoint; exports return to it.
     pub stored_dtype: Dtype,
-    /// What the model computes with.
+    /// The tensor that the model computes with.
     pub(crate) tensor: Tensor,
     /// The f32 original of a tensor that is kept in another dtype, for the optimizer.
     pub(crate) master: Option<Tensor>,

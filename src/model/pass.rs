@@ -11,7 +11,7 @@ use super::gradients::Gradients;
 use super::kernels::{Kernels, RmsNorm};
 use super::parameters::Parameters;
 
-/// One pass over a batch: who computes, with what, of what.
+/// One pass over a batch: the kernels that compute, the parameters, the batch.
 #[derive(Clone, Copy)]
 pub(super) struct Pass<'a> {
     pub kernels: &'a dyn Kernels,
@@ -19,14 +19,14 @@ pub(super) struct Pass<'a> {
     pub batch: &'a Batch,
 }
 
-/// What a [`LowRank`] computed in between: before and after its norm.
+/// Values inside a [`LowRank`]: before and after its norm.
 pub(super) struct LowRankTape {
     raw: Tensor,
     normed: Tensor,
 }
 
 impl<'a> Pass<'a> {
-    /// The norm with its weight.
+    /// Returns a norm with its weight.
     pub fn rms_norm(self, n: Norm) -> RmsNorm<'a> {
         RmsNorm {
             weight: self.parameters.tensor(n.weight),
@@ -104,7 +104,7 @@ impl<'a> Pass<'a> {
         self.project_backward(&d_raw, x, p.down, grads, accumulate_into)
     }
 
-    /// What a sublayer is given: `x`, normalized if a norm stands before it.
+    /// Returns the input of a sublayer: `x`, normalized if a norm stands before it.
     pub fn pre_norm(self, x: &Tensor, norms: SublayerNorms) -> Result<Tensor, Error> {
         match norms.pre {
             Some(norm) => self.norm(x, norm),
@@ -112,7 +112,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Adds `y` to `x` in place, and returns what the next sublayer is given.
+    /// Adds `y` to `x` in place, and returns the input of the next sublayer.
     pub fn add_pre_norm(
         self,
         x: &Tensor,
@@ -128,7 +128,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// The gradient of `x` in `x + sublayer(pre_norm(x))`: `dy` of the sum, with what came through
+    /// Returns the gradient of `x` in `x + sublayer(pre_norm(x))`: `dy` of the sum, with what came through
     /// the sublayer, `d_in`, added.
     pub fn pre_norm_backward(
         self,
@@ -147,7 +147,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// What a sublayer adds to the residual stream, given what it computed; and that itself, if a
+    /// Returns what a sublayer adds to the residual stream, given what it computed; and that itself, if a
     /// norm stands in between.
     pub fn post_norm(
         self,
@@ -160,7 +160,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// The gradient of what [`Pass::post_norm`] was given, which is `raw` if a norm stands in between.
+    /// Returns the gradient of what [`Pass::post_norm`] was given, which is `raw` if a norm stands in between.
     pub fn post_norm_backward(
         self,
         dy: &Tensor,

@@ -13,16 +13,16 @@ use super::pass::{LowRankTape, Pass};
 
 const OTHER_TAPE: Error = Error::Internal("a tape of another kind of attention");
 
-/// What the backward of the projections needs of their forward.
+/// Everything that the backward of the projections reads of their forward.
 pub(super) enum QkvTape {
-    /// Queries and keys before their norm, when there is one.
+    /// Queries and keys before their norms, when there are any.
     Direct(Option<(Tensor, Tensor)>),
     /// Of the queries, when they are of low rank, and of keys and values.
     Mla(Option<LowRankTape>, LowRankTape),
 }
 
 impl<'a> Pass<'a> {
-    /// The rotation of queries in a block, where there is one.
+    /// Returns the rotation of queries and keys in a block, where there is one.
     fn rope(self, p: &BlockParams) -> Result<Option<Rope<'a>>, Error> {
         let Some((index, layout)) = p.rope else {
             return Ok(None);
@@ -46,7 +46,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// The gradient of what [`Pass::norm_rope`] was given, which is `raw` if there is a norm.
+    /// Returns the gradient of what [`Pass::norm_rope`] was given, which is `raw` if there is a norm.
     fn norm_rope_backward(
         self,
         dy: Tensor,
@@ -70,13 +70,13 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// With the features of `k_rope` `[T, rope]` in place of a block's.
+/// Returns a rotation of other features: those of `k_rope` `[T, rope]` in place of a head's.
 fn with_layout(rope: Option<Rope<'_>>, layout: RopeLayout) -> Option<Rope<'_>> {
     rope.map(|rope| Rope { layout, ..rope })
 }
 
 impl BlockParams {
-    /// Queries, keys and values of `x` `[T, H]`, and what the backward needs.
+    /// Returns queries, keys and values of `x` `[T, H]`, and what the backward reads.
     pub(super) fn qkv(
         &self,
         x: &Tensor,

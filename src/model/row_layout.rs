@@ -7,7 +7,7 @@ use std::ops::Range;
 /// See [`RowLayout::grad_chunks`].
 pub const GRAD_CHUNK_TOKENS: usize = 1024;
 
-/// Where the rows of a batch lie among its tokens.
+/// The places of rows among a batch's tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RowLayout {
     ends: Vec<usize>,

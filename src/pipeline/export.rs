@@ -65,7 +65,7 @@ pub fn tokens(options: &ExportOptions, stop: &StopFlag, progress: &dyn Progress)
     };
     let manifest = Manifest::load(&options.set)?;
     let place = fs::canonicalize_missing(path)?;
-    if place.parent() == Some(&*fs::canonicalize(&options.set)?) {
+    if place.starts_with(fs::canonicalize(&options.set)?) {
         return Err(Usage(format!(
             "{} lies in the set itself, where a reader would take it for a shard\nhint: write it elsewhere",
             path.display()

@@ -261,7 +261,7 @@ pub(crate) trait Kernels: Debug + Send + Sync {
 /// The trait's defaults, composed of the tensor library's operations, on any device.
 #[derive(Debug, Clone)]
 pub(crate) struct Portable {
-    /// Where tensors are.
+    /// The device that tensors are on.
     pub device: Device,
 }
 

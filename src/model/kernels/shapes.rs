@@ -160,7 +160,7 @@ pub(crate) struct LmHead<'a> {
     pub soft_cap: Option<f32>,
 }
 
-/// What is minimised over the targets: `sum of weight * -log p + z_loss * (log-sum-exp)²`.
+/// The loss over the targets: `sum of weight * -log p + z_loss * (log-sum-exp)²`.
 pub(crate) struct LmLoss<'a, 'f> {
     /// Coefficient of the squared log-sum-exp of the logits; `None` for no such term.
     pub z_loss: Option<f32>,
@@ -174,7 +174,7 @@ pub(crate) struct LmLoss<'a, 'f> {
 pub(crate) struct AdamWStep {
     /// Factor on the gradient: clipping and the division by the step's global count.
     pub gradient_scale: f32,
-    /// What decoupled decay leaves of the parameter.
+    /// Factor on the parameter: what decoupled decay leaves of it.
     pub keep: f32,
     /// Learning rate over the first moment's bias correction.
     pub step_size: f32,
@@ -193,7 +193,7 @@ pub(crate) struct AdamWStep {
 pub(crate) struct AdamWState<'a> {
     /// The parameter, f32.
     pub parameter: &'a Tensor,
-    /// What the model computes with where that is not the f32 parameter itself.
+    /// The tensor that the model computes with where that is not the f32 parameter itself.
     pub rounded: Option<&'a Tensor>,
     /// The gradient's sum, f32; zero after the step.
     pub gradient: &'a Tensor,

@@ -402,6 +402,13 @@ const LOOKING: &[Case] = &[
         stderr: &["error: set/part-000000.parquet lies in the set itself, "],
     },
     Case {
+        input: "an export beside the manifest",
+        prepare: nothing,
+        command: "remit-inspect export set --tokens set/_remit/tokens.csv",
+        exit: USAGE,
+        stderr: &["error: set/_remit/tokens.csv lies in the set itself, "],
+    },
+    Case {
         input: "an export over a file",
         prepare: |w| w.write("tokens.csv", "mine"),
         command: "remit-inspect export set --tokens tokens.csv",
