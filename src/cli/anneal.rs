@@ -15,8 +15,8 @@ use super::values::{
 use crate::loss::{DEFAULT_TOP_K_FRACTION, Normalize, Weighting};
 use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::optim::{
-    AdamWOptions, DEFAULT_ADAM_EPS, DEFAULT_BETAS, DEFAULT_CLIP, DEFAULT_LR,
-    DEFAULT_WEIGHT_DECAY, DecayOn,
+    AdamWOptions, DEFAULT_ADAM_EPS, DEFAULT_BETAS, DEFAULT_CLIP, DEFAULT_LR, DEFAULT_WEIGHT_DECAY,
+    DecayOn,
 };
 use crate::pipeline::anneal::{
     AnnealOptions, AnnealReport, CheckpointOptions, ComputeOptions, DEFAULT_BATCH_TOKENS,
