@@ -11,7 +11,7 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 
 use super::inspect::tokenizer_of_set;
-use super::{Progress, StopFlag, Usage};
+use super::{Progress, StopFlag, Usage, refuse_inside_set};
 use crate::fs::{self, AtomicFile};
 use crate::model::ModelSource;
 use crate::shard::manifest::Manifest;
@@ -64,14 +64,7 @@ pub fn tokens(options: &ExportOptions, stop: &StopFlag, progress: &dyn Progress)
         }
     };
     let manifest = Manifest::load(&options.set)?;
-    let place = fs::canonicalize_missing(path)?;
-    if place.starts_with(fs::canonicalize(&options.set)?) {
-        return Err(Usage(format!(
-            "{} lies in the set itself, where a reader would take it for a shard\nhint: write it elsewhere",
-            path.display()
-        ))
-        .into());
-    }
+    refuse_inside_set(path, &options.set)?;
     let exists = || {
         Usage(format!(
             "{} exists already\nhint: remove it, or give another name",

@@ -9,9 +9,11 @@ pub mod inspect;
 pub mod score;
 pub mod stages;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::fs;
 use crate::model::{self, ModelSource, OpenModel};
 use crate::tokenize::TextTokenizer;
 
@@ -75,6 +77,18 @@ pub struct BadInput(pub String);
 
 /// Name of the file that holds a model's tokenizer.
 const TOKENIZER_FILE: &str = "tokenizer.json";
+
+/// Refuses an output inside the folder of a set, where readers of the folder would take it for shards.
+fn refuse_inside_set(output: &Path, set: &Path) -> anyhow::Result<()> {
+    if fs::canonicalize_missing(output)?.starts_with(fs::canonicalize(set)?) {
+        return Err(Usage(format!(
+            "{} lies in the set itself, where a reader would take it for a shard\nhint: write it elsewhere",
+            output.display()
+        ))
+        .into());
+    }
+    Ok(())
+}
 
 /// Loads the tokenizer of a model, without special tokens.
 pub(crate) fn tokenizer_of(model: &OpenModel) -> anyhow::Result<TextTokenizer> {

@@ -20,6 +20,13 @@ const OPTIONS: &[Case] = &[
         ],
     },
     Case {
+        input: "an output inside the set",
+        prepare: nothing,
+        command: "remit-anneal --weights set -o set/annealed",
+        exit: USAGE,
+        stderr: &["error: set/annealed lies in the set itself, "],
+    },
+    Case {
         input: "a temperature of 0",
         prepare: nothing,
         command: "remit-anneal --weights set -o out --temperature 0",
