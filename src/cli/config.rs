@@ -7,8 +7,12 @@ use anyhow::{Result, bail};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, Command, Parser};
 
+use crate::escape::Show as _;
 use crate::fs;
 use crate::pipeline::{BadInput, Usage};
+
+/// Most bytes of the file.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// The flag that names the file.
 const CONFIG: &str = "config";
@@ -55,7 +59,7 @@ pub(super) fn parse<A: Parser>(typed: Vec<OsString>) -> Result<A> {
 }
 
 fn read(path: &Path) -> Result<toml::Table> {
-    let bytes = fs::read(path)?;
+    let bytes = fs::read_given(path, MAX_CONFIG_BYTES)?;
     let parsed = str::from_utf8(&bytes)
         .map_err(|error| error.to_string())
         .and_then(|text| {
@@ -65,7 +69,7 @@ fn read(path: &Path) -> Result<toml::Table> {
     parsed.map_err(|error| {
         BadInput(format!(
             "{} is not TOML: {}",
-            path.display(),
+            path.shown(),
             error.trim_end()
         ))
         .into()
@@ -91,7 +95,7 @@ fn find<'a>(command: &'a Command, path: &Path, key: &str) -> Result<&'a Arg> {
     };
     bail!(Usage(format!(
         "{}: {key} is no option of {}\nhint: {hint}",
-        path.display(),
+        path.shown(),
         command.get_name()
     )))
 }
@@ -105,14 +109,14 @@ fn word(arg: &Arg, path: &Path, key: &str, value: &toml::Value) -> Result<Option
         }
         _ if is_switch => bail!(Usage(format!(
             "{}: {key} is {value}; it takes true or false",
-            path.display()
+            path.shown()
         ))),
         toml::Value::String(text) => text.clone(),
         toml::Value::Integer(number) => number.to_string(),
         toml::Value::Float(number) => number.to_string(),
         other => bail!(Usage(format!(
             "{}: {key} is {other}; it takes a string or a number",
-            path.display()
+            path.shown()
         ))),
     };
     Ok(Some(format!("--{key}={text}").into()))

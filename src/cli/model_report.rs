@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::report::grouped;
+use crate::escape::Show as _;
 use crate::model::{Activation, Architecture, BlockConfig, NormPlacement, Projections, QkNorm};
 use crate::pipeline::inspect::ModelReport;
 
@@ -13,7 +14,10 @@ pub fn text(report: &ModelReport) -> String {
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "{name:<14}{value}");
     };
-    line("model", format!("{} ({})", report.model, report.model_type));
+    line(
+        "model",
+        format!("{} ({})", report.model.shown(), report.model_type.shown()),
+    );
     line(
         "shape",
         format!(
@@ -44,7 +48,7 @@ pub fn text(report: &ModelReport) -> String {
         format!(
             "{} of {}, stored as {}",
             match report.files.as_slice() {
-                [(name, _)] => name.clone(),
+                [(name, _)] => name.shown().to_string(),
                 files => format!("{} shards", files.len()),
             },
             size(bytes),
@@ -94,7 +98,10 @@ pub fn text(report: &ModelReport) -> String {
         "tokenizer",
         match (&report.tokenizer_ids, &report.tokenizer_problem) {
             (Some(ids), _) => format!("{} ids", grouped(*ids as u64)),
-            (None, reason) => format!("not usable: {}", reason.as_deref().unwrap_or("unknown")),
+            (None, reason) => format!(
+                "not usable: {}",
+                reason.as_deref().unwrap_or("unknown").shown()
+            ),
         },
     );
     text

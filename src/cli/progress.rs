@@ -1,12 +1,13 @@
 //! Progress on stderr: a bar on a terminal, a plain line every ten seconds elsewhere, or JSON objects.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::output::log_json;
 use crate::pipeline::Progress;
 
 /// Time between two plain lines.
@@ -56,7 +57,7 @@ impl Console {
     /// Shows a warning that everyone should see.
     pub fn warn(&self, line: &str) {
         if self.json {
-            print_object(&json!({"event": "warning", "message": line}));
+            log_json(&json!({"event": "warning", "message": line}));
         } else {
             tracing::warn!("{line}");
         }
@@ -69,11 +70,6 @@ impl Console {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner));
     }
-}
-
-/// Writes one line to stderr; a reader that is gone is no reason to end.
-fn print_object(object: &Value) {
-    let _ = writeln!(std::io::stderr(), "{object}");
 }
 
 impl State {
@@ -114,7 +110,7 @@ impl Progress for Console {
             state.started = Instant::now();
             state.last_line = state.started;
             if self.json {
-                print_object(&state.object("begin"));
+                log_json(&state.object("begin"));
             } else if std::io::stderr().is_terminal() {
                 let bar = ProgressBar::new(total.max(1));
                 let style = ProgressStyle::with_template("{prefix} [{bar:30}] {percent:>3}% {msg}");
@@ -140,7 +136,7 @@ impl Progress for Console {
             if self.json {
                 if state.last_line.elapsed() >= OBJECT_EVERY {
                     state.last_line = Instant::now();
-                    print_object(&state.object("progress"));
+                    log_json(&state.object("progress"));
                 }
                 return;
             }
@@ -166,7 +162,7 @@ impl Progress for Console {
     fn finish(&self) {
         self.with(|state| {
             if self.json {
-                print_object(&state.object("end"));
+                log_json(&state.object("end"));
             }
             if let Some(bar) = state.bar.take() {
                 bar.finish_and_clear();
@@ -176,7 +172,7 @@ impl Progress for Console {
 
     fn note(&self, line: &str) {
         self.with(|state| match &state.bar {
-            _ if self.json => print_object(&json!({"event": "note", "message": line})),
+            _ if self.json => log_json(&json!({"event": "note", "message": line})),
             Some(bar) => bar.suspend(|| tracing::info!("{line}")),
             None => tracing::info!("{line}"),
         });

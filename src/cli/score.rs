@@ -9,9 +9,10 @@ use clap::Parser;
 use super::progress::Console;
 use super::values::{bytes, epsilon, positive, row_length, temperature};
 use super::worker::Worker;
-use super::{report, version};
+use super::{output, report, version};
 use crate::corpus::{DEFAULT_MAX_RECORD_BYTES, DEFAULT_ZSTD_WINDOW_LOG, Input};
 use crate::demo;
+use crate::escape::Show as _;
 use crate::fs;
 use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::pack::Packing;
@@ -296,11 +297,11 @@ pub fn run(args: ScoreArgs) -> Result<()> {
     }
     if dry_run {
         let estimate = pipeline::estimate::run(&options, &stop, &console)?;
-        return super::print(&if json {
-            format!("{}\n", serde_json::to_string(&estimate)?)
+        return if json {
+            output::print_json(&serde_json::to_string(&estimate)?)
         } else {
-            report::estimate(&estimate)
-        });
+            output::print(&report::estimate(&estimate))
+        };
     }
     let report = pipeline::score::run(&options, &stop, &console)?;
     if let Some(manifest) = &report.manifest
@@ -313,15 +314,15 @@ pub fn run(args: ScoreArgs) -> Result<()> {
             manifest.documents.rejected_records
         ));
     }
-    super::print(&if json {
-        format!("{}\n", serde_json::to_string(&report)?)
+    if json {
+        output::print_json(&serde_json::to_string(&report)?)
     } else {
-        as_text(&options, &report)
-    })
+        output::print(&as_text(&options, &report))
+    }
 }
 
 fn as_text(options: &ScoreOptions, report: &ScoreReport) -> String {
-    let output = options.shards.output.display();
+    let output = options.shards.output.shown();
     let mut text = String::new();
     if report.scored_parts > 0 {
         text.push_str(&format!(

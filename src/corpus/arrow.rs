@@ -10,6 +10,7 @@ use arrow_array::{ArrayRef, RecordBatch};
 use arrow_ipc::reader::{FileReader, StreamReader};
 use arrow_schema::{ArrowError, SchemaRef};
 
+use super::amplify;
 use super::columns::{self, NoColumn};
 use super::compression::MAX_EXPANSION;
 use super::parts::RowGroup;
@@ -268,9 +269,21 @@ pub(super) fn batches(
             ),
         });
     }
+    let size_bytes = file.size_bytes().unwrap_or(0);
     let (mut batches, _) = Batches::open(path, file, field)?;
     let mut groups = Vec::new();
+    let (mut bytes, mut num_rows) = (0_u64, 0_u64);
     while let Some(column) = batches.next()? {
+        bytes = bytes.saturating_add(amplify::shared_bytes(&column));
+        num_rows = num_rows.saturating_add(column.len() as u64);
+        let amplified = amplify::too_many_bytes(size_bytes, bytes)
+            .or_else(|| amplify::too_many_values(size_bytes, num_rows));
+        if let Some(reason) = amplified {
+            return Err(Error::Arrow {
+                path: path.to_owned(),
+                reason,
+            });
+        }
         groups.push(RowGroup {
             num_rows: column.len() as u64,
             text_bytes: columns::size_bytes(&column),

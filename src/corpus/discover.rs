@@ -8,11 +8,12 @@ use rayon::prelude::*;
 use super::compression::{ASSUMED_EXPANSION, Compression};
 use super::files::{Corpus, CorpusFile};
 use super::format::Format;
-use super::inputs::{Found, Input, find};
+use super::inputs::{Found, Input, Inputs, find};
 use super::options::CorpusOptions;
 use super::parts::{self, Cuts, LineCutter};
+use super::tables::{self, TableFormat};
 use super::tokens::{self, TokenCutter};
-use super::{Error, TokenFileProblem, arrow, bytes, parquet};
+use super::{Error, TokenFileProblem, bytes};
 use crate::fs;
 
 /// What is known of a file before it is hashed.
@@ -72,7 +73,11 @@ impl Corpus {
 }
 
 fn discover(inputs: &[Input], options: &CorpusOptions) -> Result<Corpus, Error> {
-    let (found, skipped) = find(inputs)?;
+    let Inputs {
+        files: found,
+        skipped,
+        special,
+    } = find(inputs, options)?;
     let empty = |num_files| Error::Empty {
         num_files,
         num_skipped: skipped.len(),
@@ -106,6 +111,7 @@ fn discover(inputs: &[Input], options: &CorpusOptions) -> Result<Corpus, Error> 
         files,
         parts,
         skipped,
+        special,
         options: options.clone(),
         part_bytes,
     })
@@ -157,8 +163,18 @@ fn look_at(file: &Found, options: &CorpusOptions) -> Result<Sized, Error> {
     let field = options.text_field.as_deref();
     let mut format = file.format;
     let row_groups = match file.format {
-        Format::Parquet => Some(parquet::row_groups(&file.path, &table()?, field)?),
-        Format::Arrow => Some(arrow::batches(&file.path, table()?, field)?),
+        Format::Parquet => Some(tables::row_groups(
+            &file.path,
+            TableFormat::Parquet,
+            table()?,
+            field,
+        )?),
+        Format::Arrow => Some(tables::row_groups(
+            &file.path,
+            TableFormat::Arrow,
+            table()?,
+            field,
+        )?),
         Format::Tokens(_) if size_bytes > 0 => {
             let layout = tokens::layout(&file.path, size_bytes, options.token_dtype)?;
             if layout.row_len.is_none() && options.separator.is_none() {

@@ -4,9 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use ::parquet::errors::ParquetError;
-
 use super::compression::{Compression, MAX_EXPANSION};
+use crate::escape::Show as _;
 use crate::fs;
 use crate::types::Reject;
 
@@ -38,13 +37,13 @@ pub enum ErrorKind {
 #[non_exhaustive]
 pub enum Error {
     /// An input does not exist.
-    #[error("no such file or folder: {}", path.display())]
+    #[error("no such file or folder: {}", path.shown())]
     Missing {
         /// The input as given.
         path: PathBuf,
     },
     /// A file that was named as an input has no supported name.
-    #[error("{}: a file of this type is not supported; supported are {SUPPORTED}", path.display())]
+    #[error("{}: a file of this type is not supported; supported are {SUPPORTED}", path.shown())]
     Unsupported {
         /// The input as given.
         path: PathBuf,
@@ -61,8 +60,8 @@ pub enum Error {
     #[error(
         "{} and {} would both be called {name:?} in the output; rename one, or give their common \
          parent folder as the only input",
-        first.display(),
-        second.display()
+        first.shown(),
+        second.shown()
     )]
     Collision {
         /// The name they share.
@@ -73,7 +72,7 @@ pub enum Error {
         second: PathBuf,
     },
     /// A file's name can't be stored as text.
-    #[error("{}: the name is not valid UTF-8; rename the file", path.display())]
+    #[error("{}: the name is not valid UTF-8; rename the file", path.shown())]
     NameNotUtf8 {
         /// The file.
         path: PathBuf,
@@ -91,7 +90,7 @@ pub enum Error {
     #[error(
         "{}: the file changed while it was in use: {how}; start again once nothing writes to the \
          corpus",
-        path.display()
+        path.shown()
     )]
     Changed {
         /// The file.
@@ -103,7 +102,7 @@ pub enum Error {
     #[error(
         "{}{place}: {problem}\nhint: --on-bad-record skip leaves out what can't be read; \
          remit-inspect rejects lists it",
-        path.display()
+        path.shown()
     )]
     BadRecord {
         /// The file.
@@ -114,7 +113,7 @@ pub enum Error {
         problem: Box<RecordProblem>,
     },
     /// A compressed file can't be unpacked to its end.
-    #[error("{}: the {compression} data is damaged or cut short", path.display())]
+    #[error("{}: the {compression} data is damaged or cut short", path.shown())]
     Decompress {
         /// The file.
         path: PathBuf,
@@ -127,7 +126,7 @@ pub enum Error {
     #[error(
         "{}: the {compression} data unpacks to more than {MAX_EXPANSION} times its size; if that is \
          meant, unpack the file first",
-        path.display()
+        path.shown()
     )]
     Expansion {
         /// The file.
@@ -139,7 +138,7 @@ pub enum Error {
     #[error(
         "{}: to unpack it takes a zstd window of more than {} MiB; if the memory is there, allow it \
          with --zstd-window-log 31",
-        path.display(),
+        path.shown(),
         1_u64 << window_log.saturating_sub(20)
     )]
     Window {
@@ -152,7 +151,7 @@ pub enum Error {
     #[error(
         "{}: no column {field:?}; the file has {}; name the column that holds the text with \
          --text-field",
-        path.display(),
+        path.shown(),
         listed(columns)
     )]
     NoColumn {
@@ -167,7 +166,7 @@ pub enum Error {
     #[error(
         "{}: the column {field:?} is of type {found}, not a string or a list of integers; name the \
          column that holds the text or the token ids with --text-field",
-        path.display()
+        path.shown()
     )]
     ColumnNotText {
         /// The file.
@@ -178,18 +177,18 @@ pub enum Error {
         found: String,
     },
     /// A Parquet file can't be parsed.
-    #[error("{}: not a readable Parquet file", path.display())]
+    #[error("{}: not a readable Parquet file: {}", path.shown(), reason.shown())]
     Parquet {
         /// The file.
         path: PathBuf,
         /// What the parser says.
-        source: ParquetError,
+        reason: String,
     },
     /// A column is compressed in a way that is not supported.
     #[error(
         "{}: the column {field:?} is compressed with {codec}, which is not supported; supported are \
          zstd, snappy, gzip, lz4 and none: write the file again with one of them",
-        path.display()
+        path.shown()
     )]
     Codec {
         /// The file.
@@ -200,7 +199,7 @@ pub enum Error {
         codec: String,
     },
     /// A Parquet file contradicts itself.
-    #[error("{}: the Parquet file is damaged: {reason}", path.display())]
+    #[error("{}: the Parquet file is damaged: {}", path.shown(), reason.shown())]
     DamagedParquet {
         /// The file.
         path: PathBuf,
@@ -208,7 +207,7 @@ pub enum Error {
         reason: String,
     },
     /// An Arrow file can't be parsed.
-    #[error("{}: not a readable Arrow IPC file: {reason}", path.display())]
+    #[error("{}: not a readable Arrow IPC file: {}", path.shown(), reason.shown())]
     Arrow {
         /// The file.
         path: PathBuf,
@@ -216,7 +215,7 @@ pub enum Error {
         reason: String,
     },
     /// A file of token ids is of no layout that can be read.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {problem}", path.shown())]
     TokenFile {
         /// The file.
         path: PathBuf,

@@ -50,6 +50,7 @@ pub struct Corpus {
     pub(super) files: Vec<CorpusFile>,
     pub(super) parts: Vec<Part>,
     pub(super) skipped: Vec<PathBuf>,
+    pub(super) special: Vec<PathBuf>,
     pub(super) options: CorpusOptions,
     pub(super) part_bytes: u64,
 }
@@ -68,6 +69,11 @@ impl Corpus {
     /// Files inside the given folders that are of no supported type.
     pub fn skipped(&self) -> &[PathBuf] {
         &self.skipped
+    }
+
+    /// FIFOs, sockets and devices inside the given folders, which are left out.
+    pub fn special(&self) -> &[PathBuf] {
+        &self.special
     }
 
     /// Target size of a part that was used, bytes.

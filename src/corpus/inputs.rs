@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use super::Error;
 use super::compression::Compression;
 use super::format::{Format, classify};
+use super::options::CorpusOptions;
 use crate::fs;
 
 /// One input of a command.
@@ -27,26 +28,47 @@ pub(super) struct Found {
     pub(super) compression: Compression,
 }
 
-/// The supported files of the inputs in the order of their sources, and those that are skipped.
-pub(super) fn find(inputs: &[Input]) -> Result<(Vec<Found>, Vec<PathBuf>), Error> {
-    let mut files = Files::default();
+/// What the inputs come to.
+pub(super) struct Inputs {
+    /// The supported files, in the order of their sources.
+    pub(super) files: Vec<Found>,
+    /// Files of other types in folders, and among what patterns match.
+    pub(super) skipped: Vec<PathBuf>,
+    /// FIFOs, sockets and devices there.
+    pub(super) special: Vec<PathBuf>,
+}
+
+/// Finds the files of the inputs.
+pub(super) fn find(inputs: &[Input], options: &CorpusOptions) -> Result<Inputs, Error> {
+    let mut files = Files {
+        keep_on: &|| options.check_stop().is_ok(),
+        by_source: BTreeMap::new(),
+        skipped: Vec::new(),
+        special: Vec::new(),
+    };
     for input in inputs {
         match input {
             Input::Path(path) => files.add_path(path, inputs.len() > 1)?,
             Input::List(paths) => files.add_list(paths)?,
         }
+        options.check_stop()?;
     }
-    // Byte order of strings is the order of a BTreeMap's keys.
-    Ok((files.by_source.into_values().collect(), files.skipped))
+    Ok(Inputs {
+        // Byte order of strings is the order of a BTreeMap's keys.
+        files: files.by_source.into_values().collect(),
+        skipped: files.skipped,
+        special: files.special,
+    })
 }
 
-#[derive(Default)]
-struct Files {
+struct Files<'a> {
+    keep_on: fs::KeepOn<'a>,
     by_source: BTreeMap<String, Found>,
     skipped: Vec<PathBuf>,
+    special: Vec<PathBuf>,
 }
 
-impl Files {
+impl Files<'_> {
     fn add_path(&mut self, path: &Path, has_siblings: bool) -> Result<(), Error> {
         if !fs::exists(path)? {
             return match pattern(path) {
@@ -57,11 +79,14 @@ impl Files {
             };
         }
         if !fs::is_dir(path)? {
+            fs::expect_regular(path)?;
             let name = path.file_name().map(Path::new).unwrap_or(path);
             return self.add_named(path, relative(Path::new(""), name, None));
         }
         let prefix = has_siblings.then(|| own_name(path)).transpose()?;
-        for file in fs::walk(path)? {
+        let walked = fs::walk(path, self.keep_on)?;
+        self.special.extend(walked.special);
+        for file in walked.files {
             match classify(&file) {
                 Some(_) => {
                     let source = relative(path, &file, prefix.as_deref());
@@ -75,7 +100,7 @@ impl Files {
 
     /// Adds the files that a pattern matches, in folders that it matches too.
     fn add_pattern(&mut self, pattern: &str) -> Result<(), Error> {
-        let paths = fs::glob(pattern).map_err(|error| match error {
+        let paths = fs::glob(pattern, self.keep_on).map_err(|error| match error {
             fs::GlobError::Pattern(reason) => Error::Pattern {
                 pattern: pattern.to_owned(),
                 reason,
@@ -89,6 +114,13 @@ impl Files {
                 continue;
             }
             any = true;
+            if let Err(error) = fs::expect_regular(&path) {
+                if error.is_unfit() {
+                    self.special.push(path);
+                    continue;
+                }
+                return Err(error.into());
+            }
             match classify(&path) {
                 Some(_) => self.add_named(&path, relative(root, &path, None))?,
                 None => self.skipped.push(path),
@@ -108,6 +140,7 @@ impl Files {
             if !fs::exists(path)? {
                 return Err(Error::Missing { path: path.clone() });
             }
+            fs::expect_regular(path)?;
             self.add_named(path, relative(&shared, path, None))?;
         }
         Ok(())

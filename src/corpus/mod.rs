@@ -30,6 +30,7 @@
 //! # Ok::<(), remit::corpus::Error>(())
 //! ```
 
+mod amplify;
 mod arrow;
 mod bytes;
 mod columns;
@@ -46,6 +47,7 @@ mod parts;
 mod read;
 #[cfg(test)]
 mod table_tests;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -61,4 +63,5 @@ pub use options::{
 };
 pub use parts::{DEFAULT_NUM_PARTS, MAX_PART_BYTES, MIN_PART_BYTES, Part, Slice, SliceRange};
 pub use read::Documents;
+pub use tables::TABLES;
 pub use tokens::{IdType, TokenLayout};

@@ -18,6 +18,7 @@ use ::parquet::file::reader::{ChunkReader, Length};
 use arrow_array::ArrayRef;
 use bytes::Bytes;
 
+use super::amplify::{self, Suspicion};
 use super::columns::{self, NoColumn};
 use super::compression::MAX_EXPANSION;
 use super::parts::RowGroup;
@@ -186,15 +187,54 @@ pub(super) fn row_groups(
             text_bytes,
         });
     }
+    refuse_amplified(path, file, &metadata, &field, &groups)?;
     Ok(groups)
+}
+
+/// Refuses a file whose documents come to far more than its size.
+fn refuse_amplified(
+    path: &Path,
+    file: &fs::File,
+    metadata: &ArrowReaderMetadata,
+    field: &str,
+    groups: &[RowGroup],
+) -> Result<(), Error> {
+    let metadata = metadata.metadata();
+    let chunk_of = |group: usize| position(metadata.row_groups().get(group)?, field);
+    let suspicion = guarded_at(path, || amplify::suspicion(path, file, metadata, chunk_of))?;
+    match suspicion.map_err(|reason| damaged(path, reason))? {
+        Suspicion::None => return Ok(()),
+        Suspicion::Certain(reason) => return Err(damaged(path, reason)),
+        Suspicion::Count => {}
+    }
+    let again = file
+        .try_clone()
+        .map_err(|error| damaged(path, error.to_string()))?;
+    let num_rows = groups.iter().map(|group| group.num_rows).sum();
+    let all = 0..groups.len();
+    let mut rows = Rows::open(path, again, Some(field), all, 0, num_rows, 1 << 32)?;
+    let size_bytes = file.size_bytes().unwrap_or(0);
+    let mut bytes = 0_u64;
+    while let Some((_, content)) = rows.next()? {
+        bytes = bytes.saturating_add(content.map_or(0, |content| content.size_bytes() as u64));
+        if let Some(reason) = amplify::too_many_bytes(size_bytes, bytes) {
+            return Err(damaged(path, reason));
+        }
+    }
+    Ok(())
+}
+
+/// Number of the chunk of a top-level column in a row group.
+fn position(group: &RowGroupMetaData, field: &str) -> Option<usize> {
+    group.columns().iter().position(|column| {
+        let root = column.column_path().parts().first();
+        root.is_some_and(|name| name == field)
+    })
 }
 
 /// The chunk of a top-level column in a row group.
 fn chunk<'a>(group: &'a RowGroupMetaData, field: &str) -> Option<&'a ColumnChunkMetaData> {
-    group.columns().iter().find(|column| {
-        let root = column.column_path().parts().first();
-        root.is_some_and(|name| name == field)
-    })
+    group.columns().get(position(group, field)?)
 }
 
 /// The codec of a column in a row group, if this build has none of that name. The parser would find out
@@ -261,7 +301,7 @@ fn text_column(
 fn not_parquet(path: &Path, source: ParquetError) -> Error {
     Error::Parquet {
         path: path.to_owned(),
-        source,
+        reason: source.to_string(),
     }
 }
 

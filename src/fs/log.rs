@@ -7,6 +7,7 @@ use super::error::{Context, Result, attempt, unsupported};
 use super::fault;
 use super::operation::Operation;
 use super::paths::{parent, sync_dir};
+use super::regular::open_log;
 use super::url::Url;
 
 /// A log: what is appended is handed to the operating system at once, and is durable after
@@ -29,13 +30,7 @@ impl Log {
             return Err(unsupported(Operation::Create, path));
         }
         let is_new = !super::paths::exists(path)?;
-        let file = attempt(Operation::Create, path, || {
-            std::fs::OpenOptions::new()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .open(path)
-        })?;
+        let file = attempt(Operation::Create, path, || open_log(path))?;
         let size_bytes = attempt(Operation::Write, path, || {
             // File systems without locks refuse; then there is no lock.
             if let Err(std::fs::TryLockError::WouldBlock) = file.try_lock() {

@@ -26,6 +26,7 @@ mod log;
 mod operation;
 mod paths;
 mod pattern;
+mod regular;
 #[cfg(not(feature = "object-store"))]
 #[path = "no_remote.rs"]
 mod remote;
@@ -38,13 +39,14 @@ mod walk;
 pub use atomic::{AtomicFile, TEMP_SUFFIX, remove_stale_temps, write_atomic, write_new};
 pub use digest::{Digest, Hasher, HashingFile, HashingWriter, hash_file, hash_mapped};
 pub use error::{Error, Failure, Result, is_of_system, write_error, write_failure};
-pub use file::{File, MappedFile, Spool, open};
+pub use file::{File, MappedFile, ReadAt, Spool, open};
 pub use log::Log;
 pub use operation::Operation;
 pub use paths::{
     canonicalize, canonicalize_missing, create_dir_all, exists, expect_no_file, is_dir,
-    lacks_bucket, list, read, read_list, remove_file, size_bytes,
+    lacks_bucket, list, read_list, remove_file, size_bytes,
 };
 pub use pattern::{GlobError, glob, matches};
+pub use regular::{MAX_READ_BYTES, expect_regular, read, read_at_most, read_given};
 pub use stamp::{Stamp, stamp};
-pub use walk::walk;
+pub use walk::{KeepOn, Walked, walk};

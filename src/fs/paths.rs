@@ -1,12 +1,12 @@
 //! Looks at paths and into folders.
 
 use std::ffi::OsString;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::error::{Context, Result, attempt};
-use super::file::open;
 use super::operation::Operation;
+use super::regular::{MAX_READ_BYTES, Unfit, read_given, take_at_most};
 use super::remote;
 use super::url::Url;
 
@@ -18,22 +18,21 @@ pub fn size_bytes(path: &Path) -> Result<u64> {
     })
 }
 
-/// Reads all of a file.
-pub fn read(path: &Path) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    open(path)?
-        .read_to_end(&mut bytes)
-        .during(Operation::Read, path)?;
-    Ok(bytes)
-}
-
 /// Reads a list of paths, one a line; `-` is stdin. Blank lines are left out.
 pub fn read_list(path: &Path) -> Result<Vec<PathBuf>> {
     let text = if path == Path::new("-") {
-        io::read_to_string(io::stdin()).during(Operation::ReadList, Path::new("stdin"))?
+        take_at_most(io::stdin(), MAX_READ_BYTES).during(Operation::ReadList, Path::new("stdin"))?
     } else {
-        io::read_to_string(open(path)?).during(Operation::Read, path)?
+        read_given(path, MAX_READ_BYTES)?
     };
+    if let Some(at) = memchr::memchr(0, &text) {
+        let before = text.get(..at).unwrap_or_default();
+        let line = 1 + memchr::memchr_iter(b'\n', before).count();
+        return Err(Unfit::Nul { line }.into()).during(Operation::ReadList, path);
+    }
+    let text = String::from_utf8(text)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()))
+        .during(Operation::ReadList, path)?;
     Ok(text
         .lines()
         .map(str::trim)

@@ -9,6 +9,7 @@ use super::anneal::DEFAULT_MICRO_BATCH_TOKENS;
 use super::score::{DEFAULT_BATCH_TOKENS, DEFAULT_SEQ_LEN};
 use super::{BadInput, Progress, Usage, tokenizer_in, tokenizer_of};
 use crate::demo;
+use crate::escape::Show as _;
 use crate::model::{AnnealingShape, Architecture, ComputeDtype, ModelSource, OpenModel};
 use crate::shard;
 use crate::shard::manifest::Manifest;
@@ -41,7 +42,7 @@ pub struct Verification {
     "{} files of {} are not what they should be:{}\nhint: remove the damaged ones and run \
      the same remit-score command again; it makes what is missing",
     problems.len(),
-    dir.display(),
+    dir.shown(),
     problems.iter().map(|(_, error)| format!("\n  {}", error.first_line())).collect::<String>()
 )]
 pub struct BadSet {
@@ -130,10 +131,7 @@ pub fn row(
             RowChoice::Id(id) => format!("no row with the row_id {id}"),
         };
         let rows = manifest.totals.rows;
-        Usage(format!(
-            "{} has {what}, and there are {rows}",
-            dir.display()
-        ))
+        Usage(format!("{} has {what}, and there are {rows}", dir.shown()))
     })?;
     let entry = manifest
         .shards
@@ -298,7 +296,7 @@ pub fn model(
         Ok(tokenizer) => Ok(tokenizer.vocab_size()),
     };
     Ok(ModelReport {
-        model: source.to_string(),
+        model: source.name(),
         model_type: architecture.model_type.clone(),
         files: weights
             .files()

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::escape::Show as _;
 use crate::fs;
 use crate::model::{self, ModelSource, OpenModel};
 use crate::tokenize::TextTokenizer;
@@ -83,7 +84,7 @@ fn refuse_inside_set(output: &Path, set: &Path) -> anyhow::Result<()> {
     if fs::canonicalize_missing(output)?.starts_with(fs::canonicalize(set)?) {
         return Err(Usage(format!(
             "{} lies in the set itself, where a reader would take it for a shard\nhint: write it elsewhere",
-            output.display()
+            output.shown()
         ))
         .into());
     }

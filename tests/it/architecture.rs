@@ -11,6 +11,7 @@ mod imports;
 
 /// Who may use whom, bottom up: a group may use only itself and groups above its line.
 const ALLOWED: &[(&[&str], &[&str])] = &[
+    (&["escape"], &[]),
     (&["types"], &[]),
     (&["fs"], &[]),
     (&["guard"], &[]),

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 use super::ignored::is_ignored;
+use crate::escape::Show as _;
 
 /// Largest number that a size may be, so that products of two can't overflow.
 const MAX_SIZE: usize = i32::MAX as usize;
@@ -113,11 +114,11 @@ impl<'a> Fields<'a> {
 
     /// Refuses the object if a field of it was not read and may have influence.
     pub(super) fn finish(self) -> Result<(), String> {
-        let unknown: Vec<&str> = self
+        let unknown: Vec<String> = self
             .map
             .iter()
             .filter(|(name, value)| !(self.read.contains(name.as_str()) || is_ignored(name, value)))
-            .map(|(name, _)| name.as_str())
+            .map(|(name, _)| name.shown().to_string())
             .collect();
         if unknown.is_empty() {
             return Ok(());

@@ -6,6 +6,7 @@ use std::ops::{Deref, Range};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::escape::Show as _;
 use crate::fs::{self, Digest, MappedFile};
 use crate::model::Error;
 
@@ -36,16 +37,25 @@ pub enum ModelSource {
     Builtin(&'static Builtin),
 }
 
+/// As messages have it: what a terminal would take for something else is escaped.
 impl fmt::Display for ModelSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Directory(path) => path.display().fmt(f),
+            Self::Directory(path) => path.shown().fmt(f),
             Self::Builtin(builtin) => f.write_str(builtin.name),
         }
     }
 }
 
 impl ModelSource {
+    /// Returns the path as given, or the name of a built-in model, as files have it.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Directory(path) => path.display().to_string(),
+            Self::Builtin(builtin) => builtin.name.to_owned(),
+        }
+    }
+
     /// Reads a file of the model; `None` when it has no such file.
     pub fn read(&self, name: &str) -> Result<Option<Cow<'static, [u8]>>, Error> {
         match self {

@@ -8,6 +8,7 @@ use super::super::{BadInput, Usage};
 use super::options::LossOptions;
 use crate::batch::Order;
 use crate::demo;
+use crate::escape::Show as _;
 use crate::fs::Digest;
 use crate::loss::{Normalize, Objective, Weighting};
 use crate::model::{ModelSource, OpenModel};
@@ -27,7 +28,7 @@ pub(super) fn learner(
     let Some(base) = &manifest.plan.base else {
         return Err(Usage(format!(
             "the set in {} was scored without a base model, so there is no initial model\nhint: give --model DIR",
-            dir.display()
+            dir.shown()
         ))
         .into());
     };
@@ -61,7 +62,7 @@ pub(in super::super) fn check_tokenizer(
     if tokenizer != wanted.fingerprint {
         return Err(BadInput(format!(
             "the set in {} was tokenized with the tokenizer of {} (fingerprint {}), but that of {model} is another (fingerprint {tokenizer}); their ids do not mean the same\nhint: score the corpus again with an RL model that shares the tokenizer of {model}",
-            dir.display(),
+            dir.shown(),
             wanted.path,
             wanted.fingerprint
         ))
@@ -75,7 +76,7 @@ pub(super) fn check_weighting(weighting: Weighting, dir: &Path, manifest: &Manif
     if weighting == Weighting::Static && manifest.plan.base.is_none() {
         return Err(Usage(format!(
             "--weighting static needs stored weights, but the set in {} was scored without --base-model\nhint: --weighting dynamic needs none",
-            dir.display()
+            dir.shown()
         ))
         .into());
     }

@@ -9,6 +9,7 @@ use super::super::{BadInput, Progress, refuse_inside_set, tokenizer_of};
 use super::compat::{check_tokenizer, check_weighting, learner};
 use super::options::{AnnealOptions, EvalOptions, EvalRows};
 use super::{export, run_file};
+use crate::escape::Show as _;
 use crate::model::{ComputeDevice, OpenModel};
 use crate::shard::read::ShardSet;
 
@@ -52,9 +53,7 @@ impl Inputs {
                 let set = ShardSet::open(dir)?;
                 check(dir, &set)?;
                 if set.manifest().totals.rows == 0 {
-                    return Err(
-                        BadInput(format!("the set in {} has no rows", dir.display())).into(),
-                    );
+                    return Err(BadInput(format!("the set in {} has no rows", dir.shown())).into());
                 }
                 Some(set)
             }

@@ -13,6 +13,7 @@ use super::settings::Settings;
 use super::state::State;
 use super::{logs, memory, resume, run_file};
 use crate::batch::Order;
+use crate::escape::Show as _;
 use crate::model::Compute;
 use crate::schedule::Schedule;
 
@@ -110,7 +111,7 @@ pub(super) fn prepare<'a>(
     if run_file::is_finished(&output.dir, &settings)? {
         progress.note(&format!(
             "{} holds the finished model of this very run; nothing is left to do",
-            output.dir.display()
+            output.dir.shown()
         ));
         let report = report::finished(&output.dir, initial.source(), &settings)?;
         return Ok(Prepared::Finished(Box::new(report)));
@@ -150,7 +151,7 @@ pub(super) fn prepare<'a>(
 
 /// Checks that there are rows to train on, and, if some are to be held out, to measure losses on.
 fn check_rows(options: &AnnealOptions, order: &Order<'_>, holdout: Option<f64>) -> Result<()> {
-    let dir = options.weights.display();
+    let dir = options.weights.shown();
     let held_out = order.num_held_out();
     if order.longest_row() == 0 {
         let which = if held_out > 0 {

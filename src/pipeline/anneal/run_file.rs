@@ -11,6 +11,7 @@ use super::super::Usage;
 use super::files::{COMPLETION_MARKER, METRICS_FILE, RUN_FILE, holds_finished_model, is_written};
 use super::plan::Plan;
 use super::settings::Settings;
+use crate::escape::Show as _;
 use crate::fs;
 
 /// Content of run.json.
@@ -65,7 +66,7 @@ pub(super) fn refuse_foreign_files(output: &Path) -> Result<()> {
             return Err(Usage(format!(
                 "{} holds {name}, but no {RUN_FILE} that says it is of a run of remit-anneal\nhint: give another -o, or an \
                  empty folder",
-                output.display()
+                output.shown()
             ))
             .into());
         }
@@ -99,7 +100,7 @@ pub(super) fn is_finished(output: &Path, settings: &Settings) -> Result<bool> {
 fn holds_a_model(output: &Path, differences: &str) -> anyhow::Error {
     Usage(format!(
         "{} holds a model already{differences}\nhint: remit never writes over one; give another -o, or remove it",
-        output.display()
+        output.shown()
     ))
     .into()
 }
@@ -121,7 +122,7 @@ pub(super) fn write(plan: &Plan<'_>, after_step: u64) -> Result<()> {
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
         command: plan.invocation.command.clone(),
         config: plan.invocation.config.clone(),
-        model: plan.initial.to_string(),
+        model: plan.initial.name(),
         settings: plan.settings.clone(),
         starts,
     };

@@ -8,6 +8,7 @@ use super::models::Models;
 use super::options::ScoreOptions;
 use super::resume::{check_places, refuse_output_in_corpus, refuse_output_inside_input};
 use crate::corpus::{Corpus, CorpusOptions, Format};
+use crate::escape::Show as _;
 use crate::model::{Compute, OpenModel};
 use crate::shard::plan::{CorpusEntry, FORMAT_VERSION, ModelIdentity, Plan, TokenizerIdentity};
 
@@ -57,7 +58,22 @@ impl Prepared {
             progress.note(&format!(
                 "{} files of other types are left out, the first being {}",
                 corpus.skipped().len(),
-                first.display()
+                first.shown()
+            ));
+        }
+        if let Some(first) = corpus.special().first() {
+            progress.note(&format!(
+                "{} FIFOs, sockets or devices are left out, the first being {}",
+                corpus.special().len(),
+                first.shown()
+            ));
+        }
+        let mut empty = corpus.files().iter().filter(|file| file.size_bytes == 0);
+        if let Some(first) = empty.next() {
+            progress.note(&format!(
+                "{} files are empty, the first being {}",
+                1 + empty.count(),
+                first.path.shown()
             ));
         }
         let compute = Compute {
@@ -89,7 +105,7 @@ fn plan(
         ..
     } = options;
     let identity = |model: &OpenModel| ModelIdentity {
-        path: model.to_string(),
+        path: model.name(),
         fingerprint: model.fingerprint(),
         model_type: model.architecture().model_type.clone(),
         dtype: compute.dtype.to_string(),
@@ -105,7 +121,7 @@ fn plan(
         rl: identity(&models.rl),
         base: models.base.as_ref().map(identity),
         tokenizer: TokenizerIdentity {
-            path: models.rl.to_string(),
+            path: models.rl.name(),
             fingerprint: models.tokenizer.fingerprint(),
             vocab_size: models.tokenizer.vocab_size() as u64,
         },

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 
 use super::super::{Progress, Usage};
 use crate::corpus::{Corpus, Input, Part};
+use crate::escape::Show as _;
 use crate::fs;
 use crate::shard::assemble::assemble;
 use crate::shard::layout::{DESCRIPTION_DIR, SHARD_PREFIX, shard_name};
@@ -42,8 +43,8 @@ pub(super) fn settle_plan(dir: &Path, plan: Plan) -> Result<Plan> {
             return Err(Usage(format!(
                 "{} holds {}, but no plan in {DESCRIPTION_DIR}/ that says how it was made\nhint: give another -o, or \
                  an empty folder",
-                dir.display(),
-                orphan.display()
+                dir.shown(),
+                orphan.shown()
             ))
             .into());
         }
@@ -72,12 +73,12 @@ fn refuse_differences(dir: &Path, existing: &Plan, plan: &Plan) -> Result<()> {
         format!(
             "no shard was made under that plan yet: if no worker runs with it any more, remove {} and \
              run this command again; else give another -o",
-            existing.path(dir).display()
+            existing.path(dir).shown()
         )
     };
     Err(Usage(format!(
         "{} was started with other inputs or options:\n  {}\nhint: {hint}",
-        dir.display(),
+        dir.shown(),
         differences.join("\n  ")
     ))
     .into())
@@ -96,7 +97,7 @@ pub(super) fn check_places(inputs: &[Input], output: &Path) -> Result<()> {
     });
     for path in paths.map(PathBuf::as_path).chain([output]) {
         if fs::lacks_bucket(path) {
-            let shown = path.display();
+            let shown = path.shown();
             return Err(Usage(format!(
                 "{shown} names no bucket\nhint: a URL is like {}://BUCKET/PREFIX",
                 shown.to_string().split(':').next().unwrap_or_default()
@@ -119,8 +120,8 @@ pub(super) fn refuse_output_inside_input(inputs: &[Input], dir: &Path) -> Result
             return Err(Usage(format!(
                 "-o {} lies inside the input {}, so the next run would take its shards for text\nhint: \
                  give an -o outside of it",
-                dir.display(),
-                input.display()
+                dir.shown(),
+                input.shown()
             ))
             .into());
         }
@@ -140,7 +141,7 @@ pub(super) fn refuse_output_in_corpus(
         Usage(format!(
             "-o {} lies among the inputs: {what}, so shards would be taken for text\nhint: give an -o \
              outside of them, or a pattern that leaves it out",
-            dir.display()
+            dir.shown()
         ))
     };
     let shard = dir.join(shard_name(0, format));
@@ -148,12 +149,12 @@ pub(super) fn refuse_output_in_corpus(
         if let Input::Path(pattern) = input
             && fs::matches(pattern, &shard)
         {
-            return Err(refuse(&format!("{} matches its shards", pattern.display())).into());
+            return Err(refuse(&format!("{} matches its shards", pattern.shown())).into());
         }
     }
     for file in corpus.files() {
         if fs::canonicalize(&file.path)?.starts_with(&output) {
-            return Err(refuse(&format!("{} is one of them", file.path.display())).into());
+            return Err(refuse(&format!("{} is one of them", file.path.shown())).into());
         }
     }
     Ok(())
