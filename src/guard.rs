@@ -1,6 +1,7 @@
 //! Calls into parsers that were not written for hostile files, and panic on some of them.
 
 pub mod limits;
+pub mod parquet;
 pub mod process;
 
 use std::any::Any;

@@ -6,11 +6,16 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use tokenizers::{ModelWrapper, Tokenizer};
 
+use crate::escape::Show as _;
 use crate::fs::Digest;
 use crate::guard;
 use crate::types::{Content, Document, Reject, TokenId, TokenizedDocument};
 
+mod apart;
 mod canonical;
+mod limits;
+
+pub use apart::TOKENIZERS;
 
 use canonical::Canonical;
 pub use canonical::Difference;
@@ -20,12 +25,20 @@ pub use canonical::Difference;
 #[non_exhaustive]
 pub enum Error {
     /// The tokenizer can't be loaded.
-    #[error("{name}: tokenizer.json is not a tokenizer that can be used: {reason}")]
+    #[error("{name}: tokenizer.json is not a tokenizer that can be used: {}", reason.shown())]
     Load {
         /// The model's folder, as given.
         name: String,
         /// What the parser says.
         reason: String,
+    },
+    /// No process can be started that tries the tokenizer first.
+    #[error("cannot start a process to read the tokenizer.json of {name}")]
+    Trial {
+        /// The model's folder, as given.
+        name: String,
+        /// The operating system's answer.
+        source: std::io::Error,
     },
     /// A document can't be encoded.
     #[error(
@@ -145,9 +158,19 @@ impl TextTokenizer {
             name: name.to_owned(),
             reason,
         };
-        let tokenizer =
-            guarded(|| deterministic(Tokenizer::from_bytes(tokenizer_json)?)).map_err(failed)?;
-        let canonical = Canonical::of(&tokenizer).map_err(failed)?;
+        apart::check(tokenizer_json, name)?;
+        let loaded = Self::load(tokenizer_json).map_err(failed)?;
+        Ok(Self {
+            name: name.to_owned(),
+            ..loaded
+        })
+    }
+
+    /// Loads a tokenizer, as yet without a name.
+    fn load(tokenizer_json: &[u8]) -> Result<Self, String> {
+        limits::check(tokenizer_json)?;
+        let tokenizer = guarded(|| deterministic(Tokenizer::from_bytes(tokenizer_json)?))?;
+        let canonical = Canonical::of(&tokenizer)?;
         let vocab_size = tokenizer
             .get_vocab(true)
             .into_values()
@@ -155,7 +178,7 @@ impl TextTokenizer {
             .and_then(|id| usize::try_from(id).ok())
             .map_or(0, |id| id.saturating_add(1));
         Ok(Self {
-            name: name.to_owned(),
+            name: String::new(),
             tokenizer,
             special: SpecialTokens::default(),
             canonical,
@@ -269,33 +292,45 @@ impl TextTokenizer {
         // What an unfinished character decodes to: at most one of these a byte.
         const REPLACEMENT: char = '\u{fffd}';
         const MAX_UNFINISHED: usize = 3;
+        // Most ids of a piece; most that are decoded at a time, and how many of these are kept when there are more.
+        const MAX_PIECE_IDS: usize = 64;
+        const MAX_CONTEXT_IDS: usize = 256;
+        const KEPT_IDS: usize = 8;
         let mut pieces = Vec::new();
         // What a decoder makes of an id may depend on the ids before, so these are decoded again: all
         // since `context`, whose first `printed` bytes are in pieces already.
         let (mut context, mut whole, mut printed, mut start) = (0, 0, 0, 0);
+        // The text without characters that the next ids may yet finish.
+        let finished = |text: &str| {
+            (0..MAX_UNFINISHED).fold(text.len(), |len, _| {
+                let text = text.get(..len).unwrap_or_default();
+                text.strip_suffix(REPLACEMENT).map_or(len, str::len)
+            })
+        };
         for end in 1..=ids.len() {
             let text = self.decode(ids.get(context..end).unwrap_or_default())?;
             let is_last = end == ids.len();
-            let mut stable = text.as_str();
-            for _ in 0..MAX_UNFINISHED {
-                if !is_last {
-                    stable = stable.strip_suffix(REPLACEMENT).unwrap_or(stable);
-                }
-            }
-            let added = stable.get(printed..).unwrap_or_default();
-            if added.is_empty() && !is_last {
+            let stable = if is_last { text.len() } else { finished(&text) };
+            let added = text.get(printed..stable).unwrap_or_default();
+            // Ids without a text come together, but not without end: all of them are decoded again each time.
+            if added.is_empty() && !is_last && end - start < MAX_PIECE_IDS {
                 continue;
             }
             pieces.push((end - start, added.to_owned()));
-            printed = stable.len().max(printed);
+            printed = stable.max(printed);
             start = end;
-            if stable.len() == text.len() && !is_last {
-                context = whole;
-                whole = end;
-                printed = self
-                    .decode(ids.get(context..end).unwrap_or_default())?
-                    .len();
+            let is_whole = stable == text.len();
+            if is_last || !(is_whole || end - context >= MAX_CONTEXT_IDS) {
+                continue;
             }
+            context = if is_whole { whole } else { end - KEPT_IDS };
+            whole = end;
+            let text = self.decode(ids.get(context..end).unwrap_or_default())?;
+            printed = if is_whole {
+                text.len()
+            } else {
+                finished(&text)
+            };
         }
         Ok(pieces)
     }

@@ -34,12 +34,13 @@ use clap::Parser;
 use crate::corpus;
 use crate::guard::process;
 use crate::pipeline::Usage;
+use crate::tokenize;
 
 /// The only argument of a process that parses files for another; `ps` shows it.
 const PARSER_ARGUMENT: &str = "--parse-files-for-parent";
 
 /// What is parsed in a process of its own.
-const PARSED_APART: &[process::Kind] = &[corpus::TABLES];
+const PARSED_APART: &[process::Kind] = &[corpus::TABLES, tokenize::TOKENIZERS];
 
 /// Runs one program: parses its arguments, sets up logging, runs it, and maps the outcome to an
 /// exit code.

@@ -17,8 +17,8 @@ use crate::fs;
 use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::pack::Packing;
 use crate::pipeline::score::{
-    AddToken, ComputeOptions, DEFAULT_BATCH_TOKENS, InputOptions, RowOptions, ScoreOptions,
-    ScoreReport, SetOptions, WorkerOptions,
+    AddToken, Checked, ComputeOptions, DEFAULT_BATCH_TOKENS, InputOptions, RowOptions,
+    ScoreOptions, ScoreReport, SetOptions, WorkerOptions,
 };
 use crate::pipeline::{self, Progress, StopFlag, Usage};
 use crate::shard::schema::ShardFormat;
@@ -148,6 +148,10 @@ pub struct ScoreArgs {
     #[arg(long, value_name = "I")]
     worker_index: Option<u32>,
 
+    /// Read and hash all shards if the set is complete already; without it, only their sizes are compared
+    #[arg(long, conflicts_with = "dry_run")]
+    verify: bool,
+
     /// Estimate what a run would take, from a few rows that are scored; write nothing
     #[arg(long)]
     dry_run: bool,
@@ -206,6 +210,7 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
         part_bytes,
         num_workers,
         worker_index,
+        verify,
         dry_run,
         threads,
         json,
@@ -257,6 +262,7 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
                 format,
                 exact,
                 formula,
+                verify,
             },
             worker: WorkerOptions {
                 count: worker.count,
@@ -340,6 +346,17 @@ fn as_text(options: &ScoreOptions, report: &ScoreReport) -> String {
         ));
     } else {
         text.push_str("nothing to score: all parts of this worker are there already\n");
+        match (report.checked, &report.manifest) {
+            (Some(Checked::Sizes), Some(manifest)) => text.push_str(&format!(
+                "{} shards have the sizes that the manifest says; --verify compares their digests too\n",
+                manifest.shards.len()
+            )),
+            (Some(Checked::Digests), Some(manifest)) => text.push_str(&format!(
+                "{} shards have the digests that the manifest says\n",
+                manifest.shards.len()
+            )),
+            _ => {}
+        }
     }
     match &report.manifest {
         Some(manifest) => {

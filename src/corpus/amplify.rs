@@ -169,7 +169,6 @@ fn repetition(chunk: &ColumnChunkMetaData) -> Repetition {
 }
 
 /// The old name of an encoding with a dictionary.
-#[expect(deprecated, reason = "files still have it")]
 fn plain_dictionary() -> Encoding {
     Encoding::PLAIN_DICTIONARY
 }

@@ -32,14 +32,13 @@ pub(super) fn content_of(
     })?;
     let field = || field.to_owned();
     match record {
-        Record::Object(Some(Value::Text(text))) => Ok(Content::Text(text)),
-        Record::Object(Some(Value::Integers(ids))) => {
+        Record::Object(Some((_, Value::Text(text)))) => Ok(Content::Text(text)),
+        Record::Object(Some((_, Value::Integers(ids)))) => {
             columns::checked_ids(ids.into_iter().map(i128::from), num_ids).map(Content::Ids)
         }
-        Record::Object(Some(Value::Other(found))) => Err(RecordProblem::TextNotString {
-            field: field(),
-            found,
-        }),
+        Record::Object(Some((name, Value::Other(found)))) => {
+            Err(RecordProblem::TextNotString { field: name, found })
+        }
         Record::Object(None) => Err(RecordProblem::NoTextField {
             field: field(),
             keys: parse(json, KeysSeed).unwrap_or_default(),
@@ -67,9 +66,9 @@ enum Value {
     Other(&'static str),
 }
 
-/// A line: the text field's value when it is an object, else the name of its type.
+/// A line: the name and value of the field with the text when it is an object, else the name of its type.
 enum Record {
-    Object(Option<Value>),
+    Object(Option<(String, Value)>),
     Other(&'static str),
 }
 
@@ -255,7 +254,9 @@ impl<'de> Visitor<'de> for RecordSeed<'_> {
             }
             *slot = Some(map.next_value_seed(ValueSeed)?);
         }
-        Ok(Record::Object(value.or(fallback)))
+        let named = |name: &str| move |value| (name.to_owned(), value);
+        let fallback = fallback.map(named(self.fallback.unwrap_or_default()));
+        Ok(Record::Object(value.map(named(self.field)).or(fallback)))
     }
 }
 

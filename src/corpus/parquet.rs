@@ -25,6 +25,7 @@ use super::parts::RowGroup;
 use super::{Error, Place, RecordProblem};
 use crate::fs;
 use crate::guard::guarded;
+use crate::guard::parquet::check_metadata;
 use crate::types::Content;
 
 /// Most rows that are decoded at a time.
@@ -270,8 +271,33 @@ fn column_bytes(group: &RowGroupMetaData, field: &str) -> (u64, u64) {
 /// every string column, whatever its Arrow type was, comes back as one type.
 fn load(path: &Path, file: &fs::File) -> Result<ArrowReaderMetadata, Error> {
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+    check_depth(path, file)?;
     guarded_at(path, || ArrowReaderMetadata::load(file, options))?
         .map_err(|source| unreadable(path, &file.failure(), || not_parquet(path, source)))
+}
+
+/// Refuses a schema that the parser would recurse into without end.
+fn check_depth(path: &Path, file: &fs::File) -> Result<(), Error> {
+    let Ok(size_bytes) = file.size_bytes() else {
+        return Ok(());
+    };
+    let read = |range| {
+        file.read_range(range).map_err(|source| {
+            unreadable(path, &file.failure(), || damaged(path, source.to_string()))
+        })
+    };
+    // What is no file at all, or is encrypted, the parser finds out by itself.
+    let Some(trailer) = size_bytes.checked_sub(8) else {
+        return Ok(());
+    };
+    let end = read(trailer..size_bytes)?;
+    let len = end.first_chunk().map_or(0, |len| u32::from_le_bytes(*len));
+    match trailer.checked_sub(u64::from(len)) {
+        Some(start) if end.ends_with(b"PAR1") => {
+            check_metadata(&read(start..trailer)?).map_err(|reason| damaged(path, reason))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Index and name of the column of the documents among the file's top-level columns.

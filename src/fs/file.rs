@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::error::{Context, Failure, Result, attempt};
 use super::operation::Operation;
-use super::regular::open_regular;
+use super::regular::{Unfit, open_regular};
 use super::url::Url;
 use super::{fault, remote};
 use crate::escape::Show as _;
@@ -359,6 +359,16 @@ impl MappedFile {
             path: path.into(),
             map,
         })
+    }
+
+    /// Maps a file as [`MappedFile::open`] does, if it has no more bytes than this.
+    pub fn open_at_most(path: &Path, max_bytes: u64) -> Result<Self> {
+        let file = Self::open(path)?;
+        if file.len() as u64 > max_bytes {
+            return Err(io::Error::from(Unfit::TooLarge { max_bytes }))
+                .during(Operation::Read, path);
+        }
+        Ok(file)
     }
 
     /// Returns the path as it was opened.

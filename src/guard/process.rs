@@ -208,6 +208,11 @@ pub fn use_program(argument: &'static str) {
     }
 }
 
+/// Returns whether files are parsed in processes of their own.
+pub fn has_program() -> bool {
+    PROGRAM.get().is_some()
+}
+
 /// A process that parses.
 struct Worker {
     child: Child,

@@ -138,25 +138,22 @@ pub fn row(
         .get(part)
         .context("the part was just found")?;
     let shard = ShardFile::open_verified(dir, entry, &manifest.plan, manifest.plan.identity()?)?;
-    let mut before = 0;
-    for group in 0..shard.num_row_groups() {
-        let rows = shard.read_row_group(group)?;
-        let len = rows.len() as u64;
-        let at = usize::try_from(index - before).unwrap_or(usize::MAX);
-        if let Some(stored) = rows.into_iter().nth(at) {
-            let ids = stored.ids();
-            let tokenizer = tokenizer_of_set(&manifest, tokenizer, progress)?;
-            return Ok(ShownRow {
-                pieces: tokenizer
-                    .map(|tokenizer| tokenizer.pieces(ids))
-                    .transpose()?,
-                epsilon: manifest.plan.formula.map(|formula| formula.epsilon()),
-                stored,
-            });
+    let stored = match shard.group_of(index) {
+        Some((group, at)) => {
+            let at = usize::try_from(at).unwrap_or(usize::MAX);
+            shard.read_row_group(group)?.into_iter().nth(at)
         }
-        before += len;
-    }
-    anyhow::bail!("the shard of the row has fewer rows than the manifest says")
+        None => None,
+    };
+    let stored = stored.context("the shard of the row has fewer rows than the manifest says")?;
+    let tokenizer = tokenizer_of_set(&manifest, tokenizer, progress)?;
+    Ok(ShownRow {
+        pieces: tokenizer
+            .map(|tokenizer| tokenizer.pieces(stored.ids()))
+            .transpose()?,
+        epsilon: manifest.plan.formula.map(|formula| formula.epsilon()),
+        stored,
+    })
 }
 
 /// Index of a row's part, and its number there.

@@ -1,7 +1,7 @@
 //! Errors of reading and writing sets of shards.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use arrow_schema::ArrowError;
 use parquet::errors::ParquetError;
@@ -236,9 +236,30 @@ impl Error {
         text.lines().next().unwrap_or_default().to_owned()
     }
 
+    /// Fails if there are problems with shards of a set: with the one, or with [`Error::Several`].
+    pub(super) fn of_several(dir: &Path, mut problems: Vec<Self>) -> Result<(), Self> {
+        match problems.len() {
+            0 => Ok(()),
+            1 => Err(problems.remove(0)),
+            _ => Err(Self::Several {
+                dir: dir.to_owned(),
+                problems,
+            }),
+        }
+    }
+
     /// Returns the class of the error, for exit codes.
     pub fn kind(&self) -> ErrorKind {
         match self {
+            Self::Several { problems, .. } => {
+                let kinds = || problems.iter().map(Self::kind);
+                let all = |wanted| kinds().all(|kind| kind == wanted);
+                match () {
+                    () if all(ErrorKind::Io) => ErrorKind::Io,
+                    () if all(ErrorKind::Missing) => ErrorKind::Missing,
+                    () => ErrorKind::BadData,
+                }
+            }
             Self::Fs(error) if error.is_missing() => ErrorKind::Missing,
             Self::Fs(_) | Self::Write(_) | Self::Encode(_) => ErrorKind::Io,
             Self::NoFolder { .. }

@@ -37,6 +37,29 @@ pub struct ShardEntry {
     pub blake3: Digest,
 }
 
+impl ShardEntry {
+    /// Compares the size of the file, without opening it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MissingShard`] and [`Error::Size`].
+    pub fn expect_size(&self, dir: &Path) -> Result<(), Error> {
+        let path = dir.join(&self.file);
+        if !fs::exists(&path)? {
+            return Err(Error::MissingShard { path });
+        }
+        let found = fs::size_bytes(&path)?;
+        if found == self.size_bytes {
+            return Ok(());
+        }
+        Err(Error::Size {
+            path,
+            expected: self.size_bytes,
+            found,
+        })
+    }
+}
+
 /// The list of records that could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -10,6 +10,13 @@ use crate::escape::Show as _;
 use crate::fs::{self, Digest, MappedFile};
 use crate::model::Error;
 
+/// Most bytes of a tokenizer.json. The largest have some 30 MB.
+const MAX_TOKENIZER_BYTES: u64 = 512 << 20;
+
+/// Most bytes of a file besides that and the weights: descriptions, an index, a template. The index of a model of a
+/// trillion parameters has 10 MB.
+const MAX_SMALL_BYTES: u64 = 64 << 20;
+
 /// A model that is compiled into the program.
 #[derive(Debug)]
 pub struct Builtin {
@@ -47,6 +54,17 @@ impl fmt::Display for ModelSource {
     }
 }
 
+/// Returns how many bytes a file of this name may have.
+fn most_bytes(name: &str) -> u64 {
+    if name.ends_with(".safetensors") {
+        u64::MAX
+    } else if name == "tokenizer.json" {
+        MAX_TOKENIZER_BYTES
+    } else {
+        MAX_SMALL_BYTES
+    }
+}
+
 impl ModelSource {
     /// Returns the path as given, or the name of a built-in model, as files have it.
     pub fn name(&self) -> String {
@@ -64,7 +82,7 @@ impl ModelSource {
                 if !fs::exists(&path)? {
                     return Ok(None);
                 }
-                Ok(Some(Cow::Owned(fs::read(&path)?)))
+                Ok(Some(Cow::Owned(fs::read_at_most(&path, most_bytes(name))?)))
             }
             Self::Builtin(builtin) => Ok(builtin.file(name).map(Cow::Borrowed)),
         }
@@ -113,7 +131,8 @@ impl ModelSource {
                 if !fs::exists(&path)? {
                     return Ok(None);
                 }
-                Ok(Some(ModelFile(Bytes::Mapped(MappedFile::open(&path)?))))
+                let file = MappedFile::open_at_most(&path, most_bytes(name))?;
+                Ok(Some(ModelFile(Bytes::Mapped(file))))
             }
             Self::Builtin(builtin) => Ok(builtin
                 .file(name)

@@ -5,14 +5,16 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 
 use super::super::{Progress, Usage};
 use crate::corpus::{Corpus, Input, Part};
 use crate::escape::Show as _;
 use crate::fs;
+use crate::shard;
 use crate::shard::assemble::assemble;
 use crate::shard::layout::{DESCRIPTION_DIR, SHARD_PREFIX, shard_name};
-use crate::shard::manifest::Manifest;
+use crate::shard::manifest::{Manifest, ShardEntry};
 use crate::shard::plan::Plan;
 use crate::shard::read::ShardFile;
 use crate::shard::schema::ShardFormat;
@@ -79,7 +81,11 @@ fn refuse_differences(dir: &Path, existing: &Plan, plan: &Plan) -> Result<()> {
     Err(Usage(format!(
         "{} was started with other inputs or options:\n  {}\nhint: {hint}",
         dir.shown(),
-        differences.join("\n  ")
+        differences
+            .iter()
+            .map(|difference| difference.shown().to_string())
+            .collect::<Vec<_>>()
+            .join("\n  ")
     ))
     .into())
 }
@@ -175,21 +181,41 @@ pub(in super::super) fn missing_parts(
         .collect())
 }
 
+/// What was compared with the manifest of a set that is complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Checked {
+    /// The sizes of all shards.
+    Sizes,
+    /// Sizes and digests: every byte.
+    Digests,
+}
+
 /// Makes the manifest from the shards, or reads the existing one. In that case shards of the parts that were
-/// `made` just now have to be those that it lists.
+/// `made` just now have to be those that it lists, and the others have to have their sizes or, with `verify`, their
+/// digests.
 pub(super) fn complete(
     dir: &Path,
     plan: Plan,
     made: &[&Part],
+    verify: bool,
     progress: &dyn Progress,
-) -> Result<Manifest> {
+) -> Result<(Manifest, Checked)> {
     if let Some(manifest) = Manifest::load_if_present(dir)? {
         refuse_differences(dir, &manifest.plan, &plan)?;
         let identity = plan.identity()?;
         let is_made = |part: u32| made.iter().any(|made| made.index == part);
-        for entry in manifest.shards.iter().filter(|entry| is_made(entry.part)) {
-            ShardFile::open_verified(dir, entry, &plan, identity)?;
+        if verify {
+            progress.note("reading and hashing all shards");
         }
+        let check = |entry: &ShardEntry| {
+            if verify || is_made(entry.part) {
+                ShardFile::open_verified(dir, entry, &plan, identity).map(drop)
+            } else {
+                entry.expect_size(dir)
+            }
+        };
+        shard::verify::all(dir, &manifest.shards, check)?;
         if let Some(list) = &manifest.rejects
             && !fs::exists(&dir.join(&list.file))?
         {
@@ -197,12 +223,18 @@ pub(super) fn complete(
             rejects(dir, &manifest)?;
         }
         sweep(dir)?;
-        return Ok(manifest);
+        let checked = match verify {
+            true => Checked::Digests,
+            false => Checked::Sizes,
+        };
+        return Ok((manifest, checked));
     }
     progress.note("reading back and hashing all shards");
     let manifest = assemble(dir, plan)?.save(dir)?;
+    // What was there when it was read may be gone.
+    shard::verify::all(dir, &manifest.shards, |entry| entry.expect_size(dir))?;
     sweep(dir)?;
-    Ok(manifest)
+    Ok((manifest, Checked::Digests))
 }
 
 /// Removes what killed runs left behind in a complete set.

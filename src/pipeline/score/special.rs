@@ -60,13 +60,25 @@ pub(super) fn named(
 ) -> Result<Option<TokenId>> {
     for file in ["tokenizer_config.json", "special_tokens_map.json"] {
         let config = json_of(model, file)?;
-        let token = config.as_ref().and_then(|config| {
-            let token = config.get(key)?;
-            token.as_str().or_else(|| token.get("content")?.as_str())
-        });
-        if let Some(id) = token.and_then(|token| tokenizer.token_to_id(token)) {
-            return Ok(Some(id));
+        let Some(token) = config.as_ref().and_then(|config| config.get(key)) else {
+            continue;
+        };
+        if token.is_null() {
+            continue;
         }
+        let content = token.as_str().or_else(|| token.get("content")?.as_str());
+        let refused =
+            |reason: String| BadInput(format!("{file} of the model {model}: {key} {reason}"));
+        let Some(content) = content else {
+            return Err(refused(format!("is {token}, not the text of a token")).into());
+        };
+        return match tokenizer.token_to_id(content) {
+            Some(id) => Ok(Some(id)),
+            None => Err(refused(format!(
+                "is {content:?}, which is no token of its tokenizer.json\nhint: correct it, or remove {key} from {file}"
+            ))
+            .into()),
+        };
     }
     let config = json_of(model, "config.json")?;
     let id = config.as_ref().and_then(|config| {
