@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, Command, Parser};
 
@@ -55,7 +56,18 @@ pub(super) fn parse<A: Parser>(typed: Vec<OsString>) -> Result<A> {
         words.extend(word(arg, path, &key, &value)?);
     }
     words.extend(rest);
-    Ok(A::try_parse_from(words)?)
+    A::try_parse_from(words).map_err(|error| match error.kind() {
+        ErrorKind::MissingRequiredArgument | ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            error.into()
+        }
+        // What was typed can be parsed by itself, so it is the file's.
+        _ => {
+            let text = error.render().to_string();
+            let text = text.strip_prefix("error: ").unwrap_or(&text);
+            let what = text.split("\n\n").next().unwrap_or_default();
+            Usage(format!("{}: {}", path.shown(), what.trim_end())).into()
+        }
+    })
 }
 
 fn read(path: &Path) -> Result<toml::Table> {

@@ -66,9 +66,9 @@ enum Value {
     Other(&'static str),
 }
 
-/// A line: the name and value of the field with the text when it is an object, else the name of its type.
+/// A line: whether the field with the text is the fallback, and its value, when it is an object, else the name of its type.
 enum Record {
-    Object(Option<(String, Value)>),
+    Object(Option<(bool, Value)>),
     Other(&'static str),
 }
 
@@ -254,9 +254,10 @@ impl<'de> Visitor<'de> for RecordSeed<'_> {
             }
             *slot = Some(map.next_value_seed(ValueSeed)?);
         }
-        let named = |name: &str| move |value| (name.to_owned(), value);
-        let fallback = fallback.map(named(self.fallback.unwrap_or_default()));
-        Ok(Record::Object(value.map(named(self.field)).or(fallback)))
+        let value = value.map(|value| (false, value));
+        Ok(Record::Object(
+            value.or(fallback.map(|value| (true, value))),
+        ))
     }
 }
 
