@@ -36,8 +36,14 @@ pub(super) fn content_of(
         Record::Object(Some((_, Value::Integers(ids)))) => {
             columns::checked_ids(ids.into_iter().map(i128::from), num_ids).map(Content::Ids)
         }
-        Record::Object(Some((name, Value::Other(found)))) => {
-            Err(RecordProblem::TextNotString { field: name, found })
+        Record::Object(Some((is_fallback, Value::Other(found)))) => {
+            Err(RecordProblem::TextNotString {
+                field: match fallback {
+                    Some(fallback) if is_fallback => fallback.to_owned(),
+                    _ => field(),
+                },
+                found,
+            })
         }
         Record::Object(None) => Err(RecordProblem::NoTextField {
             field: field(),
