@@ -42,8 +42,10 @@ pub enum Error {
     },
     /// A document can't be encoded.
     #[error(
-        "{document}, record {index}: the tokenizer of {name} can't encode the text: {reason}\nhint: \
-         --on-bad-record skip leaves out what can't be read; remit-inspect rejects lists it"
+        "{}, record {index}: the tokenizer of {name} can't encode the text: {}\nhint: \
+         --on-bad-record skip leaves out what can't be read; remit-inspect rejects lists it",
+        document.shown(),
+        reason.shown()
     )]
     Encode {
         /// The tokenizer.
@@ -56,7 +58,7 @@ pub enum Error {
         reason: String,
     },
     /// Ids can't be decoded.
-    #[error("the tokenizer of {name} can't decode {num_ids} ids: {reason}")]
+    #[error("the tokenizer of {name} can't decode {num_ids} ids: {}", reason.shown())]
     Decode {
         /// The tokenizer.
         name: String,

@@ -28,10 +28,10 @@ pub(super) fn parse<A: Parser>(typed: Vec<OsString>) -> Result<A> {
     // The file may have what is required.
     let lenient = A::command().mut_args(|arg| arg.required(false));
     let Ok(matches) = lenient.clone().try_get_matches_from(&typed) else {
-        return Ok(A::try_parse_from(typed)?);
+        return Ok(parse_words(typed)?);
     };
     let Some(path) = matches.try_get_one::<PathBuf>(CONFIG).ok().flatten() else {
-        return Ok(A::try_parse_from(typed)?);
+        return Ok(parse_words(typed)?);
     };
     let is_typed =
         |arg: &Arg| matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
@@ -56,7 +56,7 @@ pub(super) fn parse<A: Parser>(typed: Vec<OsString>) -> Result<A> {
         words.extend(word(arg, path, &key, &value)?);
     }
     words.extend(rest);
-    A::try_parse_from(words).map_err(|error| match error.kind() {
+    parse_words(words).map_err(|error: clap::Error| match error.kind() {
         ErrorKind::MissingRequiredArgument | ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             error.into()
         }
@@ -67,6 +67,20 @@ pub(super) fn parse<A: Parser>(typed: Vec<OsString>) -> Result<A> {
             let what = text.split("\n\n").next().unwrap_or_default();
             Usage(format!("{}: {}", path.shown(), what.trim_end())).into()
         }
+    })
+}
+
+/// Parses words. An error quotes some of them, which a pattern may have made of names of files: then it has them as
+/// they may be shown.
+fn parse_words<A: Parser>(words: Vec<OsString>) -> Result<A, clap::Error> {
+    let shown: Vec<OsString> = words
+        .iter()
+        .map(|word| word.shown().to_string().into())
+        .collect();
+    let is_plain = shown == words;
+    A::try_parse_from(words).map_err(|error| match is_plain {
+        true => error,
+        false => A::try_parse_from(shown).err().unwrap_or(error),
     })
 }
 
@@ -82,10 +96,23 @@ fn read(path: &Path) -> Result<toml::Table> {
         BadInput(format!(
             "{} is not TOML: {}",
             path.shown(),
-            error.trim_end()
+            shortened(error.trim_end())
         ))
         .into()
     })
+}
+
+/// Cuts the lines of a message that quotes a file.
+fn shortened(text: &str) -> String {
+    /// Most characters of a line.
+    const MAX_CHARS: usize = 160;
+    let lines = text
+        .lines()
+        .map(|line| match line.char_indices().nth(MAX_CHARS) {
+            None => line.to_owned(),
+            Some((at, _)) => format!("{} ...", line.get(..at).unwrap_or_default()),
+        });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Finds the option of this name.

@@ -85,14 +85,8 @@ fn write_out(text: &str) -> Result<()> {
 
 /// Prints what clap says: help and the version to stdout, usage errors to stderr.
 pub(super) fn print_clap(error: &clap::Error) -> Result<()> {
-    let typed = std::env::args_os().any(|word| word.to_string_lossy().contains(escape::is_control));
     if error.use_stderr() {
-        // It quotes words of the command line, which a pattern may have made of the names of files.
-        if typed {
-            log(error.render().to_string().trim_end());
-        } else {
-            let _ = error.print();
-        }
+        let _ = error.print();
         return Ok(());
     }
     error

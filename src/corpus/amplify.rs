@@ -8,10 +8,8 @@
 //! A Parquet file is not decoded for this, as long as the longest value of each dictionary, for every row, stays
 //! within the limit; else its documents are counted, and no further than to the limit.
 
-use std::path::Path;
 use std::sync::Arc;
 
-use ::parquet::basic::Encoding;
 use ::parquet::column::page::{Page, PageReader};
 use ::parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 use ::parquet::file::serialized_reader::SerializedPageReader;
@@ -22,6 +20,7 @@ use arrow_schema::DataType;
 use super::columns;
 use super::compression::MAX_EXPANSION;
 use crate::fs;
+use crate::guard::parquet::PageHeader;
 
 /// Bytes that documents may come to, whatever the size of the file.
 const FREE_BYTES: u64 = 64 << 20;
@@ -101,7 +100,6 @@ pub(super) enum Suspicion {
 
 /// Looks at the chunks of the column of the documents.
 pub(super) fn suspicion(
-    path: &Path,
     file: &fs::File,
     metadata: &ParquetMetaData,
     chunk_of: impl Fn(usize) -> Option<usize>,
@@ -131,13 +129,20 @@ pub(super) fn suspicion(
     }
     let most = most_bytes(size_bytes);
     let mut bytes = sum(ColumnChunkMetaData::uncompressed_size);
+    let mut num_values = 0_u64;
     for (group, chunk) in chunks() {
-        let longest = match repetition(chunk) {
-            Repetition::None => continue,
-            Repetition::Prefixes => return Ok(Suspicion::Count),
-            Repetition::Dictionary => longest_value(path, file, chunk, unsigned(group.num_rows()))?,
-        };
-        bytes = bytes.saturating_add(longest.saturating_mul(unsigned(chunk.num_values())));
+        let pages = Pages::look(file, chunk)?;
+        num_values = num_values.saturating_add(pages.num_values);
+        if let Some(reason) = too_many_values(size_bytes, num_values) {
+            return Ok(Suspicion::Certain(reason));
+        }
+        if pages.has_prefixes {
+            return Ok(Suspicion::Count);
+        }
+        if pages.has_dictionary {
+            let longest = longest_value(file, chunk, unsigned(group.num_rows()))?;
+            bytes = bytes.saturating_add(longest.saturating_mul(pages.num_values));
+        }
         if bytes > most {
             return Ok(Suspicion::Count);
         }
@@ -145,37 +150,56 @@ pub(super) fn suspicion(
     Ok(Suspicion::None)
 }
 
-/// How the values of a chunk may repeat each other.
-enum Repetition {
-    None,
-    Dictionary,
-    Prefixes,
+/// What the headers of a chunk's pages say. The footer lists encodings too, but nobody goes by that list.
+#[derive(Default)]
+struct Pages {
+    /// Values of rows.
+    num_values: u64,
+    has_dictionary: bool,
+    /// Texts are told by what they share with the one before.
+    has_prefixes: bool,
 }
 
-fn repetition(chunk: &ColumnChunkMetaData) -> Repetition {
-    let mut found = match chunk.dictionary_page_offset() {
-        Some(_) => Repetition::Dictionary,
-        None => Repetition::None,
-    };
-    for encoding in chunk.encodings() {
-        match encoding {
-            Encoding::DELTA_BYTE_ARRAY => return Repetition::Prefixes,
-            Encoding::RLE_DICTIONARY => found = Repetition::Dictionary,
-            other if other == plain_dictionary() => found = Repetition::Dictionary,
-            _ => {}
+/// Bytes in which the header of a page is looked for, and those where that is not enough: statistics may be long.
+const HEADER_BYTES: [u64; 3] = [512, 64 << 10, 16 << 20];
+
+impl Pages {
+    fn look(file: &fs::File, chunk: &ColumnChunkMetaData) -> Result<Self, String> {
+        let (mut at, len) = chunk.byte_range();
+        let end = at.saturating_add(len);
+        let size_bytes = file.size_bytes().map_err(|error| error.to_string())?;
+        let mut pages = Self::default();
+        while at < end {
+            let mut page = Err(String::new());
+            for most in HEADER_BYTES {
+                let until = at.saturating_add(most).min(end);
+                let bytes = file
+                    .read_range(at..until)
+                    .map_err(|error| error.to_string())?;
+                page = PageHeader::parse(&bytes);
+                if page.is_ok() || until == end {
+                    break;
+                }
+            }
+            let page = page?;
+            // Old writers leave the header of the dictionary out of the size of a chunk.
+            page.check(size_bytes.saturating_sub(at))?;
+            pages.has_dictionary |=
+                page.is_dictionary || PageHeader::DICTIONARY.contains(&page.encoding);
+            pages.has_prefixes |= page.encoding == PageHeader::DELTA_BYTE_ARRAY;
+            if !page.is_dictionary {
+                pages.num_values = pages.num_values.saturating_add(page.num_values);
+            }
+            at = at
+                .saturating_add(page.header_bytes)
+                .saturating_add(page.stored_bytes);
         }
+        Ok(pages)
     }
-    found
-}
-
-/// The old name of an encoding with a dictionary.
-fn plain_dictionary() -> Encoding {
-    Encoding::PLAIN_DICTIONARY
 }
 
 /// Bytes of the longest value of a chunk's dictionary. Values of a fixed width count 8.
 fn longest_value(
-    path: &Path,
     file: &fs::File,
     chunk: &ColumnChunkMetaData,
     num_rows: u64,
@@ -184,7 +208,7 @@ fn longest_value(
     if chunk.column_type() != Type::BYTE_ARRAY {
         return Ok(8);
     }
-    let failed = |error: &dyn std::fmt::Display| format!("{}{error}", path.display());
+    let failed = |error: &dyn std::fmt::Display| error.to_string();
     let file = Arc::new(file.try_clone().map_err(|error| failed(&error))?);
     let rows = usize::try_from(num_rows).unwrap_or(usize::MAX);
     let mut pages =

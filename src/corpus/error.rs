@@ -223,13 +223,13 @@ pub enum Error {
         problem: TokenFileProblem,
     },
     /// A pattern matches no file.
-    #[error("no file matches {pattern}")]
+    #[error("no file matches {}", pattern.shown())]
     NoMatch {
         /// The pattern.
         pattern: String,
     },
     /// A pattern is none.
-    #[error("{pattern}: not a pattern of file names: {reason}")]
+    #[error("{}: not a pattern of file names: {reason}", pattern.shown())]
     Pattern {
         /// The pattern.
         pattern: String,

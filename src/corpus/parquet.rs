@@ -202,7 +202,7 @@ fn refuse_amplified(
 ) -> Result<(), Error> {
     let metadata = metadata.metadata();
     let chunk_of = |group: usize| position(metadata.row_groups().get(group)?, field);
-    let suspicion = guarded_at(path, || amplify::suspicion(path, file, metadata, chunk_of))?;
+    let suspicion = guarded_at(path, || amplify::suspicion(file, metadata, chunk_of))?;
     match suspicion.map_err(|reason| damaged(path, reason))? {
         Suspicion::None => return Ok(()),
         Suspicion::Certain(reason) => return Err(damaged(path, reason)),

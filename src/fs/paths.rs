@@ -25,14 +25,21 @@ pub fn read_list(path: &Path) -> Result<Vec<PathBuf>> {
     } else {
         read_given(path, MAX_READ_BYTES)?
     };
-    if let Some(at) = memchr::memchr(0, &text) {
+    let line_of = |at: usize| {
         let before = text.get(..at).unwrap_or_default();
-        let line = 1 + memchr::memchr_iter(b'\n', before).count();
-        return Err(Unfit::Nul { line }.into()).during(Operation::ReadList, path);
+        1 + memchr::memchr_iter(b'\n', before).count()
+    };
+    let unfit = |unfit: Unfit| Err(io::Error::from(unfit)).during(Operation::ReadList, path);
+    if let Some(at) = memchr::memchr(0, &text) {
+        return unfit(Unfit::Nul { line: line_of(at) });
     }
-    let text = String::from_utf8(text)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()))
-        .during(Operation::ReadList, path)?;
+    let text = match str::from_utf8(&text) {
+        Ok(text) => text,
+        Err(error) => {
+            let line = line_of(error.valid_up_to());
+            return unfit(Unfit::NotUtf8 { line });
+        }
+    };
     Ok(text
         .lines()
         .map(str::trim)

@@ -23,6 +23,7 @@ pub(super) enum Unfit {
     NotRegular(&'static str),
     TooLarge { max_bytes: u64 },
     Nul { line: usize },
+    NotUtf8 { line: usize },
 }
 
 impl fmt::Display for Unfit {
@@ -37,6 +38,9 @@ impl fmt::Display for Unfit {
                 f,
                 "line {line} has a NUL byte, which no path has; write one path per line"
             ),
+            Self::NotUtf8 { line } => {
+                write!(f, "line {line} is not valid UTF-8; rename the file")
+            }
         }
     }
 }

@@ -15,11 +15,11 @@ use super::url::Url;
 pub struct Walked {
     /// Regular files, in byte order of the path.
     pub files: Vec<PathBuf>,
-    /// FIFOs, sockets and devices, in no order.
+    /// FIFOs, sockets and devices, in the same order.
     pub special: Vec<PathBuf>,
 }
 
-/// Asked now and then whether to stop; the error of what stops then.
+/// Asked now and then whether to go on.
 pub type KeepOn<'a> = &'a dyn Fn() -> bool;
 
 /// Returns every file below a folder, as paths that start with `dir`.
@@ -62,11 +62,13 @@ pub(super) fn walk_with(dir: &Path, what: Walk, keep_on: KeepOn<'_>) -> Result<W
             );
         }
     }
-    found.files.sort_by(|a, b| {
-        a.as_os_str()
-            .as_encoded_bytes()
-            .cmp(b.as_os_str().as_encoded_bytes())
-    });
+    for paths in [&mut found.files, &mut found.special] {
+        paths.sort_by(|a, b| {
+            a.as_os_str()
+                .as_encoded_bytes()
+                .cmp(b.as_os_str().as_encoded_bytes())
+        });
+    }
     Ok(found)
 }
 

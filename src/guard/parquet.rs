@@ -97,26 +97,16 @@ pub fn check_metadata(metadata: &[u8]) -> Result<(), String> {
 ///
 /// # Errors
 ///
-/// When there is one that is none, that reaches beyond the chunk, or that unpacks to far more than its size.
+/// When there is one that is none, that reaches beyond the chunk, or that claims far more than its size.
 pub fn check_pages(chunk: &[u8]) -> Result<u64, String> {
-    let mut reader = Reader { rest: chunk };
+    let mut rest = chunk;
     let mut num_values = 0_u64;
-    while !reader.rest.is_empty() {
-        let page = page_header(&mut reader)?;
-        let stored = u64::try_from(page.stored_bytes).map_err(|_| damaged())?;
-        let unpacked = u64::try_from(page.unpacked_bytes).map_err(|_| damaged())?;
-        let rest = usize::try_from(stored)
-            .ok()
-            .and_then(|len| reader.rest.get(len..))
-            .ok_or_else(|| format!("a page of {stored} bytes reaches beyond its column"))?;
-        if unpacked > FREE_PAGE_BYTES && unpacked / MAX_EXPANSION > stored {
-            return Err(format!(
-                "a page of {stored} bytes is said to unpack to {unpacked}, more than {MAX_EXPANSION} times its size"
-            ));
-        }
-        let values = u64::try_from(page.num_values).map_err(|_| damaged())?;
-        num_values = num_values.saturating_add(values);
-        reader.rest = rest;
+    while !rest.is_empty() {
+        let page = PageHeader::parse(rest)?;
+        page.check(rest.len() as u64)?;
+        num_values = num_values.saturating_add(page.num_values);
+        let len = usize::try_from(page.stored_bytes.saturating_add(page.header_bytes));
+        rest = rest.get(len.unwrap_or(usize::MAX)..).unwrap_or_default();
     }
     let stored = chunk.len() as u64;
     if num_values > FREE_VALUES && num_values / MAX_EXPANSION > stored {
@@ -127,37 +117,101 @@ pub fn check_pages(chunk: &[u8]) -> Result<u64, String> {
     Ok(num_values)
 }
 
-struct Page {
-    unpacked_bytes: i64,
-    stored_bytes: i64,
-    num_values: i64,
+/// What the header of a page says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageHeader {
+    /// Bytes of the header itself.
+    pub header_bytes: u64,
+    /// Bytes of what comes after it.
+    pub stored_bytes: u64,
+    /// Bytes that this unpacks to.
+    pub unpacked_bytes: u64,
+    /// Number of values.
+    pub num_values: u64,
+    /// Holds a dictionary, rather than values of rows.
+    pub is_dictionary: bool,
+    /// Number of the encoding in the format.
+    pub encoding: i64,
 }
 
-fn page_header(reader: &mut Reader<'_>) -> Result<Page, String> {
-    let mut page = Page {
-        unpacked_bytes: -1,
-        stored_bytes: -1,
-        num_values: 0,
-    };
-    let mut field = 0;
-    while let Some((id, kind)) = reader.field(&mut field)? {
-        match (id, kind) {
-            (2, I32) => page.unpacked_bytes = reader.zigzag()?,
-            (3, I32) => page.stored_bytes = reader.zigzag()?,
-            // The headers of data pages, of dictionaries, and of data pages of version 2.
-            (5 | 7 | 8, STRUCT) => {
-                let mut field = 0;
-                while let Some((id, kind)) = reader.field(&mut field)? {
-                    match (id, kind) {
-                        (1, I32) => page.num_values = reader.zigzag()?,
-                        _ => reader.skip(kind)?,
+impl PageHeader {
+    /// Number of the encoding of texts by what they share with the one before.
+    pub const DELTA_BYTE_ARRAY: i64 = 7;
+
+    /// Numbers of the encodings by places in a dictionary.
+    pub const DICTIONARY: [i64; 2] = [2, 8];
+
+    /// Parses a header at the start of bytes.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or the bytes end before it does.
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let mut reader = Reader { rest: bytes };
+        let (mut unpacked, mut stored, mut num_values, mut encoding) = (-1, -1, 0, -1);
+        let mut is_dictionary = false;
+        let mut field = 0;
+        while let Some((id, kind)) = reader.field(&mut field)? {
+            match (id, kind) {
+                (2, I32) => unpacked = reader.zigzag()?,
+                (3, I32) => stored = reader.zigzag()?,
+                // The headers of data pages, of dictionaries, and of data pages of version 2.
+                (5 | 7 | 8, STRUCT) => {
+                    is_dictionary |= id == 7;
+                    let encoding_field = if id == 8 { 4 } else { 2 };
+                    let mut field = 0;
+                    while let Some((id, kind)) = reader.field(&mut field)? {
+                        match (id, kind) {
+                            (1, I32) => num_values = reader.zigzag()?,
+                            (id, I32) if id == encoding_field => encoding = reader.zigzag()?,
+                            _ => reader.skip(kind)?,
+                        }
                     }
                 }
+                _ => reader.skip(kind)?,
             }
-            _ => reader.skip(kind)?,
         }
+        let unsigned = |number: i64| u64::try_from(number).map_err(|_| damaged());
+        Ok(Self {
+            header_bytes: (bytes.len() - reader.rest.len()) as u64,
+            stored_bytes: unsigned(stored)?,
+            unpacked_bytes: unsigned(unpacked)?,
+            num_values: unsigned(num_values)?,
+            is_dictionary,
+            encoding,
+        })
     }
-    Ok(page)
+
+    /// Checks what the header says against the bytes that are left of its column, itself included.
+    ///
+    /// # Errors
+    ///
+    /// What it says too much.
+    pub fn check(&self, bytes_left: u64) -> Result<(), String> {
+        let Self {
+            stored_bytes: stored,
+            unpacked_bytes: unpacked,
+            num_values,
+            ..
+        } = *self;
+        if stored.saturating_add(self.header_bytes) > bytes_left {
+            return Err(format!(
+                "a page of {stored} bytes reaches beyond its column"
+            ));
+        }
+        if unpacked > FREE_PAGE_BYTES && unpacked / MAX_EXPANSION > stored {
+            return Err(format!(
+                "a page of {stored} bytes is said to unpack to {unpacked}, more than {MAX_EXPANSION} times its size"
+            ));
+        }
+        // A value takes a byte at least, but truth values have no dictionary.
+        if self.is_dictionary && num_values > unpacked {
+            return Err(format!(
+                "a dictionary of {unpacked} bytes is said to have {num_values} values"
+            ));
+        }
+        Ok(())
+    }
 }
 
 fn damaged() -> String {

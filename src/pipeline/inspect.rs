@@ -188,7 +188,7 @@ pub(super) fn tokenizer_of_set(
         if tokenizer.fingerprint() != wanted.fingerprint {
             return Err(BadInput(format!(
                 "the tokenizer of {source} is not the one that the set was made with, that of {}",
-                wanted.path
+                wanted.path.shown()
             ))
             .into());
         }
@@ -202,7 +202,7 @@ pub(super) fn tokenizer_of_set(
             progress.note(&format!(
                 "{} is not there, or has another tokenizer: there will be ids, but no text; --tokenizer \
                  names a model that has it",
-                wanted.path
+                wanted.path.shown()
             ));
             Ok(None)
         }

@@ -13,30 +13,33 @@ mod imports;
 const ALLOWED: &[(&[&str], &[&str])] = &[
     (&["escape"], &[]),
     (&["types"], &[]),
-    (&["fs"], &[]),
+    (&["fs"], &["escape"]),
     (&["guard"], &[]),
-    (&["corpus"], &["types", "fs", "guard"]),
-    (&["tokenize"], &["types", "fs", "guard"]),
+    (&["corpus"], &["escape", "types", "fs", "guard"]),
+    (&["tokenize"], &["escape", "types", "fs", "guard"]),
     (&["pack"], &["types"]),
-    (&["model"], &["types", "fs", "guard"]),
+    (&["model"], &["escape", "types", "fs", "guard"]),
     (&["demo"], &["model"]),
     (&["weight"], &["types"]),
     (&["loss"], &["types", "weight"]),
     (&["optim"], &["model"]),
     (&["schedule"], &[]),
-    (&["checkpoint"], &["fs", "model", "optim"]),
+    (&["checkpoint"], &["escape", "fs", "model", "optim"]),
     (&["tensorboard"], &["fs"]),
     (&["shard::row"], &["types"]),
     (&["shard::schema"], &["types"]),
     (&["shard::layout"], &["shard::schema"]),
-    (&["shard::error"], &["fs", "shard::layout", "shard::schema"]),
+    (
+        &["shard::error"],
+        &["escape", "fs", "shard::layout", "shard::schema"],
+    ),
     (&["shard::seal"], &["fs", "shard::schema"]),
     (&["shard::json"], &["fs", "shard::error"]),
     (
         &["shard::columns"],
         &["types", "shard::row", "shard::schema"],
     ),
-    (&["shard::container"], &["shard::schema"]),
+    (&["shard::container"], &["guard", "shard::schema"]),
     (
         &["shard::sink"],
         &["shard::error", "shard::schema", "shard::seal"],
@@ -44,6 +47,7 @@ const ALLOWED: &[(&[&str], &[&str])] = &[
     (
         &["shard::description"],
         &[
+            "escape",
             "fs",
             "guard",
             "shard::error",
@@ -148,6 +152,7 @@ const ALLOWED: &[(&[&str], &[&str])] = &[
     (
         &["pipeline"],
         &[
+            "escape",
             "types",
             "fs",
             "corpus",
@@ -180,6 +185,8 @@ const ALLOWED: &[(&[&str], &[&str])] = &[
     (
         &["cli"],
         &[
+            "escape",
+            "guard",
             "types",
             "pipeline",
             "fs",

@@ -63,7 +63,7 @@ pub(in super::super) fn check_tokenizer(
         return Err(BadInput(format!(
             "the set in {} was tokenized with the tokenizer of {} (fingerprint {}), but that of {model} is another (fingerprint {tokenizer}); their ids do not mean the same\nhint: score the corpus again with an RL model that shares the tokenizer of {model}",
             dir.shown(),
-            wanted.path,
+            wanted.path.shown(),
             wanted.fingerprint
         ))
         .into());

@@ -64,9 +64,10 @@ pub(super) fn refuse_foreign_files(output: &Path) -> Result<()> {
         let is_empty = || Ok::<bool, fs::Error>(fs::size_bytes(&output.join(&*name))? == 0);
         if is_written(&name) && !(name == METRICS_FILE && is_empty()?) {
             return Err(Usage(format!(
-                "{} holds {name}, but no {RUN_FILE} that says it is of a run of remit-anneal\nhint: give another -o, or an \
+                "{} holds {}, but no {RUN_FILE} that says it is of a run of remit-anneal\nhint: give another -o, or an \
                  empty folder",
-                output.shown()
+                output.shown(),
+                name.shown()
             ))
             .into());
         }
