@@ -4,21 +4,23 @@ use std::fmt;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use tokenizers::{ModelWrapper, Tokenizer};
+use tokenizers::Tokenizer;
 
 use crate::escape::Show as _;
 use crate::fs::Digest;
-use crate::guard;
 use crate::types::{Content, Document, Reject, TokenId, TokenizedDocument};
 
 mod apart;
 mod canonical;
 mod limits;
+mod load;
 
 pub use apart::TOKENIZERS;
 
+use apart::Refusal;
 use canonical::Canonical;
 pub use canonical::Difference;
+use load::{guarded, load};
 
 /// What can go wrong between text and ids.
 #[derive(Debug, thiserror::Error)]
@@ -160,19 +162,14 @@ impl TextTokenizer {
             name: name.to_owned(),
             reason,
         };
-        apart::check(tokenizer_json, name)?;
-        let loaded = Self::load(tokenizer_json).map_err(failed)?;
-        Ok(Self {
-            name: name.to_owned(),
-            ..loaded
-        })
-    }
-
-    /// Loads a tokenizer, as yet without a name.
-    fn load(tokenizer_json: &[u8]) -> Result<Self, String> {
-        limits::check(tokenizer_json)?;
-        let tokenizer = guarded(|| deterministic(Tokenizer::from_bytes(tokenizer_json)?))?;
-        let canonical = Canonical::of(&tokenizer)?;
+        apart::check(tokenizer_json).map_err(|refusal| match refusal {
+            Refusal::Bad(reason) => failed(reason),
+            Refusal::NoProcess(source) => Error::Trial {
+                name: name.to_owned(),
+                source,
+            },
+        })?;
+        let (tokenizer, canonical) = load(tokenizer_json).map_err(failed)?;
         let vocab_size = tokenizer
             .get_vocab(true)
             .into_values()
@@ -180,7 +177,7 @@ impl TextTokenizer {
             .and_then(|id| usize::try_from(id).ok())
             .map_or(0, |id| id.saturating_add(1));
         Ok(Self {
-            name: String::new(),
+            name: name.to_owned(),
             tokenizer,
             special: SpecialTokens::default(),
             canonical,
@@ -384,25 +381,6 @@ impl TextTokenizer {
             }),
         }
     }
-}
-
-/// Switches off what makes ids depend on anything but the text.
-fn deterministic(mut tokenizer: Tokenizer) -> tokenizers::Result<Tokenizer> {
-    tokenizer.with_padding(None);
-    tokenizer.with_truncation(None)?;
-    if let ModelWrapper::BPE(bpe) = tokenizer.get_model()
-        && bpe.dropout.is_some()
-    {
-        let mut bpe = bpe.clone();
-        bpe.dropout = None;
-        tokenizer.with_model(bpe);
-    }
-    Ok(tokenizer)
-}
-
-/// Runs a call into the tokenizer, which panics on some inconsistent files.
-fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
-    guard::guarded(call)?.map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ mod log;
 mod operation;
 mod paths;
 mod pattern;
+mod read;
 mod regular;
 #[cfg(not(feature = "object-store"))]
 #[path = "no_remote.rs"]
@@ -47,6 +48,7 @@ pub use paths::{
     lacks_bucket, list, read_list, remove_file, size_bytes,
 };
 pub use pattern::{GlobError, glob, matches};
-pub use regular::{MAX_READ_BYTES, expect_regular, read, read_at_most, read_given};
+pub use read::{MAX_READ_BYTES, read, read_at_most, read_given};
+pub use regular::expect_regular;
 pub use stamp::{Stamp, stamp};
 pub use walk::{KeepOn, Walked, walk};

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::error::{Context, Result, attempt};
 use super::operation::Operation;
-use super::regular::{MAX_READ_BYTES, Unfit, read_given, take_at_most};
+use super::read::{MAX_READ_BYTES, read_given, take_at_most};
+use super::regular::Unfit;
 use super::remote;
 use super::url::Url;
 

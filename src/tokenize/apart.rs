@@ -9,10 +9,10 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Error, TextTokenizer};
+use super::load::{guarded, load};
 use crate::fs::Digest;
-use crate::guard::guarded;
-use crate::guard::process::{self, Failure, Kind, Session, Source, Task};
+use crate::guard::process::{Failure, Kind, Session, Source, Task};
+use crate::guard::{self, process};
 
 /// How a process tries a tokenizer.
 pub const TOKENIZERS: Kind = Kind {
@@ -26,12 +26,20 @@ const PROBES: [&str; 3] = ["a", "0", "the quick brown fox, 123\n"];
 /// Digests of the files that were tried.
 static TRIED: Mutex<Vec<Digest>> = Mutex::new(Vec::new());
 
+/// Why a file was not survived.
+pub(super) enum Refusal {
+    /// It is bad.
+    Bad(String),
+    /// No process could try it.
+    NoProcess(io::Error),
+}
+
 /// Refuses a file that can't be loaded within limits.
 ///
 /// # Errors
 ///
 /// What is wrong with it.
-pub(super) fn check(json: &[u8], name: &str) -> Result<(), Error> {
+pub(super) fn check(json: &[u8]) -> Result<(), Refusal> {
     if !process::has_program() {
         return Ok(());
     }
@@ -40,10 +48,6 @@ pub(super) fn check(json: &[u8], name: &str) -> Result<(), Error> {
     if tried().contains(&digest) {
         return Ok(());
     }
-    let refused = |reason| Error::Load {
-        name: name.to_owned(),
-        reason,
-    };
     let bytes = Bytes(json.to_vec());
     let answer = Session::open(TOKENIZERS, Arc::new(bytes)).and_then(|mut trial| trial.call(&[]));
     match answer {
@@ -52,13 +56,10 @@ pub(super) fn check(json: &[u8], name: &str) -> Result<(), Error> {
             Ok(())
         }
         Err(Failure::Refused(reason)) => {
-            Err(refused(String::from_utf8_lossy(&reason).into_owned()))
+            Err(Refusal::Bad(String::from_utf8_lossy(&reason).into_owned()))
         }
-        Err(Failure::Died(death)) => Err(refused(death.to_string())),
-        Err(Failure::Source(source) | Failure::Start(source)) => Err(Error::Trial {
-            name: name.to_owned(),
-            source,
-        }),
+        Err(Failure::Died(death)) => Err(Refusal::Bad(death.to_string())),
+        Err(Failure::Source(source) | Failure::Start(source)) => Err(Refusal::NoProcess(source)),
     }
 }
 
@@ -87,17 +88,18 @@ impl Task for Trial {
             .0
             .read(0..self.0.size_bytes())
             .map_err(|error| error.to_string())
-            .and_then(|json| guarded(|| try_out(&json)).and_then(|tried| tried));
+            .and_then(|json| guard::guarded(|| try_out(&json)).and_then(|tried| tried));
         tried.map(|()| Vec::new()).map_err(String::into_bytes)
     }
 }
 
 fn try_out(json: &[u8]) -> Result<(), String> {
-    let tokenizer = TextTokenizer::load(json)?;
-    tokenizer.default_bos();
+    let (tokenizer, _) = load(json)?;
     for probe in PROBES {
-        // What can't be encoded is an error of the document, not of the tokenizer.
-        let _ = super::guarded(|| tokenizer.tokenizer.encode_fast(probe, false));
+        for with_template in [false, true] {
+            // What can't be encoded is an error of the document, not of the tokenizer.
+            let _ = guarded(|| tokenizer.encode_fast(probe, with_template));
+        }
     }
     Ok(())
 }
