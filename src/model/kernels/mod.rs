@@ -6,7 +6,7 @@
 //! once, with the device; nothing above this module asks where a tensor is.
 //!
 //! A new backend is a struct in a folder of its own that implements [`Kernels`], and a line in
-//! `conformance.rs`, which runs every operation of every backend against the portable one and against f64.
+//! `conformance/mod.rs`, which runs every operation of every backend against the portable one and against f64.
 
 mod backend;
 #[cfg(test)]
