@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::fs::{self, Digest, MappedFile};
-use crate::model::{self, Entry, Parameters};
+use crate::model::{self, Content, Entry, Parameters};
 use crate::optim::AdamW;
 
 /// Folder of the checkpoints in an output folder.
@@ -137,7 +137,7 @@ pub fn save(
             entries.push(Entry {
                 name: format!("{kind}{}", parameter.name),
                 dtype: Dtype::F32,
-                tensor,
+                content: Content::Tensor(tensor),
             });
         }
     }

@@ -299,7 +299,7 @@ pub fn model(
     };
     Ok(ModelReport {
         model: source.to_string(),
-        model_type: architecture.model_type.clone(),
+        model_type: architecture.outer_model_type().to_owned(),
         files: weights
             .files()
             .map(|(name, bytes)| (name.to_owned(), bytes))

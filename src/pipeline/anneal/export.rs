@@ -164,7 +164,7 @@ pub(super) fn write(plan: &Plan<'_>, trained: &Trained, losses: Option<&LossChan
             fs::remove_file(&dir.join(&name))?;
         }
     }
-    model::write_weights(dir, trained.model.stored(), plan.output.max_shard_bytes)?;
+    model::write_weights(dir, plan.initial.weights(), trained.model.stored(), plan.output.max_shard_bytes)?;
     for name in CARRIED_OVER {
         if let Some(content) = plan.initial.file(name)? {
             fs::write_atomic(&dir.join(name), &content)?;

@@ -91,7 +91,7 @@ fn plan(
     let identity = |model: &OpenModel| ModelIdentity {
         path: model.to_string(),
         fingerprint: model.fingerprint(),
-        model_type: model.architecture().model_type.clone(),
+        model_type: model.architecture().outer_model_type().to_owned(),
         dtype: compute.dtype.to_string(),
         device: compute.device.kind().to_owned(),
     };
