@@ -21,7 +21,7 @@ use crate::optim::{
 use crate::pipeline::anneal::{
     AnnealOptions, AnnealReport, CheckpointOptions, ComputeOptions, DEFAULT_BATCH_TOKENS,
     DEFAULT_KEEP, DEFAULT_MAX_SHARD_BYTES, DEFAULT_MICRO_BATCH_TOKENS, DEFAULT_SAVE_EVERY,
-    EvalOptions, EvalRows, Invocation, Length, LossChange, LossOptions, OnNonFinite,
+    EvalOptions, EvalRows, Invocation, Length, METRICS_FILE, LossChange, LossOptions, OnNonFinite,
     OptimizationOptions, OutputOptions, Resume,
 };
 use crate::pipeline::{self, StopFlag, Usage};
@@ -52,6 +52,15 @@ pub struct AnnealArgs {
     #[arg(long, value_name = "DIR")]
     #[serde(serialize_with = "lossy_option")]
     model: Option<PathBuf>,
+
+    /// Accept this field of config.json though it is not understood; may be repeated [default: as scored]
+    #[arg(long = "ignore-config-field", value_name = "NAME")]
+    #[serde(rename = "ignore-config-field", skip_serializing_if = "Vec::is_empty")]
+    ignore_config_fields: Vec<String>,
+
+    /// Make warnings about models and weights that can't be meant an error
+    #[arg(long)]
+    strict: bool,
 
     /// Folder for the annealed model
     #[arg(short, long, value_name = "DIR", default_value = "annealed")]
@@ -310,6 +319,8 @@ pub(super) fn resolve(args: AnnealArgs) -> Result<Resolved> {
     let AnnealArgs {
         weights,
         model,
+        ignore_config_fields,
+        strict,
         output,
         config: _,
         print_config: _,
@@ -384,6 +395,8 @@ pub(super) fn resolve(args: AnnealArgs) -> Result<Resolved> {
         options: AnnealOptions {
             weights,
             model: model.map(ModelSource::Directory),
+            ignored_fields: ignore_config_fields,
+            strict,
             loss: LossOptions {
                 weighting,
                 epsilon,
@@ -492,7 +505,8 @@ fn as_text(report: &AnnealReport) -> String {
         text.push_str(&change(losses));
     }
     text.push_str(&format!(
-        "{output} is a Hugging Face directory; {output}/metrics.jsonl has every step\n"
+        "{output} is a Hugging Face directory; {} has every step\n",
+        report.output.join(METRICS_FILE).display()
     ));
     text
 }

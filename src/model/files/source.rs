@@ -99,6 +99,17 @@ impl ModelSource {
         })
     }
 
+    /// Lists the names in a folder of the model, in byte order; none if it has no such folder.
+    pub fn list_in(&self, folder: &str) -> Result<Vec<String>, Error> {
+        match self {
+            Self::Directory(dir) if fs::is_dir(&dir.join(folder))? => Ok(fs::list(&dir.join(folder))?
+                .into_iter()
+                .filter_map(|name| name.into_string().ok())
+                .collect()),
+            _ => Ok(Vec::new()),
+        }
+    }
+
     /// Opens a file of the model, to be read at random; `None` when it has no such file.
     pub(super) fn open(&self, name: &str) -> Result<Option<ModelFile>, Error> {
         match self {
@@ -141,7 +152,7 @@ impl ModelSource {
         if content.len() <= MAX_POINTER_BYTES && content.starts_with(b"version https://git-lfs") {
             let text = String::from_utf8_lossy(content);
             let size = text.lines().find_map(|line| line.strip_prefix("size "));
-            let size = size.map_or(String::new(), |size| format!(" of {size} bytes"));
+            let size = size.map_or(String::new(), |size| format!(" (size {size})"));
             return placeholder(
                 format!("a pointer of Git LFS, which stands for a file{size}"),
                 format!("run git lfs pull in {self}, or download it with hf download"),

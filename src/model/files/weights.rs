@@ -327,6 +327,14 @@ impl ModelWeights {
 fn weight_files(source: &ModelSource) -> Result<Vec<String>, Error> {
     let names = source.list()?;
     let has = |name: &str| names.iter().any(|n| n == name);
+    if has("adapter_config.json") && (has(SINGLE_FILE) || has(INDEX_FILE)) {
+        return Err(Error::TensorNames {
+            model: source.to_string(),
+            problem: "stand beside an adapter, adapter_config.json, which transformers would apply if peft is installed"
+                .to_owned(),
+            hint: "merge the adapter, or remove its files if the weights have it merged".to_owned(),
+        });
+    }
     if has(SINGLE_FILE) {
         return Ok(vec![SINGLE_FILE.to_owned()]);
     }

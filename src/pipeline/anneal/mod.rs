@@ -3,6 +3,7 @@
 //! A run has three parts. `prepare` opens, checks and plans; whatever can refuse a run is there. `train` takes the
 //! steps of the plan, and writes logs and checkpoints. `finish` exports the model and reports.
 
+mod carried;
 mod compat;
 mod evaluate;
 mod export;

@@ -70,6 +70,11 @@ pub struct AnnealOptions {
     pub weights: PathBuf,
     /// The initial model; `None` for the base of the manifest.
     pub model: Option<ModelSource>,
+    /// Fields of its config.json that are accepted though they are not understood, besides those that the set was
+    /// scored with.
+    pub ignored_fields: Vec<String>,
+    /// Makes signals that mean nothing an error.
+    pub strict: bool,
     /// The loss to minimise.
     pub loss: LossOptions,
     /// The optimizer and its schedule.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::carried::Carried;
 use super::evaluate::Rows;
 use super::options::{CheckpointOptions, Invocation, OutputOptions};
 use super::resume::ResumePoint;
@@ -17,6 +18,8 @@ use crate::shard::read::ShardSet;
 pub(super) struct Plan<'a> {
     /// The initial model.
     pub initial: &'a OpenModel,
+    /// What the export carries over from it.
+    pub carried: &'a Carried,
     /// The set to train on, as its manifest describes it.
     pub manifest: &'a Manifest,
     /// Its rows, in the order of training.
@@ -39,6 +42,8 @@ pub(super) struct Plan<'a> {
     pub output: &'a OutputOptions,
     /// The set's folder as it was given, for the record.
     pub weights: &'a Path,
+    /// Makes signals that mean nothing an error.
+    pub strict: bool,
     /// The command that was invoked, for the record.
     pub invocation: &'a Invocation,
 }

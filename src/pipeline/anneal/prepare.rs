@@ -51,6 +51,7 @@ pub(super) fn prepare<'a>(
         set,
         eval_set,
         initial,
+        carried,
     } = inputs;
     let holdout = match &options.eval {
         Some(EvalOptions {
@@ -123,6 +124,7 @@ pub(super) fn prepare<'a>(
     let eval_every = options.eval.as_ref().and_then(|eval| eval.every);
     let plan = Plan {
         initial,
+        carried,
         manifest: set.manifest(),
         order,
         eval_set: eval_set.as_ref(),
@@ -139,6 +141,7 @@ pub(super) fn prepare<'a>(
         output,
         invocation: &options.invocation,
         weights: &options.weights,
+        strict: options.strict,
     };
     let start = Start {
         metrics_log,

@@ -62,15 +62,34 @@ pub(super) fn refuse_foreign_files(output: &Path) -> Result<()> {
         // A run that was killed at its start leaves an empty log.
         let is_empty = || Ok::<bool, fs::Error>(fs::size_bytes(&output.join(&*name))? == 0);
         if is_written(&name) && !(name == METRICS_FILE && is_empty()?) {
-            return Err(Usage(format!(
-                "{} holds {name}, but no {RUN_FILE} that says it is of a run of remit-anneal\nhint: give another -o, or an \
-                 empty folder",
-                output.display()
-            ))
-            .into());
+            return Err(holds_foreign_file(output, &name));
         }
     }
     Ok(())
+}
+
+/// Refuses a folder that holds one of the files that an export is going to write, and no run.json that says that it is
+/// a run's.
+pub(super) fn refuse_overwriting<'a>(
+    output: &Path,
+    mut names: impl Iterator<Item = &'a str>,
+) -> Result<()> {
+    if !fs::is_dir(output)? || load(output)?.is_some() {
+        return Ok(());
+    }
+    names.try_for_each(|name| match fs::exists(&output.join(name))? {
+        true => Err(holds_foreign_file(output, name)),
+        false => Ok(()),
+    })
+}
+
+fn holds_foreign_file(output: &Path, name: &str) -> anyhow::Error {
+    Usage(format!(
+        "{} holds {name}, but no {RUN_FILE} that says it is of a run of remit-anneal\nhint: give another -o, or an empty \
+         folder",
+        output.display()
+    ))
+    .into()
 }
 
 /// Returns whether a folder holds the finished model of a run with these settings.

@@ -10,9 +10,10 @@ mod prepare;
 mod resume;
 mod special;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 
+use super::signals;
 use super::stages::{self, ShardSink};
 use super::{Progress, StopFlag};
 use crate::corpus::Part;
@@ -100,7 +101,16 @@ pub fn run(
         missing = missing_parts(output, *format, corpus.parts())?;
     }
     if missing.is_empty() {
-        report.manifest = Some(complete(output, plan, &mine, progress)?);
+        let manifest = complete(output, plan, &mine, progress)?;
+        let signals = signals::of_statistics(
+            &manifest.totals,
+            &manifest.sources,
+            manifest.plan.formula.as_ref(),
+            models.vocab_size,
+        );
+        signals::report(&signals, options.strict, progress)
+            .with_context(|| format!("{} is complete, but", output.display()))?;
+        report.manifest = Some(manifest);
     }
     report.missing_parts = missing;
     Ok(report)

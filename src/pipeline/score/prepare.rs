@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::super::device::open_device;
+use super::super::signals;
 use super::super::{Progress, StopFlag};
 use super::models::Models;
 use super::options::ScoreOptions;
@@ -66,6 +67,10 @@ impl Prepared {
             trained: false,
         };
         let plan = plan(options, &models, &corpus, &compute)?;
+        if let Some(base) = &models.base {
+            let signals = signals::of_pair(&models.rl, base)?;
+            signals::report(&signals, options.strict, progress)?;
+        }
         Ok(Self {
             corpus,
             models,
@@ -95,6 +100,13 @@ fn plan(
         dtype: compute.dtype.to_string(),
         device: compute.device.kind().to_owned(),
     };
+    let mut ignored_config_fields: Vec<String> = [Some(&models.rl), models.base.as_ref()]
+        .into_iter()
+        .flatten()
+        .flat_map(|model| model.ignored_fields().to_vec())
+        .collect();
+    ignored_config_fields.sort_unstable();
+    ignored_config_fields.dedup();
     let has_token_files = corpus
         .files()
         .iter()
@@ -123,6 +135,7 @@ fn plan(
         token_dtype: input.token_dtype.filter(|_| has_token_files),
         separator: corpus.options().separator.filter(|_| has_token_files),
         part_bytes: corpus.part_bytes(),
+        ignored_config_fields,
         num_parts: u32::try_from(corpus.parts().len()).context("the corpus has too many parts")?,
         corpus: corpus
             .files()
