@@ -85,7 +85,9 @@ fn find<'a>(command: &'a Command, path: &Path, key: &str) -> Result<&'a Arg> {
         .get_arguments()
         .any(|arg| arg.get_long() == Some(&with_dashes))
     {
-        false if let Some(meant) = super::mistakes::meant(command, key) => format!("here it is {meant}"),
+        false if let Some(meant) = super::mistakes::meant(command, key) => {
+            format!("here it is {meant}")
+        }
         true if with_dashes != key => format!("it is spelled {with_dashes}"),
         _ => "keys are the names of the flags, without the dashes before them; --help lists them"
             .to_owned(),

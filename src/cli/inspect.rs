@@ -297,7 +297,8 @@ pub fn run(args: InspectArgs) -> Result<()> {
             _,
         ) => {
             let source = ModelSource::Directory(model);
-            let report = pipeline::inspect::model(&source, seq_len, check_values, &ignore_config_fields)?;
+            let report =
+                pipeline::inspect::model(&source, seq_len, check_values, &ignore_config_fields)?;
             super::print(&if json {
                 format!("{}\n", serde_json::to_string(&report)?)
             } else {

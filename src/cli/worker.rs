@@ -83,8 +83,7 @@ impl<F: Fn(&str) -> Option<String>> Environment<F> {
             None => (SLURM_RANK, SLURM_SIZE),
         };
         for (variable, count_variable) in RANKS.into_iter().chain([slurm]) {
-            let (Some(index), Some(count)) =
-                (self.number(variable)?, self.number(count_variable)?)
+            let (Some(index), Some(count)) = (self.number(variable)?, self.number(count_variable)?)
             else {
                 continue;
             };
@@ -408,8 +407,16 @@ mod tests {
             ("WORLD_SIZE", "16"),
         ];
         for (count, environment, beginning) in [
-            (None, &batch[..], "SLURM_NTASKS is 8, but no srun started this process"),
-            (None, &[("RANK", "1")], "RANK is 1, but WORLD_SIZE is not set"),
+            (
+                None,
+                &batch[..],
+                "SLURM_NTASKS is 8, but no srun started this process",
+            ),
+            (
+                None,
+                &[("RANK", "1")],
+                "RANK is 1, but WORLD_SIZE is not set",
+            ),
             (
                 None,
                 &in_array,

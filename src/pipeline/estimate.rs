@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde::Serialize;
 
-use super::score::{Prepared, ScoreOptions, compare_plan, missing_parts, shard_options};
+use super::score::{
+    Prepared, ScoreOptions, compare_plan, is_one_model, missing_parts, shard_options,
+};
 use super::stages::RowScorer;
 use super::{Progress, StopFlag, signals};
 use crate::corpus::Part;
@@ -111,6 +113,7 @@ pub fn run(options: &ScoreOptions, stop: &StopFlag, progress: &dyn Progress) -> 
         &BTreeMap::new(),
         formula.as_ref(),
         prepared.models.vocab_size,
+        is_one_model(&prepared.plan),
     );
     signals::report(&signals, options.strict, progress)?;
 

@@ -315,7 +315,10 @@ pub fn model(
     let parameters = architecture.num_parameters();
     let embedding = architecture.vocab_size as u64 * architecture.hidden_size as u64;
     let forward = architecture.forward_flops_per_token(seq_len);
-    let tokenizer = match opened.as_ref().map_or_else(|| tokenizer_in(source), tokenizer_of) {
+    let tokenizer = match opened
+        .as_ref()
+        .map_or_else(|| tokenizer_in(source), tokenizer_of)
+    {
         Err(error) => Err(format!("{error:#}")),
         Ok(tokenizer) if tokenizer.vocab_size() > architecture.vocab_size => Err(format!(
             "it has ids up to {}, but the model has {} embeddings",
@@ -334,10 +337,14 @@ pub fn model(
         max_position_embeddings: longest,
         weights_problem,
         ignored_config_fields,
-        files: opened.iter().flat_map(|model| model.weights().files())
+        files: opened
+            .iter()
+            .flat_map(|model| model.weights().files())
             .map(|(name, bytes)| (name.to_owned(), bytes))
             .collect(),
-        dtypes: opened.as_ref().map_or_else(String::new, |model| model.weights().dtype_names()),
+        dtypes: opened
+            .as_ref()
+            .map_or_else(String::new, |model| model.weights().dtype_names()),
         num_tensors: architecture.tensors().len(),
         values_checked: check_values,
         parameters,

@@ -28,8 +28,20 @@ const NEARLY_ALL: f64 = 0.95;
 /// Words in the names of base models, and in those of models after RL or instruction tuning.
 const BASE_WORDS: [&str; 4] = ["base", "pt", "pretrain", "pretrained"];
 const RL_WORDS: [&str; 14] = [
-    "rl", "rlhf", "rlvr", "instruct", "it", "chat", "thinking", "think", "reasoning", "sft", "dpo", "ppo",
-    "grpo", "zero",
+    "rl",
+    "rlhf",
+    "rlvr",
+    "instruct",
+    "it",
+    "chat",
+    "thinking",
+    "think",
+    "reasoning",
+    "sft",
+    "dpo",
+    "ppo",
+    "grpo",
+    "zero",
 ];
 
 /// Warns of each signal, or makes them an error if `strict`.
@@ -59,7 +71,8 @@ pub(super) fn of_pair(rl: &OpenModel, base: &OpenModel) -> Result<Vec<String>, m
     }
     let names = [rl, base].map(|model| words(&model.to_string()));
     let [rl_words, base_words] = &names;
-    let has = |name: &[String], words: &[&str]| name.iter().any(|word| words.contains(&word.as_str()));
+    let has =
+        |name: &[String], words: &[&str]| name.iter().any(|word| words.contains(&word.as_str()));
     let is_named_otherwise = (has(rl_words, &BASE_WORDS) && !has(base_words, &BASE_WORDS))
         || (has(base_words, &RL_WORDS) && !has(rl_words, &RL_WORDS));
     let [rl_chats, base_chats] = [has_chat_template(rl)?, has_chat_template(base)?];
@@ -88,12 +101,13 @@ pub(super) fn of_learner(learner: &OpenModel, dir: &Path, manifest: &Manifest) -
     )]
 }
 
-/// Tells what is odd about log-probs and weights. `sources` are those of the rows, if they were told apart.
+/// Tells what is odd about log-probs and weights. Of one model in both places it is no news that they agree. `sources` are those of the rows, if they were told apart.
 pub(super) fn of_statistics(
     all: &Statistics,
     sources: &BTreeMap<String, Statistics>,
     formula: Option<&WeightFormula>,
     vocab_size: usize,
+    is_one_model: bool,
 ) -> Vec<String> {
     let mut signals = Vec::new();
     if let Some(perplexity) = all.rl_perplexity {
@@ -101,12 +115,12 @@ pub(super) fn of_statistics(
             .base_logprob_mean
             .zip(all.rl_logprob_mean)
             .map_or(0.0, |(base, rl)| base - rl);
-        let of_base = all
-            .base_perplexity
-            .map_or(String::new(), |base| format!(", and that of the base {base:.3}"));
+        let of_base = all.base_perplexity.map_or(String::new(), |base| {
+            format!(", and that of the base {base:.3}")
+        });
         if perplexity >= vocab_size as f64 / 2.0 {
             signals.push(format!(
-                "the text is noise to the RL model: its perplexity is {perplexity:.0}{of_base}, where guessing among its \
+                "the text is noise to the RL model: its perplexity is {perplexity:.3}{of_base}, where guessing among its \
                  {vocab_size} tokens gives {vocab_size}: look at whether the weights are trained and the tokenizer is \
                  theirs (remit-inspect show prints a row), and whether the corpus is text"
             ));
@@ -126,9 +140,10 @@ pub(super) fn of_statistics(
         && formula.epsilon() > 0.0
         && all.targets > 0
     {
-        let at_bounds = weight.share_at_lower + weight.share_at_upper;
+        // With bounds that are nearly one, a weight is at both.
+        let at_bounds = (weight.share_at_lower + weight.share_at_upper).min(1.0);
         let (lower, upper) = formula.bounds();
-        if weight.p95 - weight.p05 < 0.01 * f64::from(formula.epsilon()) {
+        if !is_one_model && weight.p95 - weight.p05 < 0.01 * f64::from(formula.epsilon()) {
             signals.push(format!(
                 "nine of ten weights lie between {:.4} and {:.4}: the RL model and the base hardly differ on this text; \
                  look at whether they are two models",
@@ -211,7 +226,7 @@ mod tests {
 
     fn first(all: &Statistics) -> String {
         let sources = BTreeMap::from([("a".to_owned(), all.clone())]);
-        let signals = of_statistics(all, &sources, None, 1000);
+        let signals = of_statistics(all, &sources, None, 1000, false);
         assert!(signals.len() <= 1, "{signals:?}");
         signals.into_iter().next().unwrap_or_default()
     }
@@ -220,8 +235,12 @@ mod tests {
     fn a_text_is_noise_near_the_size_of_the_vocabulary_and_far_where_the_base_knows_it() {
         assert!(first(&statistics(-6.3, None)).starts_with("the text is noise to the RL model"));
         assert_eq!(first(&statistics(-6.1, None)), "");
-        assert!(first(&statistics(-4.0, Some(-2.5))).starts_with("the text is far from the RL model"));
-        assert!(first(&statistics(-4.0, Some(-3.4))).starts_with("the base finds nearly all sources"));
+        assert!(
+            first(&statistics(-4.0, Some(-2.5))).starts_with("the text is far from the RL model")
+        );
+        assert!(
+            first(&statistics(-4.0, Some(-3.4))).starts_with("the base finds nearly all sources")
+        );
         assert_eq!(first(&statistics(-4.0, Some(-3.6))), "");
         assert_eq!(first(&statistics(-2.0, Some(-4.0))), "");
     }

@@ -76,7 +76,11 @@ fn hint_of_no_set(dir: &Path) -> String {
     let has = |name: &str| fs::exists(&dir.join(name)).unwrap_or(false);
     let shown = dir.display();
     if has("config.json") {
-        let of_run = if has("run.json") { " that remit-anneal made" } else { "" };
+        let of_run = if has("run.json") {
+            " that remit-anneal made"
+        } else {
+            ""
+        };
         return format!(
             "it is a model{of_run}: remit-inspect model {shown} describes it, and remit-inspect compare A B --weights SET \
              measures losses of two"
@@ -85,9 +89,10 @@ fn hint_of_no_set(dir: &Path) -> String {
     if has("run.json") {
         return "it is a run of remit-anneal that is not finished; the same command, run again, resumes it".to_owned();
     }
-    let below = fs::list(dir).unwrap_or_default().into_iter().find(|name| {
-        fs::is_dir(&dir.join(name).join(DESCRIPTION_DIR)).unwrap_or(false)
-    });
+    let below = fs::list(dir)
+        .unwrap_or_default()
+        .into_iter()
+        .find(|name| fs::is_dir(&dir.join(name).join(DESCRIPTION_DIR)).unwrap_or(false));
     match below {
         Some(name) => format!("there is a set further down: {}", dir.join(name).display()),
         None => "remit-score INPUT -o DIR makes one".to_owned(),

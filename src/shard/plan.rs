@@ -198,7 +198,9 @@ impl Plan {
         // A setting with its default may be left out of either.
         let fields: BTreeSet<&String> = mine.keys().chain(theirs.keys()).collect();
         for field in fields {
-            let value = |plan: &serde_json::Map<String, Value>| plan.get(field).cloned().unwrap_or_default();
+            let value = |plan: &serde_json::Map<String, Value>| {
+                plan.get(field).cloned().unwrap_or_default()
+            };
             let (mine, theirs) = (&value(&mine), &value(&theirs));
             match field.as_str() {
                 "corpus" => lines.extend(corpus_difference(&self.corpus, &other.corpus)),

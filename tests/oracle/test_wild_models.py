@@ -173,15 +173,159 @@ def test_a_config_of_qwen2_5_vl_without_a_text_config_is_read(run, document, tmp
     assert largest_difference(rows, load(folder, "Qwen2_5_VLForConditionalGeneration")) < 1e-4
 
 
-@pytest.mark.parametrize("name", MULTIMODAL)
-def test_what_a_text_config_leaves_out_is_what_transformers_puts_there(name, run, tmp_path):
-    class_name, model_type, text, rest = MULTIMODAL[name]
-    config = {"model_type": model_type, "text_config": {"model_type": text["model_type"]}, **rest}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    found = json.loads(run("remit-inspect", "model", tmp_path, "--json").stdout)
-    theirs = AutoConfig.from_pretrained(tmp_path)
+def parameters_of_text(folder, class_name):
+    """Of the model that transformers makes of a config."""
     with torch.device("meta"):
-        model = getattr(transformers, class_name)._from_config(theirs)
-    parts = [model.get_decoder(), *([] if model.get_output_embeddings().weight is model.get_input_embeddings().weight else [model.get_output_embeddings()])]
-    assert found["parameters"] == sum(p.numel() for part in parts for p in part.parameters())
-    assert found["max_position_embeddings"] == theirs.text_config.max_position_embeddings
+        model = getattr(transformers, class_name)._from_config(AutoConfig.from_pretrained(folder))
+    parts = [model.get_decoder()]
+    if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
+        parts.append(model.get_output_embeddings())
+    return sum(p.numel() for part in parts for p in part.parameters())
+
+
+@pytest.mark.parametrize("form", ["type", "empty", "absent", "null"])
+@pytest.mark.parametrize("name", MULTIMODAL)
+def test_sizes_that_a_text_config_leaves_out_are_those_of_transformers(name, form, run, tmp_path):
+    class_name, model_type, text, rest = MULTIMODAL[name]
+    config = {"model_type": model_type, **rest}
+    if form != "absent":
+        config["text_config"] = {"type": {"model_type": text["model_type"]}, "empty": {}, "null": None}[form]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    theirs = AutoConfig.from_pretrained(tmp_path).text_config
+    found = json.loads(run("remit-inspect", "model", tmp_path, "--json").stdout)
+    assert found["parameters"] == parameters_of_text(tmp_path, class_name)
+    assert found["max_position_embeddings"] == theirs.max_position_embeddings
+
+
+@pytest.mark.parametrize("name", MULTIMODAL)
+def test_settings_that_a_text_config_leaves_out_are_those_of_transformers(name, run, document, tmp_path):
+    folder = multimodal(name, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+             "num_key_value_heads", "head_dim", "model_type", "dtype")
+    config["text_config"] = {k: v for k, v in config["text_config"].items() if k in sizes}
+    (folder / "config.json").write_text(json.dumps(config))
+    rows = score(run, document, folder, tmp_path / "weights", "--seq-len", 128)
+    assert largest_difference(rows, load(folder, MULTIMODAL[name][0])) < 1e-4
+
+
+def plain_model(folder, name="tiny-phi3"):
+    shutil.copytree(MODELS / name, folder)
+    return folder
+
+
+def edit(path, **fields):
+    config = json.loads(path.read_text())
+    config.update(fields)
+    path.write_text(json.dumps(config))
+
+
+def annealed(run, document, folder, tmp_path):
+    score(run, document, folder, tmp_path / "weights", "--base-model", folder)
+    run("remit-anneal", "--weights", tmp_path / "weights", "-o", tmp_path / "out", "--steps", 1)
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """A folder of its own for the code that transformers copies before it runs it."""
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+
+
+CODE = {
+    "configuration_own.py": "from transformers.models.phi3.configuration_phi3 import Phi3Config as P\nclass OwnConfig(P):\n    pass\n",
+    "layers_own.py": "NAME = 'own'\n",
+    "modeling_own.py": "from transformers.models.phi3.modeling_phi3 import Phi3ForCausalLM as P\nfrom .configuration_own import OwnConfig\n"
+    "from .layers_own import NAME\nclass OwnForCausalLM(P):\n    config_class = OwnConfig\n    own_name = NAME\n",
+}
+AUTO_MAP = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+
+
+def test_code_that_auto_map_names_comes_with_the_export(run, document, tmp_path, modules):
+    folder = plain_model(tmp_path / "model")
+    for name, text in {**CODE, "train.py": "1 / 0\n"}.items():
+        (folder / name).write_text(text)
+    edit(folder / "config.json", auto_map=AUTO_MAP)
+    out = annealed(run, document, folder, tmp_path)
+    assert sorted(p.name for p in out.glob("*.py")) == sorted(CODE)
+    assert (out / "config.json").read_bytes() == (folder / "config.json").read_bytes()
+    model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
+    assert type(model).__name__ == "OwnForCausalLM" and model.own_name == "own"
+
+
+@pytest.mark.parametrize("missing", ["modeling_own.py", "layers_own.py"])
+def test_auto_map_without_its_code_is_left_out_and_the_rest_kept(missing, run, document, tmp_path, modules):
+    folder = plain_model(tmp_path / "model")
+    for name, text in CODE.items():
+        if name != missing:
+            (folder / name).write_text(text)
+    edit(folder / "config.json", auto_map=AUTO_MAP)
+    out = annealed(run, document, folder, tmp_path)
+    config = json.loads((out / "config.json").read_text())
+    assert config.pop("auto_map") == {"AutoConfig": AUTO_MAP["AutoConfig"]}
+    before = json.loads((folder / "config.json").read_text())
+    before.pop("auto_map")
+    assert config == before
+    assert [p.name for p in out.glob("*.py")] == ["configuration_own.py"]
+    edit(folder / "config.json", auto_map={"AutoModelForCausalLM": AUTO_MAP["AutoModelForCausalLM"]})
+    (tmp_path / "b").mkdir()
+    out = annealed(run, document, folder, tmp_path / "b")
+    assert "auto_map" not in json.loads((out / "config.json").read_text())
+    assert type(AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)).__name__ == "Phi3ForCausalLM"
+
+
+@pytest.mark.parametrize(
+    ("reference", "is_kept"),
+    [("org/repo--modeling.Own", True), ("../outside.Own", False), ("sub/inside.Own", False), ("/outside.Own", False),
+     ("outside", False), (["a.b.C"], False), (7, False)],
+)
+def test_code_outside_of_the_folder_is_never_copied(reference, is_kept, run, document, tmp_path):
+    folder = plain_model(tmp_path / "model")
+    (tmp_path / "outside.py").write_text("secret = 1\n")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "inside.py").write_text("x = 1\n")
+    edit(folder / "config.json", auto_map={"AutoModelForCausalLM": reference})
+    out = annealed(run, document, folder, tmp_path)
+    assert ("auto_map" in json.loads((out / "config.json").read_text())) == is_kept
+    assert not list(out.rglob("*.py"))
+
+
+def test_templates_licences_and_preprocessors_are_carried_over_and_nothing_else(run, document, tmp_path):
+    folder = plain_model(tmp_path / "model", "tiny-llama")
+    carried = ["LICENSE.txt", "NOTICE", "USE_POLICY.md", "Third-Party-Notices.txt", "preprocessor_config.json",
+               "processor_config.json", "video_preprocessor_config.json", "chat_template.json", "own.tiktoken",
+               "chat_template.jinja", "additional_chat_templates/tool.jinja"]
+    left = [".env", "optimizer.pt", "train.py", "notes.txt", "additional_chat_templates/.hidden", "onnx/model.onnx"]
+    for name in carried + left:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}" if name.endswith(".json") else f"text of {name}\n")
+    (folder / "README.md").write_text("---\nlicense: other\nlicense_name: own\ntags: [x]\n---\n# Mine\nlicense: none\n")
+    out = annealed(run, document, folder, tmp_path)
+    for name in carried:
+        assert (out / name).read_bytes() == (folder / name).read_bytes()
+    assert not [name for name in left if (out / name).exists()]
+    theirs, ours = (transformers.AutoTokenizer.from_pretrained(d).chat_template for d in (folder, out))
+    assert ours == theirs and set(ours) == {"default", "tool"}
+    card = (out / "README.md").read_text()
+    assert card.split("---\n")[1].count("license: other\nlicense_name: own\n") == 1 and "# Mine" not in card
+    assert "license: none" not in card
+
+
+@pytest.mark.parametrize("kind", ["yarn", "longrope"])
+def test_scaled_positions_reach_factor_times_the_first_context(kind, run, document, tmp_path):
+    folder = plain_model(tmp_path / "model", "tiny-qwen3" if kind == "yarn" else "tiny-phi3")
+    config = json.loads((folder / "config.json").read_text())
+    rope = {"rope_type": kind, "factor": 4.0, "original_max_position_embeddings": 16}
+    if kind == "longrope":
+        old = config.get("rope_scaling") or config["rope_parameters"]
+        rope.update({k: old[k] for k in ("short_factor", "long_factor")})
+        config["original_max_position_embeddings"] = 16
+    config.pop("rope_parameters", None)
+    config.update(max_position_embeddings=16, rope_scaling=rope)
+    (folder / "config.json").write_text(json.dumps(config))
+    found = json.loads(run("remit-inspect", "model", folder, "--json").stdout)
+    assert found["max_position_embeddings"] == 64
+    rows = score(run, document, folder, tmp_path / "weights", "--seq-len", 64)
+    assert max(len(row["input_ids"]) for row in rows) > 16
+    assert largest_difference(rows, load(folder, "AutoModelForCausalLM")) < 1e-4

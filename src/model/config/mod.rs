@@ -72,7 +72,8 @@ impl Architecture {
                 (architecture, fields.finish_ignoring(ignored)?)
             }
             Some(part) => {
-                let in_text = |problem| format!("in the text part of the {model_type} model: {problem}");
+                let in_text =
+                    |problem| format!("in the text part of the {model_type} model: {problem}");
                 let mut fields = Fields::new(&part.fields);
                 let text = families::architecture(&part.family, &mut fields).map_err(in_text)?;
                 let ignored = fields.finish_ignoring(ignored).map_err(in_text)?;

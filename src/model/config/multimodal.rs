@@ -92,20 +92,25 @@ impl TextPart {
             return Ok(None);
         };
         let is_flat = matches!(model_type, "qwen2_vl" | "qwen2_5_vl");
-        let mut fields = match outer.get("text_config") {
+        let given = outer.get("text_config").filter(|value| !value.is_null());
+        let mut fields = match given {
             Some(Value::Object(fields)) => fields.clone(),
             None if is_flat => {
                 let mut fields = outer.clone();
                 fields.retain(|name, _| !BESIDE_TEXT.contains(&name.as_str()));
                 fields
             }
-            None | Some(Value::Null) => Map::new(),
+            None => Map::new(),
             Some(_) => return Err("text_config is not an object".to_owned()),
         };
         let text_type = match fields.remove("model_type") {
             None | Some(Value::Null) => wrapper.text_type.to_owned(),
             Some(Value::String(text_type)) => text_type,
-            Some(other) => return Err(format!("model_type in text_config is {other}, not a string")),
+            Some(other) => {
+                return Err(format!(
+                    "model_type in text_config is {other}, not a string"
+                ));
+            }
         };
         // Older saves name the wrapper there.
         let is_own = text_type == wrapper.text_type || text_type == wrapper.model_type;
@@ -129,7 +134,12 @@ impl TextPart {
         } else {
             defaults_of_class(wrapper.text_type)
         };
-        for defaults in [of_wrapper(model_type), own, defaults_of_class(&family)] {
+        // The wrapper's own defaults are for an absent text_config only.
+        let of_wrapper = match given {
+            None if !is_flat => of_wrapper(model_type),
+            _ => Value::Null,
+        };
+        for defaults in [of_wrapper, own, defaults_of_class(&family)] {
             for (name, value) in defaults.as_object().into_iter().flatten() {
                 // The base of RoPE may stand in an object of its own.
                 fields.entry(name.clone()).or_insert_with(|| value.clone());
@@ -170,7 +180,7 @@ fn without_mrope(fields: &mut Map<String, Value>) {
     }
 }
 
-/// Returns what a wrapper sets of the text part where that does not.
+/// Returns what a wrapper sets of a text part that its config does not have at all.
 fn of_wrapper(model_type: &str) -> Value {
     match model_type {
         "mistral3" => json!({
@@ -186,13 +196,14 @@ fn of_wrapper(model_type: &str) -> Value {
 
 /// Returns the sizes that a configuration class of transformers has where a config.json does not name them.
 fn defaults_of_class(model_type: &str) -> Value {
-    let sizes = |vocab: u32, hidden: u32, layers: u32, heads: u32, kv: u32, inner: u32, positions: u32| {
-        json!({
-            "vocab_size": vocab, "hidden_size": hidden, "num_hidden_layers": layers,
-            "num_attention_heads": heads, "num_key_value_heads": kv, "intermediate_size": inner,
-            "max_position_embeddings": positions
-        })
-    };
+    let sizes =
+        |vocab: u32, hidden: u32, layers: u32, heads: u32, kv: u32, inner: u32, positions: u32| {
+            json!({
+                "vocab_size": vocab, "hidden_size": hidden, "num_hidden_layers": layers,
+                "num_attention_heads": heads, "num_key_value_heads": kv, "intermediate_size": inner,
+                "max_position_embeddings": positions
+            })
+        };
     let with_base = |mut sizes: Value, theta: f64, eps: f64| {
         sizes["rope_theta"] = theta.into();
         sizes["rms_norm_eps"] = eps.into();
@@ -208,16 +219,10 @@ fn defaults_of_class(model_type: &str) -> Value {
         "mistral" => sizes(32_000, 4096, 32, 32, 8, 14_336, 131_072),
         "qwen2" | "qwen3" => sizes(151_936, 4096, 32, 32, 32, 22_016, 32_768),
         "gemma3_text" => sizes(262_208, 2304, 26, 8, 4, 9216, 131_072),
-        "qwen2_vl_text" | "qwen2_5_vl_text" => with_base(
-            sizes(152_064, 8192, 80, 64, 8, 29_568, 32_768),
-            1e6,
-            1e-5,
-        ),
-        "qwen3_vl_text" => with_base(
-            sizes(151_936, 4096, 32, 32, 32, 22_016, 128_000),
-            5e5,
-            1e-6,
-        ),
+        "qwen2_vl_text" | "qwen2_5_vl_text" => {
+            with_base(sizes(152_064, 8192, 80, 64, 8, 29_568, 32_768), 1e6, 1e-5)
+        }
+        "qwen3_vl_text" => with_base(sizes(151_936, 4096, 32, 32, 32, 22_016, 128_000), 5e5, 1e-6),
         _ => Value::Null,
     }
 }

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use super::names::{INDEX_FILE, SINGLE_FILE};
-use super::source::ModelSource;
 use crate::fs;
 
 /// Most subfolders that a hint lists.
@@ -14,10 +13,7 @@ const CONFIG_FILE: &str = "config.json";
 
 /// Returns the hint of a model's absent file, as a line that begins with `hint:`; empty if there is none.
 /// Whatever can't be listed gives none: the error that is about to be shown is the better one.
-pub(super) fn of_missing(source: &ModelSource, file: &str) -> String {
-    let ModelSource::Directory(dir) = source else {
-        return String::new();
-    };
+pub(super) fn of_missing(dir: &Path, file: &str) -> String {
     let names = names_in(dir);
     let hint = if names.iter().any(|name| name == file) {
         // It is listed, but can't be opened: a link into a cache that was not copied with it.
@@ -181,8 +177,7 @@ fn incomplete(names: &[String]) -> Option<String> {
 
 /// Returns what to do with weights in another format than safetensors of transformers, if there are some.
 fn other_format(names: &[String]) -> Option<String> {
-    let ends =
-        |endings: &[&str]| names.iter().any(|n| endings.iter().any(|e| n.ends_with(e)));
+    let ends = |endings: &[&str]| names.iter().any(|n| endings.iter().any(|e| n.ends_with(e)));
     let starts = |start: &str| names.iter().any(|name| name.starts_with(start));
     let resave = "load the model with transformers and save it again, which writes safetensors: \
                   AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW)";

@@ -40,9 +40,7 @@ const LAYOUTS: [Layout; 4] = [
 impl Layout {
     /// Finds the layout whose embedding is there.
     pub(super) fn find(has: impl Fn(&str) -> bool) -> Option<&'static Self> {
-        LAYOUTS
-            .iter()
-            .find(|layout| has(&layout.stored(EMBEDDING)))
+        LAYOUTS.iter().find(|layout| has(&layout.stored(EMBEDDING)))
     }
 
     /// Returns the name of a tensor in the files.
@@ -92,10 +90,16 @@ pub(super) fn other_names(asked: &[&str], stored: &[&str]) -> Option<(String, St
         ));
     }
     // A tied head need not be there.
-    let asked: Vec<&str> = asked.iter().copied().filter(|name| *name != LM_HEAD).collect();
+    let asked: Vec<&str> = asked
+        .iter()
+        .copied()
+        .filter(|name| *name != LM_HEAD)
+        .collect();
     let names: BTreeSet<&str> = stored.iter().copied().collect();
     let is_all = |stored_name: &dyn Fn(&str) -> String| {
-        asked.iter().all(|name| names.contains(stored_name(name).as_str()))
+        asked
+            .iter()
+            .all(|name| names.contains(stored_name(name).as_str()))
     };
     let python = |change: &str| {
         format!(
@@ -103,7 +107,9 @@ pub(super) fn other_names(asked: &[&str], stored: &[&str]) -> Option<(String, St
              save_file({{{change}: v for k, v in load_file(FILE).items()}}, FILE, metadata={{\"format\": \"pt\"}})"
         )
     };
-    let prefixes = stored.iter().filter_map(|name| name.strip_suffix(EMBEDDING));
+    let prefixes = stored
+        .iter()
+        .filter_map(|name| name.strip_suffix(EMBEDDING));
     for prefix in prefixes.filter(|prefix| !prefix.is_empty()) {
         if is_all(&|name| format!("{prefix}{name}")) {
             return Some((
@@ -129,7 +135,10 @@ pub(super) fn other_names(asked: &[&str], stored: &[&str]) -> Option<(String, St
     };
     let bare: BTreeSet<String> = stored.iter().map(|name| unwrapped(name)).collect();
     if asked.iter().all(|name| bare.contains(*name)) {
-        let found: Vec<&str> = WRAPPERS.into_iter().filter(|wrapper| is_any(wrapper)).collect();
+        let found: Vec<&str> = WRAPPERS
+            .into_iter()
+            .filter(|wrapper| is_any(wrapper))
+            .collect();
         let change = found
             .iter()
             .map(|wrapper| format!(".replace({wrapper:?}, \"\")"))

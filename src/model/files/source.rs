@@ -102,10 +102,12 @@ impl ModelSource {
     /// Lists the names in a folder of the model, in byte order; none if it has no such folder.
     pub fn list_in(&self, folder: &str) -> Result<Vec<String>, Error> {
         match self {
-            Self::Directory(dir) if fs::is_dir(&dir.join(folder))? => Ok(fs::list(&dir.join(folder))?
-                .into_iter()
-                .filter_map(|name| name.into_string().ok())
-                .collect()),
+            Self::Directory(dir) if fs::is_dir(&dir.join(folder))? => {
+                Ok(fs::list(&dir.join(folder))?
+                    .into_iter()
+                    .filter_map(|name| name.into_string().ok())
+                    .collect())
+            }
             _ => Ok(Vec::new()),
         }
     }
@@ -133,7 +135,10 @@ impl ModelSource {
         Error::MissingFile {
             model: self.to_string(),
             file: file.to_owned(),
-            hint: hints::of_missing(self, file),
+            hint: match self {
+                Self::Directory(dir) => hints::of_missing(dir, file),
+                Self::Builtin(_) => String::new(),
+            },
         }
     }
 

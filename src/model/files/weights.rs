@@ -198,7 +198,7 @@ impl ModelWeights {
         let names: Vec<&str> = asked.iter().map(|(name, _)| name.as_str()).collect();
         let has = |name: &str| self.tensors.contains_key(name);
         let stored: Vec<&str> = self.tensors.keys().map(String::as_str).collect();
-        if !names.iter().any(|name| has(name))
+        if !names.iter().any(|name| *name != LM_HEAD && has(name))
             && let Some((problem, hint)) = layout::other_names(&names, &stored)
         {
             return Err(Error::TensorNames {
@@ -360,7 +360,8 @@ fn weight_files(source: &ModelSource) -> Result<Vec<String>, Error> {
             return Err(Error::MissingFile {
                 model: source.to_string(),
                 file: file.clone(),
-                hint: "\nhint: model.safetensors.index.json names it; is the download complete?".to_owned(),
+                hint: "\nhint: model.safetensors.index.json names it; is the download complete?"
+                    .to_owned(),
             });
         }
     }

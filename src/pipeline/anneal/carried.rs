@@ -248,7 +248,10 @@ fn licence(initial: &OpenModel) -> Result<String> {
         .filter(|line| {
             ["license:", "license_name:", "license_link:"]
                 .iter()
-                .any(|key| line.strip_prefix(key).is_some_and(|value| !value.trim().is_empty()))
+                .any(|key| {
+                    line.strip_prefix(key)
+                        .is_some_and(|value| !value.trim().is_empty())
+                })
         })
         .map(|line| format!("{}\n", line.trim_end()))
         .collect())

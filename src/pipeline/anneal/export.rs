@@ -11,6 +11,7 @@ use super::files::{
 };
 use super::loss_change::LossChange;
 use super::plan::Plan;
+use super::settings::Extended;
 use super::train::Trained;
 use crate::fs;
 use crate::loss::Objective;
@@ -47,6 +48,17 @@ pub(super) struct Provenance<'a> {
     device: &'a str,
     dtype: &'a str,
     tokens: u64,
+    /// The run that this one went on from, and after which step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    extends: Option<Extends<'a>>,
+}
+
+/// The run that another went on from, as remit.json has it.
+#[derive(Serialize)]
+struct Extends<'a> {
+    run: String,
+    #[serde(flatten)]
+    checkpoint: &'a Extended,
 }
 
 impl<'a> Provenance<'a> {
@@ -78,6 +90,14 @@ impl<'a> Provenance<'a> {
             device: &settings.device,
             dtype: &settings.dtype,
             tokens: trained.tokens,
+            extends: plan
+                .extended_run
+                .as_ref()
+                .zip(settings.extends.as_ref())
+                .map(|(run, checkpoint)| Extends {
+                    run: run.run.display().to_string(),
+                    checkpoint,
+                }),
         }
     }
 
@@ -151,7 +171,12 @@ pub(super) fn write(plan: &Plan<'_>, trained: &Trained, losses: Option<&LossChan
             fs::remove_file(&dir.join(&name))?;
         }
     }
-    model::write_weights(dir, plan.initial.weights(), trained.model.stored(), plan.output.max_shard_bytes)?;
+    model::write_weights(
+        dir,
+        plan.initial.weights(),
+        trained.model.stored(),
+        plan.output.max_shard_bytes,
+    )?;
     for (name, content) in plan.carried.files() {
         if let Some((folder, _)) = name.split_once('/') {
             fs::create_dir_all(&dir.join(folder))?;

@@ -7,6 +7,7 @@ mod carried;
 mod compat;
 mod evaluate;
 mod export;
+mod extend;
 mod files;
 mod finish;
 mod inputs;
@@ -41,6 +42,7 @@ pub use metrics::StepMetrics;
 pub use nonfinite::NonFinite;
 pub use options::*;
 pub use report::AnnealReport;
+pub use settings::Extended;
 
 use finish::finish;
 use inputs::Inputs;

@@ -79,6 +79,8 @@ pub struct AnnealOptions {
     pub loss: LossOptions,
     /// The optimizer and its schedule.
     pub optimization: OptimizationOptions,
+    /// Another run to go on with; `None` to begin with the initial model.
+    pub extend: Option<ExtendOptions>,
     /// The device, dtypes and memory.
     pub compute: ComputeOptions,
     /// Checkpoints and evaluations.
@@ -89,6 +91,15 @@ pub struct AnnealOptions {
     pub output: OutputOptions,
     /// The command line and its effective options, for run.json.
     pub invocation: Invocation,
+}
+
+/// Another run to go on with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExtendOptions {
+    /// Its output folder.
+    pub run: PathBuf,
+    /// Optimizer steps to take after those of its newest checkpoint.
+    pub steps: u64,
 }
 
 /// The loss to minimise.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::super::Usage;
+use super::extend::ExtendedRun;
 use super::files::{COMPLETION_MARKER, METRICS_FILE, RUN_FILE, holds_finished_model, is_written};
 use super::plan::Plan;
 use super::settings::Settings;
@@ -25,6 +26,9 @@ struct RunFile {
     model: String,
     /// Everything that decides the result, in numbers.
     settings: Settings,
+    /// The run that this one goes on from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    extends: Option<ExtendedRun>,
     /// Every start of the run, and the step after which it was.
     starts: Vec<Start>,
 }
@@ -117,7 +121,9 @@ pub(super) fn is_finished(output: &Path, settings: &Settings) -> Result<bool> {
 
 fn holds_a_model(output: &Path, differences: &str) -> anyhow::Error {
     Usage(format!(
-        "{} holds a model already{differences}\nhint: remit never writes over one; give another -o, or remove it",
+        "{} holds a model already{differences}\nhint: remit never writes over one; give another -o, or remove it; to go on with it, --resume-from {} --extend-steps N and \
+         another -o",
+        output.display(),
         output.display()
     ))
     .into()
@@ -142,6 +148,7 @@ pub(super) fn write(plan: &Plan<'_>, after_step: u64) -> Result<()> {
         config: plan.invocation.config.clone(),
         model: plan.initial.to_string(),
         settings: plan.settings.clone(),
+        extends: plan.extended_run.clone(),
         starts,
     };
     let mut text = serde_json::to_vec_pretty(&run)?;

@@ -88,7 +88,9 @@ impl Run<'_> {
             outcome => outcome?,
         };
         let weighting = self.plan.settings.objective.weighting;
-        if number == 1 && matches!(weighting, Weighting::Dynamic | Weighting::Static) {
+        if number == self.plan.first_step() + 1
+            && matches!(weighting, Weighting::Dynamic | Weighting::Static)
+        {
             let formula = &self.plan.settings.objective.formula;
             let signal = signals::of_first_step(metrics.weight_at_bounds, formula);
             signals::report(signal.as_slice(), self.plan.strict, self.progress)?;
@@ -126,7 +128,8 @@ impl Run<'_> {
     /// last, and at the intervals asked for.
     fn evaluate_if_due(&mut self, trainer: &Trainer<'_>, logs: &mut Logs) -> Result<()> {
         let step = self.state.step;
-        let is_due = step == self.plan.num_steps() || step.is_multiple_of(self.plan.eval_every);
+        let is_end = [self.plan.first_step(), self.plan.num_steps()].contains(&step);
+        let is_due = is_end || step.is_multiple_of(self.plan.eval_every);
         let Some(rows) = self.eval_rows.as_ref().filter(|_| is_due) else {
             return Ok(());
         };

@@ -19,6 +19,7 @@ use super::{Progress, StopFlag};
 use crate::corpus::Part;
 use crate::fs::{self, Digest};
 use crate::shard::manifest::Manifest;
+use crate::shard::plan::Plan;
 use crate::shard::write::ShardOptions;
 
 pub use options::*;
@@ -107,6 +108,7 @@ pub fn run(
             &manifest.sources,
             manifest.plan.formula.as_ref(),
             models.vocab_size,
+            is_one_model(&manifest.plan),
         );
         signals::report(&signals, options.strict, progress)
             .with_context(|| format!("{} is complete, but", output.display()))?;
@@ -114,6 +116,13 @@ pub fn run(
     }
     report.missing_parts = missing;
     Ok(report)
+}
+
+/// Returns whether the RL model and the base are the same files, which was told before.
+pub(super) fn is_one_model(plan: &Plan) -> bool {
+    plan.base
+        .as_ref()
+        .is_some_and(|base| base.fingerprint == plan.rl.fingerprint)
 }
 
 /// Returns what every shard is made with; the part is filled in for each.
