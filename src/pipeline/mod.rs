@@ -7,6 +7,7 @@ pub mod estimate;
 pub mod export;
 pub mod inspect;
 pub mod score;
+mod signals;
 pub mod stages;
 
 use std::path::Path;
@@ -29,6 +30,8 @@ pub trait Progress: Sync {
     fn finish(&self);
     /// Shows a line of its own.
     fn note(&self, line: &str);
+    /// Shows a warning that everyone should see.
+    fn warn(&self, line: &str);
 }
 
 /// Asks the loops to stop; they look at it between batches.

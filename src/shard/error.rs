@@ -36,10 +36,12 @@ pub enum Error {
         dir: PathBuf,
     },
     /// The folder holds no set.
-    #[error("{} has no {DESCRIPTION_DIR}/manifest, so it is not a set of shards\nhint: remit-score INPUT -o DIR makes one", dir.display())]
+    #[error("{} has no {DESCRIPTION_DIR}/manifest, so it is not a set of shards\nhint: {hint}", dir.display())]
     NoManifest {
         /// The folder.
         dir: PathBuf,
+        /// What it is instead, if that can be told, and the way out.
+        hint: String,
     },
     /// The folder holds a set that is not finished.
     #[error("the set in {} is not finished: it has a plan in {DESCRIPTION_DIR}/, but no manifest yet\nhint: run the same remit-score command again to finish it", dir.display())]

@@ -169,6 +169,7 @@ const ALLOWED: &[(&[&str], &[&str])] = &[
             "shard::row",
             "shard::schema",
             "shard::sink",
+            "shard::statistics",
             "shard::verify",
             "shard::version1",
             "shard::write",

@@ -5,7 +5,7 @@
 
 use serde_json::Value;
 
-use super::fields::Fields;
+use super::fields::{Fields, MAX_SIZE};
 use super::layers::{
     by_layer_type, num_blocks, qwen_windows, same_windows, window_if_used, windows_of,
 };
@@ -47,8 +47,9 @@ pub(super) fn architecture(
         None => {
             let supported: Vec<&str> = supported_model_types().collect();
             Err(format!(
-                "model_type {model_type:?} is not supported; supported are {}",
-                supported.join(", ")
+                "model_type {model_type:?} is not supported; supported are {}, and the text of {}",
+                supported.join(", "),
+                super::multimodal::known()
             ))
         }
     }
@@ -452,16 +453,20 @@ fn with_rope(
         },
         ..block
     };
+    // A config that was given a scaling often keeps the positions from before.
+    let positions = fields.required_size("max_position_embeddings")?;
+    let positions = positions.max(rope.reach.unwrap_or(0).min(MAX_SIZE));
     Ok(Architecture {
         model_type: model_type.to_owned(),
         vocab_size: fields.required_size("vocab_size")?,
         hidden_size: fields.required_size("hidden_size")?,
-        max_position_embeddings: fields.required_size("max_position_embeddings")?,
+        max_position_embeddings: positions,
         tied_head: fields.boolean("tie_word_embeddings", defaults.tied_head)?,
         embedding_scale: 1.0,
         norm_eps: fields.float("rms_norm_eps", defaults.norm_eps)? as f32,
         norm_offset: 0.0,
         logit_soft_cap: None,
+        multimodal: None,
         ropes: vec![rope.config],
         blocks: windows
             .iter()

@@ -14,7 +14,7 @@ use crate::fs::{self, Log};
 use crate::tensorboard::EventLog;
 
 /// Most sources that TensorBoard gets curves of.
-const MAX_SOURCE_CURVES: usize = 50;
+pub(super) const MAX_SOURCE_CURVES: usize = 50;
 
 /// Sizes of the logs in bytes, to cut them to when a run resumes from a checkpoint.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::super::device::open_device;
+use super::super::signals;
 use super::super::{Progress, StopFlag, refuse_below_a_set};
 use super::models::Models;
 use super::options::ScoreOptions;
@@ -67,6 +68,10 @@ impl Prepared {
             trained: false,
         };
         let plan = plan(options, &models, &corpus, &compute)?;
+        if let Some(base) = &models.base {
+            let signals = signals::of_pair(&models.rl, base)?;
+            signals::report(&signals, options.strict, progress)?;
+        }
         Ok(Self {
             corpus,
             models,
@@ -92,10 +97,17 @@ fn plan(
     let identity = |model: &OpenModel| ModelIdentity {
         path: model.to_string(),
         fingerprint: model.fingerprint(),
-        model_type: model.architecture().model_type.clone(),
+        model_type: model.architecture().outer_model_type().to_owned(),
         dtype: compute.dtype.to_string(),
         device: compute.device.kind().to_owned(),
     };
+    let mut ignored_config_fields: Vec<String> = [Some(&models.rl), models.base.as_ref()]
+        .into_iter()
+        .flatten()
+        .flat_map(|model| model.ignored_fields().to_vec())
+        .collect();
+    ignored_config_fields.sort_unstable();
+    ignored_config_fields.dedup();
     let has_token_files = corpus
         .files()
         .iter()
@@ -124,6 +136,7 @@ fn plan(
         token_dtype: input.token_dtype.filter(|_| has_token_files),
         separator: corpus.options().separator.filter(|_| has_token_files),
         part_bytes: corpus.part_bytes(),
+        ignored_config_fields,
         num_parts: u32::try_from(corpus.parts().len()).context("the corpus has too many parts")?,
         corpus: corpus
             .files()
