@@ -140,17 +140,25 @@ pub struct ScoreArgs {
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     part_bytes: Option<u64>,
 
-    /// Number of workers that share the parts [default: SLURM_ARRAY_TASK_COUNT, else 1]
+    /// Number of workers that share the parts [default: from SLURM, torchrun or MPI, else 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     num_workers: Option<u32>,
 
-    /// Number of this worker, from 0 [default: from SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX, else 0]
+    /// Number of this worker, from 0 [default: from SLURM, Kubernetes, torchrun or MPI, else 0]
     #[arg(long, value_name = "I")]
     worker_index: Option<u32>,
 
     /// Read and hash all shards if the set is complete already; without it, only their sizes are compared
     #[arg(long, conflicts_with = "dry_run")]
     verify: bool,
+
+    /// Accept this field of config.json though it is not understood; may be repeated
+    #[arg(long = "ignore-config-field", value_name = "NAME")]
+    ignore_config_fields: Vec<String>,
+
+    /// Make warnings about models and weights that can't be meant an error
+    #[arg(long)]
+    strict: bool,
 
     /// Estimate what a run would take, from a few rows that are scored; write nothing
     #[arg(long)]
@@ -211,6 +219,8 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
         num_workers,
         worker_index,
         verify,
+        ignore_config_fields,
+        strict,
         dry_run,
         threads,
         json,
@@ -256,6 +266,7 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
                 batch_tokens,
                 dtype,
                 device,
+                ignored_fields: ignore_config_fields,
             },
             shards: SetOptions {
                 output,
@@ -268,6 +279,7 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
                 count: worker.count,
                 index: worker.index,
             },
+            strict,
         },
         threads,
         dry_run,

@@ -7,6 +7,7 @@ pub mod estimate;
 pub mod export;
 pub mod inspect;
 pub mod score;
+mod signals;
 pub mod stages;
 
 use std::path::Path;
@@ -16,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::escape::Show as _;
 use crate::fs;
 use crate::model::{self, ModelSource, OpenModel};
+use crate::shard::layout::DESCRIPTION_DIR;
 use crate::tokenize::TextTokenizer;
 
 /// Receives progress.
@@ -29,6 +31,8 @@ pub trait Progress: Sync {
     fn finish(&self);
     /// Shows a line of its own.
     fn note(&self, line: &str);
+    /// Shows a warning that everyone should see.
+    fn warn(&self, line: &str);
 }
 
 /// Asks the loops to stop; they look at it between batches.
@@ -89,6 +93,19 @@ fn refuse_inside_set(output: &Path, set: &Path) -> anyhow::Result<()> {
         .into());
     }
     Ok(())
+}
+
+/// Refuses an output below the folder of any set: readers of that folder would take it for shards.
+fn refuse_below_a_set(output: &Path) -> anyhow::Result<()> {
+    match fs::folder_above_with(output, DESCRIPTION_DIR)? {
+        None => Ok(()),
+        Some(set) => Err(Usage(format!(
+            "{} lies in {}, the folder of a set, whose readers would take it for shards\nhint: write it elsewhere",
+            output.shown(),
+            set.shown()
+        ))
+        .into()),
+    }
 }
 
 /// Loads the tokenizer of a model, without special tokens.

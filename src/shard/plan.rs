@@ -110,6 +110,9 @@ pub struct Plan {
     pub separator: Option<TokenId>,
     /// Target size of a part, bytes.
     pub part_bytes: u64,
+    /// Fields of config.json of the models that were not understood, and accepted by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ignored_config_fields: Vec<String>,
     /// Number of parts, which is the number of shards.
     pub num_parts: u32,
     /// The files, in byte order of their sources.
@@ -192,8 +195,13 @@ impl Plan {
             return vec!["the plans can't be compared".to_owned()];
         };
         let mut lines = Vec::new();
-        for (field, mine) in &mine {
-            let theirs = theirs.get(field).unwrap_or(&Value::Null);
+        // A setting with its default may be left out of either.
+        let fields: BTreeSet<&String> = mine.keys().chain(theirs.keys()).collect();
+        for field in fields {
+            let value = |plan: &serde_json::Map<String, Value>| {
+                plan.get(field).cloned().unwrap_or_default()
+            };
+            let (mine, theirs) = (&value(&mine), &value(&theirs));
             match field.as_str() {
                 "corpus" => lines.extend(corpus_difference(&self.corpus, &other.corpus)),
                 _ => compare(field, mine, theirs, &mut lines),

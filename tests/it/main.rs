@@ -23,6 +23,7 @@ mod interface;
 mod regressions;
 mod resume;
 mod second_implementation;
+mod signals;
 mod silence;
 mod training;
 mod version_1;

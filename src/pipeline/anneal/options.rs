@@ -70,10 +70,17 @@ pub struct AnnealOptions {
     pub weights: PathBuf,
     /// The initial model; `None` for the base of the manifest.
     pub model: Option<ModelSource>,
+    /// Fields of its config.json that are accepted though they are not understood, besides those that the set was
+    /// scored with.
+    pub ignored_fields: Vec<String>,
+    /// Makes signals that mean nothing an error.
+    pub strict: bool,
     /// The loss to minimise.
     pub loss: LossOptions,
     /// The optimizer and its schedule.
     pub optimization: OptimizationOptions,
+    /// Another run to go on with; `None` to begin with the initial model.
+    pub extend: Option<ExtendOptions>,
     /// The device, dtypes and memory.
     pub compute: ComputeOptions,
     /// Checkpoints and evaluations.
@@ -84,6 +91,15 @@ pub struct AnnealOptions {
     pub output: OutputOptions,
     /// The command line and its effective options, for run.json.
     pub invocation: Invocation,
+}
+
+/// Another run to go on with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExtendOptions {
+    /// Its output folder.
+    pub run: PathBuf,
+    /// Optimizer steps to take after those of its newest checkpoint.
+    pub steps: u64,
 }
 
 /// The loss to minimise.

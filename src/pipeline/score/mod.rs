@@ -10,16 +10,19 @@ mod prepare;
 mod resume;
 mod special;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 
+use super::signals;
 use super::stages::{self, ShardSink};
 use super::{Progress, StopFlag};
 use crate::corpus::Part;
+use crate::escape::Show as _;
 use crate::fs::{self, Digest};
 use crate::shard;
 use crate::shard::layout::shard_name;
 use crate::shard::manifest::Manifest;
+use crate::shard::plan::Plan;
 use crate::shard::write::ShardOptions;
 
 pub use options::*;
@@ -112,11 +115,27 @@ pub fn run(
     if missing.is_empty() {
         let verify = options.shards.verify;
         let (manifest, checked) = complete(output, plan, &mine, verify, progress)?;
+        let signals = signals::of_statistics(
+            &manifest.totals,
+            &manifest.sources,
+            manifest.plan.formula.as_ref(),
+            models.vocab_size,
+            is_one_model(&manifest.plan),
+        );
+        signals::report(&signals, options.strict, progress)
+            .with_context(|| format!("{} is complete, but", output.shown()))?;
         report.manifest = Some(manifest);
         report.checked = Some(checked);
     }
     report.missing_parts = missing;
     Ok(report)
+}
+
+/// Returns whether the RL model and the base are the same files, which was told before.
+pub(super) fn is_one_model(plan: &Plan) -> bool {
+    plan.base
+        .as_ref()
+        .is_some_and(|base| base.fingerprint == plan.rl.fingerprint)
 }
 
 /// Returns what every shard is made with; the part is filled in for each.

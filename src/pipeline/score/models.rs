@@ -33,11 +33,13 @@ pub(in super::super) struct Models {
 impl Models {
     /// Opens the models, and checks everything that needs no weights, so that mistakes show at once.
     pub fn examine(rows: &RowOptions, options: &ComputeOptions) -> Result<Self> {
-        let rl = OpenModel::open(&options.rl)?;
+        let open = |source| OpenModel::open_ignoring(source, &options.ignored_fields);
+        let rl = open(&options.rl)?;
         let mut longest = rl.architecture().max_position_embeddings;
         let mut vocab_size = rl.architecture().vocab_size;
         let tokenizer = tokenizer_of(&rl)?;
-        let base = options.base.as_ref().map(OpenModel::open).transpose()?;
+        let base = options.base.as_ref().map(open).transpose()?;
+        refuse_absent(&options.ignored_fields, [Some(&rl), base.as_ref()])?;
         if let Some(base) = &base {
             let architecture = base.architecture();
             longest = longest.min(architecture.max_position_embeddings);
@@ -139,6 +141,22 @@ impl Models {
             rl,
             base,
         })
+    }
+}
+
+/// Refuses a field to ignore that no model has: it would be misspelled.
+fn refuse_absent(ignored: &[String], models: [Option<&OpenModel>; 2]) -> Result<()> {
+    let found: Vec<&String> = models
+        .into_iter()
+        .flatten()
+        .flat_map(OpenModel::ignored_fields)
+        .collect();
+    match ignored.iter().find(|name| !found.contains(name)) {
+        None => Ok(()),
+        Some(name) => Err(Usage(format!(
+            "--ignore-config-field {name}: no config.json has a field of this name that is not understood\nhint: leave it out"
+        ))
+        .into()),
     }
 }
 

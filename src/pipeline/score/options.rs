@@ -40,6 +40,8 @@ pub struct ScoreOptions {
     pub shards: SetOptions,
     /// This worker's part of the work.
     pub worker: WorkerOptions,
+    /// Makes signals that mean nothing an error.
+    pub strict: bool,
 }
 
 /// The corpus to score.
@@ -93,6 +95,8 @@ pub struct ComputeOptions {
     pub dtype: ComputeDtype,
     /// Device that the models compute on.
     pub device: DeviceChoice,
+    /// Fields of config.json that are accepted though they are not understood.
+    pub ignored_fields: Vec<String>,
 }
 
 /// The set to write.

@@ -3,7 +3,8 @@
 use anyhow::{Context, Result};
 
 use super::super::device::open_device;
-use super::super::{Progress, StopFlag};
+use super::super::signals;
+use super::super::{Progress, StopFlag, refuse_below_a_set};
 use super::models::Models;
 use super::options::ScoreOptions;
 use super::resume::{check_places, refuse_output_in_corpus, refuse_output_inside_input};
@@ -37,6 +38,7 @@ impl Prepared {
         } = options;
         check_places(&input.inputs, &shards.output)?;
         refuse_output_inside_input(&input.inputs, &shards.output)?;
+        refuse_below_a_set(&shards.output)?;
         let device = open_device(compute.device, progress)?;
         let models = Models::examine(rows, compute)?;
         let corpus = Corpus::discover_inputs(
@@ -82,6 +84,10 @@ impl Prepared {
             trained: false,
         };
         let plan = plan(options, &models, &corpus, &compute)?;
+        if let Some(base) = &models.base {
+            let signals = signals::of_pair(&models.rl, base)?;
+            signals::report(&signals, options.strict, progress)?;
+        }
         Ok(Self {
             corpus,
             models,
@@ -107,10 +113,17 @@ fn plan(
     let identity = |model: &OpenModel| ModelIdentity {
         path: model.name(),
         fingerprint: model.fingerprint(),
-        model_type: model.architecture().model_type.clone(),
+        model_type: model.architecture().outer_model_type().to_owned(),
         dtype: compute.dtype.to_string(),
         device: compute.device.kind().to_owned(),
     };
+    let mut ignored_config_fields: Vec<String> = [Some(&models.rl), models.base.as_ref()]
+        .into_iter()
+        .flatten()
+        .flat_map(|model| model.ignored_fields().to_vec())
+        .collect();
+    ignored_config_fields.sort_unstable();
+    ignored_config_fields.dedup();
     let has_token_files = corpus
         .files()
         .iter()
@@ -139,6 +152,7 @@ fn plan(
         token_dtype: input.token_dtype.filter(|_| has_token_files),
         separator: corpus.options().separator.filter(|_| has_token_files),
         part_bytes: corpus.part_bytes(),
+        ignored_config_fields,
         num_parts: u32::try_from(corpus.parts().len()).context("the corpus has too many parts")?,
         corpus: corpus
             .files()

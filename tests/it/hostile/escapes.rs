@@ -208,3 +208,29 @@ fn cells_of_a_table_that_a_spreadsheet_would_run_are_marked_unless_they_are_want
     // Numbers are numbers, also below 0.
     assert!(guarded.contains(",-"), "{guarded}");
 }
+
+/// Paths are shown escaped everywhere: `Path::display` is for files alone, which keep names as they are.
+#[test]
+fn only_what_is_written_to_files_has_paths_as_they_are() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    crate::harness::visit(&root, &mut |path| {
+        let text = std::fs::read_to_string(path).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        let name = path.strip_prefix(&root).unwrap().to_str().unwrap();
+        if code.contains(".display()") && !name.ends_with("tests.rs") {
+            found.push(name.to_owned());
+        }
+    });
+    assert_eq!(
+        found,
+        [
+            "cli/anneal.rs",
+            "model/files/source.rs",
+            "pipeline/anneal/export.rs",
+            "pipeline/anneal/report.rs",
+            "pipeline/compare.rs",
+        ],
+        "use escape::Show"
+    );
+}
