@@ -217,6 +217,7 @@ const OPTIONS: [(&str, &[&str]); 2] = [
             "text-field",
             "threads",
             "token-dtype",
+            "verify",
             "worker-index",
             "zstd-window-log",
         ],

@@ -291,7 +291,7 @@ impl Worker {
 
 enum Place {
     /// Without a program to start.
-    Here(Box<dyn Task>),
+    Here(Box<dyn Task>, Arc<Noting>),
     There(Worker),
     /// The process is gone.
     Nowhere,
@@ -315,7 +315,11 @@ impl Session {
         let mut attempts = 0;
         let place = loop {
             let Some(mut worker) = Worker::take().map_err(Failure::Start)? else {
-                break Place::Here((kind.start)(Arc::clone(&source)));
+                let noting = Arc::new(Noting {
+                    source: Arc::clone(&source),
+                    failed: Mutex::new(None),
+                });
+                break Place::Here((kind.start)(Arc::clone(&noting) as _), noting);
             };
             worker.num_sessions += 1;
             let opening = frame_of(&[
@@ -348,7 +352,10 @@ impl Session {
     /// Why there is none.
     pub fn call(&mut self, request: &[u8]) -> Result<Vec<u8>, Failure> {
         let worker = match &mut self.place {
-            Place::Here(task) => return task.call(request).map_err(Failure::Refused),
+            Place::Here(task, noting) => {
+                let outcome = task.call(request);
+                return settled(outcome, noting.take());
+            }
             Place::There(worker) => worker,
             Place::Nowhere => {
                 let gone = "the process that reads files is gone";
@@ -386,13 +393,48 @@ impl Session {
                 return Err(failure);
             }
         };
-        match (outcome, failed_read) {
-            (Ok(answer), _) => Ok(answer),
-            (Err(_), Some(error)) if error.kind() != io::ErrorKind::UnexpectedEof => {
-                Err(Failure::Source(error))
-            }
-            (Err(refused), _) => Err(Failure::Refused(refused)),
+        settled(outcome, failed_read)
+    }
+}
+
+/// What a task says, or the error behind it that reading the file gave, which a parser only quotes.
+fn settled(
+    outcome: Result<Vec<u8>, Vec<u8>>,
+    failed_read: Option<io::Error>,
+) -> Result<Vec<u8>, Failure> {
+    match (outcome, failed_read) {
+        (Ok(answer), _) => Ok(answer),
+        (Err(_), Some(error)) if error.kind() != io::ErrorKind::UnexpectedEof => {
+            Err(Failure::Source(error))
         }
+        (Err(refused), _) => Err(Failure::Refused(refused)),
+    }
+}
+
+/// A file that remembers why it could not be read.
+struct Noting {
+    source: Arc<dyn Source>,
+    failed: Mutex<Option<io::Error>>,
+}
+
+impl Noting {
+    fn take(&self) -> Option<io::Error> {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.take()
+    }
+}
+
+impl Source for Noting {
+    fn size_bytes(&self) -> u64 {
+        self.source.size_bytes()
+    }
+
+    fn read(&self, range: Range<u64>) -> io::Result<Vec<u8>> {
+        self.source.read(range).map_err(|error| {
+            let quoted = io::Error::new(error.kind(), error.to_string());
+            *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            quoted
+        })
     }
 }
 

@@ -79,6 +79,7 @@ const ALLOWED: &[(&[&str], &[&str])] = &[
     (
         &["shard::manifest"],
         &[
+            "escape",
             "fs",
             "pack",
             "shard::description",
