@@ -7,12 +7,12 @@ use anyhow::Result;
 use clap::Parser;
 
 use super::progress::Console;
-use super::values::{bytes, epsilon, positive, row_length, temperature};
+use super::values::{bytes, epsilon, name_pattern, positive, row_length, temperature};
 use super::worker::Worker;
 use super::{report, version};
 use crate::corpus::{DEFAULT_MAX_RECORD_BYTES, DEFAULT_ZSTD_WINDOW_LOG, Input};
 use crate::demo;
-use crate::fs;
+use crate::fs::{self, NamePattern};
 use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::pack::Packing;
 use crate::pipeline::score::{
@@ -26,8 +26,8 @@ use crate::weight::{DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
 
 /// Score a corpus with an RL-tuned model: one log-probability per token, in Parquet shards
 ///
-/// Reads .txt and .md (one document per file), .jsonl, .ndjson, .parquet and .arrow, each plain, .gz or
-/// .zst; and token ids: lists of integers in any of these, .npy and .bin.
+/// Reads .txt and .md (one document per file), .jsonl, .ndjson and .json (one per line), .parquet and .arrow, each
+/// plain, .gz or .zst; and token ids: lists of integers in any of these, .npy and .bin.
 /// Running the same command again does only what is missing.
 #[derive(Debug, Parser)]
 #[command(
@@ -45,6 +45,14 @@ pub struct ScoreArgs {
     /// File that lists more files to score, one per line; - reads the list from stdin
     #[arg(long, value_name = "FILE")]
     files_from: Option<PathBuf>,
+
+    /// Read only files that the pattern matches; repeatable. Without / in it, it matches names of files and folders
+    #[arg(long, value_name = "PATTERN", value_parser = name_pattern)]
+    include: Vec<NamePattern>,
+
+    /// Leave out files that the pattern matches; repeatable
+    #[arg(long, value_name = "PATTERN", value_parser = name_pattern)]
+    exclude: Vec<NamePattern>,
 
     /// Folder for the shards and the manifest
     #[arg(short, long, value_name = "DIR")]
@@ -180,6 +188,8 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
     let ScoreArgs {
         inputs,
         files_from,
+        include,
+        exclude,
         output,
         rl_model,
         base_model,
@@ -228,6 +238,8 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
         options: ScoreOptions {
             corpus: InputOptions {
                 inputs: all_inputs,
+                include,
+                exclude,
                 text_field,
                 on_bad_record,
                 max_record_bytes,

@@ -1,5 +1,6 @@
 //! Parsers of single values. What they refuse is a usage error that names the flag.
 
+use crate::fs::NamePattern;
 use crate::pack::{Packer, Packing};
 use crate::weight::{DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
 
@@ -27,6 +28,11 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
         Some(bytes) => Ok(bytes),
         None => Err("it is not a number of bytes".to_owned()),
     }
+}
+
+/// Parses a pattern of file names.
+pub(super) fn name_pattern(text: &str) -> Result<NamePattern, String> {
+    NamePattern::new(text).map_err(|reason| format!("it is not a pattern of file names: {reason}"))
 }
 
 /// Parses a finite number that is not negative.

@@ -8,11 +8,11 @@ use rayon::prelude::*;
 use super::compression::{ASSUMED_EXPANSION, Compression};
 use super::files::{Corpus, CorpusFile};
 use super::format::Format;
-use super::inputs::{Found, Input, find};
+use super::inputs::{Findings, Found, Input, find};
 use super::options::CorpusOptions;
 use super::parts::{self, Cuts, LineCutter};
 use super::tokens::{self, TokenCutter};
-use super::{Error, TokenFileProblem, arrow, bytes, parquet};
+use super::{Error, TokenFileProblem, arrow, bytes, parquet, sniff};
 use crate::fs;
 
 /// What is known of a file before it is hashed.
@@ -44,16 +44,15 @@ impl Corpus {
     /// it was given itself; with several inputs, a folder's own name goes in front. A path that
     /// does not exist and has `*`, `?` or `[` in it is a pattern; sources are then relative to the
     /// folder in front of the first of these. Files are in byte order of their sources. Hidden
-    /// files are left out, and files of an unsupported type inside a folder are listed by
-    /// [`Corpus::skipped`].
+    /// files are left out; [`Corpus::left_out`] says which others are.
     ///
     /// Every file is read once, unpacked, to hash it and to find where it can be cut. That a table
     /// has the column is checked here, other content when it is read.
     ///
     /// # Errors
     ///
-    /// [`Error::Missing`], [`Error::NoMatch`], [`Error::Unsupported`], [`Error::NameNotUtf8`] and
-    /// [`Error::Collision`] for the inputs' names, [`Error::Empty`] when nothing is left, those
+    /// [`Error::Missing`], [`Error::NoMatch`], [`Error::Unsupported`], [`Error::NameNotUtf8`],
+    /// [`Error::SameFile`] and [`Error::Collision`] for the inputs' names, [`Error::Empty`] when nothing is left, those
     /// for damaged files, and [`Error::Io`]. Of several errors, the first in the order of the
     /// files is returned.
     pub fn discover(inputs: &[PathBuf], options: &CorpusOptions) -> Result<Self, Error> {
@@ -72,10 +71,14 @@ impl Corpus {
 }
 
 fn discover(inputs: &[Input], options: &CorpusOptions) -> Result<Corpus, Error> {
-    let (found, skipped) = find(inputs)?;
+    let Findings {
+        files: found,
+        left_out,
+    } = find(inputs, &options.include, &options.exclude)?;
     let empty = |num_files| Error::Empty {
         num_files,
-        num_skipped: skipped.len(),
+        num_skipped: left_out.unsupported.len(),
+        num_excluded: left_out.num_excluded,
     };
     let num_files = found.len();
     let sized = in_order(&found, |file| look_at(file, options))?;
@@ -105,7 +108,7 @@ fn discover(inputs: &[Input], options: &CorpusOptions) -> Result<Corpus, Error> 
     Ok(Corpus {
         files,
         parts,
-        skipped,
+        left_out,
         options: options.clone(),
         part_bytes,
     })
@@ -153,6 +156,13 @@ fn in_order<T: Send>(
 fn look_at(file: &Found, options: &CorpusOptions) -> Result<Sized, Error> {
     let stamp = fs::stamp(&file.path)?;
     let size_bytes = stamp.size_bytes();
+    sniff::check(
+        &file.path,
+        size_bytes,
+        file.format,
+        file.compression,
+        options.zstd_window_log,
+    )?;
     let table = || bytes::open_table(&file.path, file.compression, options);
     let field = options.text_field.as_deref();
     let mut format = file.format;

@@ -34,7 +34,7 @@ pub(super) fn classify(path: &Path) -> Option<(Format, Compression)> {
     let ends = |suffix: &str| stem.ends_with(suffix.as_bytes());
     if ends(".txt") || ends(".md") {
         Some((Format::Text, compression))
-    } else if ends(".jsonl") || ends(".ndjson") {
+    } else if ends(".jsonl") || ends(".ndjson") || ends(".json") {
         Some((Format::Jsonl, compression))
     } else if ends(".parquet") {
         Some((Format::Parquet, compression))

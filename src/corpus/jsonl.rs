@@ -27,7 +27,7 @@ pub(super) fn content_of(
             .unwrap_or(&text);
         RecordProblem::Json {
             column: error.column(),
-            reason: reason.to_owned(),
+            reason: explained(json, error.column(), reason),
         }
     })?;
     let field = || field.to_owned();
@@ -49,6 +49,64 @@ pub(super) fn content_of(
             found,
         }),
     }
+}
+
+/// Adds to what the parser says what stands at that place, where other writers and readers have another idea of JSON.
+fn explained(json: &str, column: usize, reason: &str) -> String {
+    let at = column.saturating_sub(1);
+    let is_word = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'\\');
+    let (before, after) = json.as_bytes().split_at(at.min(json.len()));
+    let start = at
+        - before
+            .iter()
+            .rev()
+            .take_while(|byte| is_word(byte))
+            .count()
+            .min(at);
+    let len = after.iter().take_while(|byte| is_word(byte)).count();
+    let word = json
+        .get(start..(at + len).min(json.len()))
+        .unwrap_or_default();
+    let word = word.strip_prefix('-').unwrap_or(word);
+    match word {
+        "NaN" | "Infinity" | "nan" | "inf" => {
+            return format!(
+                "{word} is no JSON, though Python's json.dumps writes it; write null with \
+                 json.dumps(..., allow_nan=False) and a value in its place"
+            );
+        }
+        "None" | "True" | "False" => {
+            return format!("{word} is Python, not JSON; write records with json.dumps");
+        }
+        _ => {}
+    }
+    if after.first() == Some(&b'\'') || before.last() == Some(&b'\'') {
+        return format!("{reason}; JSON has double quotes: write records with json.dumps");
+    }
+    if (reason.contains("surrogate") || reason.contains("hex escape"))
+        && let Some(escape) = surrogate_before(json, at)
+    {
+        return format!(
+            "{escape} is half of a surrogate pair, which is no character; repair the text in Python with \
+             text.encode(\"utf-16\", \"surrogatepass\").decode(\"utf-16\", \"replace\")"
+        );
+    }
+    reason.to_owned()
+}
+
+/// Returns the first escape near a place that is a surrogate without its other half.
+fn surrogate_before(json: &str, at: usize) -> Option<&str> {
+    let from = at.saturating_sub(14);
+    let escapes = (from..at).filter_map(|start| json.get(start..start + 6));
+    escapes.into_iter().find(|escape| is_surrogate(escape))
+}
+
+/// Returns whether this is an escape of a surrogate, as `\ud83d`.
+fn is_surrogate(escape: &str) -> bool {
+    escape
+        .strip_prefix("\\u")
+        .and_then(|digits| u16::from_str_radix(digits, 16).ok())
+        .is_some_and(|unit| (0xd800..0xe000).contains(&unit))
 }
 
 fn parse<'de, S: DeserializeSeed<'de>>(json: &'de str, seed: S) -> serde_json::Result<S::Value> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Error;
+use crate::fs::NamePattern;
 use crate::types::{TokenDtype, TokenId};
 
 /// Name of the JSON field or column that holds the text, where none is given.
@@ -24,6 +25,10 @@ pub struct CorpusOptions {
     /// JSON field or column that holds the text, or lists of token ids. Default:
     /// [`DEFAULT_TEXT_FIELD`], and where a record or table has none, [`DEFAULT_IDS_FIELD`].
     pub text_field: Option<String>,
+    /// Files are read that one of these patterns matches; all, where there is none.
+    pub include: Vec<NamePattern>,
+    /// Files that one of these patterns matches are not read.
+    pub exclude: Vec<NamePattern>,
     /// Target size of a part in bytes, unpacked (for Parquet and Arrow: of the text column). Where a
     /// file can't be cut finely enough, parts are larger; 0 is taken for 1. Default: a
     /// [`DEFAULT_NUM_PARTS`](super::DEFAULT_NUM_PARTS)th of the corpus, between
@@ -61,6 +66,8 @@ impl Default for CorpusOptions {
     fn default() -> Self {
         Self {
             text_field: None,
+            include: Vec::new(),
+            exclude: Vec::new(),
             part_bytes: None,
             max_record_bytes: DEFAULT_MAX_RECORD_BYTES,
             limit_docs: None,

@@ -194,9 +194,23 @@ impl Seek for File {
     }
 }
 
+/// A new temporary file without a name.
+fn temporary() -> io::Result<std::fs::File> {
+    tempfile::tempfile().map_err(|error| {
+        let folder = std::env::temp_dir();
+        io::Error::new(
+            error.kind(),
+            format!(
+                "no temporary file can be made in {}: {error}\nhint: set TMPDIR to a folder that exists and has room",
+                folder.display()
+            ),
+        )
+    })
+}
+
 /// An object as a temporary file without a name.
 fn download(url: &Url) -> io::Result<std::fs::File> {
-    let mut file = tempfile::tempfile()?;
+    let mut file = temporary()?;
     let size_bytes = remote::size_bytes(url)?;
     let mut start = 0;
     while start < size_bytes {
@@ -220,7 +234,7 @@ impl Spool {
     pub fn create(path: &Path) -> Result<Self> {
         Ok(Self {
             path: path.to_owned(),
-            file: attempt(Operation::Spool, path, tempfile::tempfile)?,
+            file: attempt(Operation::Spool, path, temporary)?,
         })
     }
 

@@ -28,6 +28,10 @@ pub trait Progress: Sync {
     fn finish(&self);
     /// Shows a line of its own.
     fn note(&self, line: &str);
+    /// Shows a warning that everyone should see.
+    fn warn(&self, line: &str) {
+        self.note(line);
+    }
 }
 
 /// Asks the loops to stop; they look at it between batches.

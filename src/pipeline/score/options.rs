@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::corpus::Input;
+use crate::fs::NamePattern;
 use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::pack::Packing;
 use crate::shard::schema::ShardFormat;
@@ -47,6 +48,10 @@ pub struct ScoreOptions {
 pub struct InputOptions {
     /// Files, folders, patterns, lists of files.
     pub inputs: Vec<Input>,
+    /// Patterns of which a file has to match one; none for all files.
+    pub include: Vec<NamePattern>,
+    /// Patterns of which a file may match none.
+    pub exclude: Vec<NamePattern>,
     /// Key or column that holds the text, or token ids; `None` for the default.
     pub text_field: Option<String>,
     /// Reaction to records that can't be read.

@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 
 use super::super::device::open_device;
 use super::super::{Progress, StopFlag};
+use super::left_out;
 use super::models::Models;
 use super::options::ScoreOptions;
 use super::resume::{check_places, refuse_output_in_corpus, refuse_output_inside_input};
@@ -42,6 +43,8 @@ impl Prepared {
             &input.inputs,
             &CorpusOptions {
                 text_field: input.text_field.clone(),
+                include: input.include.clone(),
+                exclude: input.exclude.clone(),
                 part_bytes: input.part_bytes,
                 max_record_bytes: input.max_record_bytes,
                 limit_docs: input.limit_docs,
@@ -53,13 +56,7 @@ impl Prepared {
             },
         )?;
         refuse_output_in_corpus(&input.inputs, &shards.output, shards.format, &corpus)?;
-        if let Some(first) = corpus.skipped().first() {
-            progress.note(&format!(
-                "{} files of other types are left out, the first being {}",
-                corpus.skipped().len(),
-                first.display()
-            ));
-        }
+        left_out::tell(&corpus, progress);
         let compute = Compute {
             device,
             dtype: compute.dtype,
