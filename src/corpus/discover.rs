@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::columns::Kind;
 use super::compression::{ASSUMED_EXPANSION, Compression};
 use super::files::{Corpus, CorpusFile};
 use super::format::Format;
@@ -21,6 +22,8 @@ struct Sized {
     format: Format,
     /// Row groups, for Parquet; batches, for Arrow.
     row_groups: Option<Vec<parts::RowGroup>>,
+    /// Whether its column holds messages.
+    holds_messages: bool,
 }
 
 impl Sized {
@@ -166,9 +169,14 @@ fn look_at(file: &Found, options: &CorpusOptions) -> Result<Sized, Error> {
     let table = || bytes::open_table(&file.path, file.compression, options);
     let field = options.text_field.as_deref();
     let mut format = file.format;
+    let mut holds_messages = false;
+    let mut table_of = |(kind, groups): (Kind, Vec<parts::RowGroup>)| {
+        holds_messages = kind == Kind::Messages;
+        Some(groups)
+    };
     let row_groups = match file.format {
-        Format::Parquet => Some(parquet::row_groups(&file.path, &table()?, field)?),
-        Format::Arrow => Some(arrow::batches(&file.path, table()?, field)?),
+        Format::Parquet => table_of(parquet::row_groups(&file.path, &table()?, field)?),
+        Format::Arrow => table_of(arrow::batches(&file.path, table()?, field)?),
         Format::Tokens(_) if size_bytes > 0 => {
             let layout = tokens::layout(&file.path, size_bytes, options.token_dtype)?;
             if layout.row_len.is_none() && options.separator.is_none() {
@@ -186,7 +194,36 @@ fn look_at(file: &Found, options: &CorpusOptions) -> Result<Sized, Error> {
         stamp,
         format,
         row_groups,
+        holds_messages,
     })
+}
+
+/// Looks through JSON for the key that every message of a chat has.
+#[derive(Default)]
+struct RoleFinder {
+    found: bool,
+    /// The last bytes of what was seen.
+    tail: Vec<u8>,
+}
+
+impl RoleFinder {
+    const KEY: &[u8] = b"\"role\"";
+
+    fn observe(&mut self, block: &[u8]) {
+        if self.found {
+            return;
+        }
+        self.tail.extend(block.iter().take(Self::KEY.len()));
+        let has = |bytes: &[u8]| memchr::memmem::find(bytes, Self::KEY).is_some();
+        self.found = has(&self.tail) || has(block);
+        // A short block was taken in as a whole.
+        let seen = match block.len() > Self::KEY.len() {
+            true => block,
+            false => &self.tail,
+        };
+        let from = seen.len().saturating_sub(Self::KEY.len() - 1);
+        self.tail = seen.get(from..).unwrap_or_default().to_vec();
+    }
 }
 
 /// Hashes a file and finds, in the same pass, where it can be cut.
@@ -206,6 +243,7 @@ fn scan(
         stamp,
         format,
         row_groups,
+        mut holds_messages,
     } = sized;
     let size_bytes = stamp.size_bytes();
     let plain = Compression::None;
@@ -216,9 +254,12 @@ fn scan(
         }
         (Format::Jsonl, _) => {
             let mut cutter = LineCutter::new(part_bytes);
+            let mut finder = RoleFinder::default();
             let hashed = bytes::scan(&path, compression, options, |block| {
                 cutter.observe(block);
+                finder.observe(block);
             })?;
+            holds_messages = finder.found;
             (hashed, cutter.finish())
         }
         (Format::Tokens(layout), _) => {
@@ -240,6 +281,7 @@ fn scan(
         size_bytes,
         digest,
         stamp,
+        may_hold_messages: holds_messages,
     };
     // The digest is of what the stamp stands for, if nothing was written in between.
     file.expect_unchanged()?;

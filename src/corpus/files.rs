@@ -32,6 +32,8 @@ pub struct CorpusFile {
     pub digest: Digest,
     /// What the file looked like when it was hashed.
     pub stamp: Stamp,
+    /// Whether a record of it may be messages of a chat.
+    pub may_hold_messages: bool,
 }
 
 impl CorpusFile {
@@ -86,6 +88,11 @@ impl Corpus {
             }
         }
         copies
+    }
+
+    /// Returns whether a record may be messages of a chat; of text alone, `false`.
+    pub fn may_hold_messages(&self) -> bool {
+        self.files.iter().any(|file| file.may_hold_messages)
     }
 
     /// Target size of a part that was used, bytes.

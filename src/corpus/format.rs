@@ -21,6 +21,11 @@ pub enum Format {
     Tokens(TokenLayout),
 }
 
+/// Returns whether a file of this name can be read.
+pub fn is_supported(name: &str) -> bool {
+    classify(Path::new(name)).is_some()
+}
+
 /// Returns what a file's name says about its content; `None` when it is not supported.
 pub(super) fn classify(path: &Path) -> Option<(Format, Compression)> {
     let name = path.file_name()?.as_encoded_bytes().to_ascii_lowercase();

@@ -42,6 +42,8 @@ mod format;
 mod gzip;
 mod inputs;
 mod jsonl;
+mod masks;
+mod nested;
 mod options;
 mod parquet;
 mod parts;
@@ -59,11 +61,11 @@ mod wild_tests;
 pub use compression::{ASSUMED_EXPANSION, Compression, MAX_EXPANSION};
 pub use error::{Error, ErrorKind, Place};
 pub use files::{Corpus, CorpusFile};
-pub use format::Format;
+pub use format::{Format, is_supported};
 pub use inputs::{Input, LeftOut};
 pub use options::{
-    CorpusOptions, DEFAULT_IDS_FIELD, DEFAULT_MAX_RECORD_BYTES, DEFAULT_TEXT_FIELD,
-    DEFAULT_ZSTD_WINDOW_LOG,
+    CorpusOptions, DEFAULT_IDS_FIELD, DEFAULT_MAX_RECORD_BYTES, DEFAULT_MESSAGES_FIELD,
+    DEFAULT_TEXT_FIELD, DEFAULT_ZSTD_WINDOW_LOG,
 };
 pub use parts::{DEFAULT_NUM_PARTS, MAX_PART_BYTES, MIN_PART_BYTES, Part, Slice, SliceRange};
 pub use problem::{Disguise, RecordProblem, TokenFileProblem};

@@ -13,6 +13,12 @@ pub const DEFAULT_TEXT_FIELD: &str = "text";
 /// Name of the JSON field or column that holds token ids, where none is given and there is no text.
 pub const DEFAULT_IDS_FIELD: &str = "input_ids";
 
+/// Name of the JSON field or column that holds messages of a chat, where none is given and there is neither.
+pub const DEFAULT_MESSAGES_FIELD: &str = "messages";
+
+/// Name of the JSON field or column that holds the tools that messages may call.
+pub(super) const TOOLS_FIELD: &str = "tools";
+
 /// Default for [`CorpusOptions::max_record_bytes`]: 16 MiB.
 pub const DEFAULT_MAX_RECORD_BYTES: u64 = 16 << 20;
 
@@ -22,8 +28,9 @@ pub const DEFAULT_ZSTD_WINDOW_LOG: u32 = 27;
 /// What the inputs are taken for.
 #[derive(Debug, Clone)]
 pub struct CorpusOptions {
-    /// JSON field or column that holds the text, or lists of token ids. Default:
-    /// [`DEFAULT_TEXT_FIELD`], and where a record or table has none, [`DEFAULT_IDS_FIELD`].
+    /// JSON field or column that holds the text, lists of token ids, or messages. Default: [`DEFAULT_TEXT_FIELD`], and
+    /// where a record or table has none, [`DEFAULT_IDS_FIELD`], then [`DEFAULT_MESSAGES_FIELD`]. Where no field has a
+    /// name with dots in it, these lead into nested fields.
     pub text_field: Option<String>,
     /// Files are read that one of these patterns matches; all, where there is none.
     pub include: Vec<NamePattern>,

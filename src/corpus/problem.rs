@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::compression::Compression;
+use crate::types::TokenId;
 
 /// Most keys or columns that a message lists.
 const MAX_LISTED: usize = 20;
@@ -168,6 +169,66 @@ pub enum RecordProblem {
     NullText {
         /// The column.
         field: String,
+    },
+    /// A binary value is not UTF-8.
+    #[error(
+        "not valid UTF-8 at byte {byte_offset} of the value; binary columns are read as UTF-8 text"
+    )]
+    NotUtf8Value {
+        /// Offset of the first bad byte in the value, from 0.
+        byte_offset: usize,
+    },
+    /// A mask has another number of values than there are ids.
+    #[error("{mask} has {found} values beside {expected} token ids; expected one for each")]
+    MaskLength {
+        /// Name of the mask.
+        mask: &'static str,
+        /// Values of the mask.
+        found: usize,
+        /// Token ids.
+        expected: usize,
+    },
+    /// A mask has a value that says neither yes nor no.
+    #[error("{mask} is {value} at position {position}; expected 0 or 1")]
+    MaskValue {
+        /// Name of the mask.
+        mask: &'static str,
+        /// Position in the list.
+        position: usize,
+        /// The value.
+        value: i64,
+    },
+    /// A value of a mask is null.
+    #[error("{mask} is null at position {position}")]
+    MaskNull {
+        /// Name of the mask.
+        mask: &'static str,
+        /// Position in the list.
+        position: usize,
+    },
+    /// An attention mask leaves out ids between others.
+    #[error(
+        "attention_mask has a hole: position {position} is 0, and position {end} is 1 again; padding is only cut off \
+         the ends"
+    )]
+    Hole {
+        /// First position that is left out.
+        position: usize,
+        /// Last position that is not.
+        end: usize,
+    },
+    /// A label is another id than the token's.
+    #[error(
+        "labels is {label} at position {position}, where the token id is {id}; expected that id or -100: labels stand \
+         at the place of the token that they name"
+    )]
+    Label {
+        /// Position in the list.
+        position: usize,
+        /// The label.
+        label: i64,
+        /// The token id there.
+        id: TokenId,
     },
     /// A list of token ids has a hole.
     #[error("the token id at position {position} is null")]

@@ -71,7 +71,7 @@ pub(super) fn discover(inputs: &[&Path], part_bytes: Option<u64>) -> Result<Corp
 pub(super) fn text_of(document: &Document) -> &str {
     match &document.content {
         Content::Text(text) => text,
-        Content::Ids(ids) => panic!("{ids:?} are no text"),
+        other => panic!("{other:?} is no text"),
     }
 }
 

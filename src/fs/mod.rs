@@ -38,7 +38,7 @@ mod walk;
 pub use atomic::{AtomicFile, TEMP_SUFFIX, remove_stale_temps, write_atomic, write_new};
 pub use digest::{Digest, Hasher, HashingFile, HashingWriter, hash_file, hash_mapped};
 pub use error::{Error, Failure, Result, is_of_system, write_error, write_failure};
-pub use file::{File, MappedFile, Spool, open};
+pub use file::{File, MappedFile, Spool, StdinCopy, open};
 pub use log::Log;
 pub use operation::Operation;
 pub use paths::{

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use chrono::NaiveDate;
+
 use crate::corpus::Input;
 use crate::fs::NamePattern;
 use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
@@ -54,6 +56,10 @@ pub struct InputOptions {
     pub exclude: Vec<NamePattern>,
     /// Key or column that holds the text, or token ids; `None` for the default.
     pub text_field: Option<String>,
+    /// File of the chat template; `None` for that of a model.
+    pub chat_template: Option<PathBuf>,
+    /// Date that the chat template is told; `None` for that of the set that is there, else today.
+    pub chat_date: Option<NaiveDate>,
     /// Reaction to records that can't be read.
     pub on_bad_record: OnBadRecord,
     /// Most bytes of one record.
