@@ -247,6 +247,59 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_no_target_counts_nowhere_in_any_weighting() {
+        let row = |mask: Option<Vec<bool>>, keep: &[usize]| {
+            let of = |values: &[f32]| keep.iter().map(|&i| values[i]).collect::<Vec<_>>();
+            ScoredRow {
+                source: "a".into(),
+                doc_index: 0,
+                doc_starts: vec![0],
+                input_ids: (0..=keep.len() as u32).collect(),
+                rl_logprobs: of(&[-1.0, -2.0, 0.0, -0.5, -9.0]),
+                base_logprobs: None,
+                weights: Some(of(&[0.9, 0.0, 0.0, 1.2, 1.1])),
+                target_mask: mask,
+            }
+        };
+        let learner = [-2.0, -1.0, -30.0, -3.0, -4.0];
+        let normalizers = [1.0, 2.0, 100.0, 3.0, 4.0];
+        let kept = [0, 1, 3, 4];
+        for weighting in [
+            Weighting::Dynamic,
+            Weighting::Static,
+            Weighting::Uniform,
+            Weighting::ExcessTopK,
+        ] {
+            let objective = Objective {
+                weighting,
+                formula: WeightFormula::default(),
+                center: Center::Row,
+                normalize: Normalize::Targets,
+                top_k_fraction: 0.5,
+                z_loss: Some(0.1),
+            };
+            let sums = |row: &ScoredRow, learner: &[f32], normalizers: &[f64]| {
+                let mut weights = vec![7.0; learner.len()];
+                objective.token_weights(row, learner, &mut weights).unwrap();
+                let mut sums = LossSums::default();
+                sums.add(learner, normalizers, &weights, &objective);
+                (sums, weights)
+            };
+            let masked = row(Some(vec![true, true, false, true, true]), &[0, 1, 2, 3, 4]);
+            let (found, weights) = sums(&masked, &learner, &normalizers);
+            assert!(!is_of_target(weights[2]) && weights[2] == 0.0);
+            // As if the position were not there at all.
+            let (expected, _) = sums(
+                &row(None, &kept),
+                &kept.map(|i| learner[i]),
+                &kept.map(|i| normalizers[i]),
+            );
+            assert_eq!(found, expected, "{weighting}");
+            assert_eq!(masked.num_targets(), 4);
+        }
+    }
+
+    #[test]
     fn the_normalizer_divides_what_is_minimised_and_nothing_else() {
         let objective = Objective {
             weighting: Weighting::ExcessTopK,

@@ -366,6 +366,20 @@ fn rows_that_break_a_rule_are_not_written() {
                 r.weights.as_mut().unwrap()[0] = f32::INFINITY;
             }),
         ),
+        (
+            "the mask of its targets has 2 values",
+            Box::new(|r| r.target_mask = Some(vec![true, false])),
+        ),
+        (
+            "the mask of its targets has 9 values, 0 of them true",
+            Box::new(|r| r.target_mask = Some(vec![false; 9])),
+        ),
+        (
+            "weight at position 3 is 1; this is no target",
+            Box::new(|r| {
+                r.target_mask = Some((0..9).map(|i| i != 2).collect());
+            }),
+        ),
         ("doc_starts is not", Box::new(|r| r.doc_starts = vec![3, 3])),
         ("doc_starts is not", Box::new(|r| r.doc_starts = vec![10])),
         ("come together", Box::new(|r| r.weights = None)),

@@ -187,7 +187,7 @@ def test_a_field_inside_others_is_found_by_its_path(score, tokenizer, tmp_path):
     pq.write_table(pa.Table.from_pylist([records[0], {"id": 1, "a": None}]), tmp_path / "null.parquet")
     code, stderr = refused(tmp_path / "null.parquet", "-o", "x", "--text-field", "a.b.text", cwd=tmp_path)
     assert code == 65 and 'row 1: the text in column "a.b.text" is null' in stderr
-    code, stderr = refused(tmp_path / "corpus" / "a.jsonl", "-o", "x", "--text-field", "a.c", cwd=tmp_path)
+    code, stderr = refused(tmp_path / "corpus" / "a.jsonl", "-o", "y", "--text-field", "a.c", cwd=tmp_path)
     assert code == 65 and 'no field "a.c"' in stderr
 
 
@@ -230,7 +230,7 @@ def test_a_mask_with_a_hole_and_labels_of_other_ids_are_refused(tmp_path):
         (tmp_path / "a.jsonl").write_text(json.dumps(record))
         pq.write_table(pa.Table.from_pylist([record]), tmp_path / "a.parquet")
         for name in ("a.jsonl", "a.parquet"):
-            code, stderr = refused(name, "-o", "x", cwd=tmp_path)
+            code, stderr = refused(name, "-o", name + str(len(message)), cwd=tmp_path)
             assert code == 65 and message in stderr, stderr
 
 
@@ -293,7 +293,7 @@ def test_training_sees_targets_alone_in_every_weighting(masked_set, models, run,
     fraction, z_loss = 0.5, 1e-2
     run(
         *("remit-anneal", "--weights", folder / "set", "-o", tmp_path / "out", "--weighting", weighting, "--lr", 1e-4),
-        *("--max-steps", 1, "--batch-tokens", 100_000, "--z-loss", z_loss, "--clip", 1e9, "--eval-weights", folder / "set"),
+        *("--steps", 1, "--batch-tokens", 100_000, "--z-loss", z_loss, "--clip", 1e9, "--eval-weights", folder / "set", "--normalize", "targets"),
         *(("--top-k-fraction", fraction) if weighting == "excess-top-k" else ()),
     )
     [step] = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
