@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::super::device::open_device;
-use super::super::{BadInput, Progress, refuse_inside_set, tokenizer_of};
+use super::super::{BadInput, Progress, refuse_below_a_set, refuse_inside_set, tokenizer_of};
 use super::compat::{check_tokenizer, check_weighting, learner};
 use super::options::{AnnealOptions, EvalOptions, EvalRows};
 use super::{export, run_file};
@@ -37,6 +37,7 @@ impl Inputs {
         let device = open_device(options.compute.device, progress)?;
         let set = ShardSet::open(&options.weights)?;
         refuse_inside_set(&options.output.dir, &options.weights)?;
+        refuse_below_a_set(&options.output.dir)?;
         let initial = learner(options.model.as_ref(), &options.weights, set.manifest())?;
         let tokenizer = tokenizer_of(&initial)?.fingerprint();
         let check = |dir: &Path, set: &ShardSet| -> Result<()> {

@@ -27,6 +27,16 @@ const OPTIONS: &[Case] = &[
         stderr: &["error: set/annealed lies in the set itself, "],
     },
     Case {
+        input: "an output inside the set that losses are measured on",
+        prepare: nothing,
+        command: "remit-anneal --weights set --eval-weights without-base -o without-base/annealed",
+        exit: USAGE,
+        stderr: &[
+            "error: without-base/annealed lies in ",
+            "/without-base, the folder of a set, ",
+        ],
+    },
+    Case {
         input: "a temperature of 0",
         prepare: nothing,
         command: "remit-anneal --weights set -o out --temperature 0",
