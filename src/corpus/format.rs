@@ -21,6 +21,11 @@ pub enum Format {
     Tokens(TokenLayout),
 }
 
+/// Returns whether a file of this name can be read.
+pub fn is_supported(name: &str) -> bool {
+    classify(Path::new(name)).is_some()
+}
+
 /// Returns what a file's name says about its content; `None` when it is not supported.
 pub(super) fn classify(path: &Path) -> Option<(Format, Compression)> {
     let name = path.file_name()?.as_encoded_bytes().to_ascii_lowercase();
@@ -34,7 +39,7 @@ pub(super) fn classify(path: &Path) -> Option<(Format, Compression)> {
     let ends = |suffix: &str| stem.ends_with(suffix.as_bytes());
     if ends(".txt") || ends(".md") {
         Some((Format::Text, compression))
-    } else if ends(".jsonl") || ends(".ndjson") {
+    } else if ends(".jsonl") || ends(".ndjson") || ends(".json") {
         Some((Format::Jsonl, compression))
     } else if ends(".parquet") {
         Some((Format::Parquet, compression))

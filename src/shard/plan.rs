@@ -96,6 +96,12 @@ pub struct Plan {
     /// Key or column that held the text, or token ids; null for the default, which is one thing more than
     /// its first choice: where a record has none of that name, another is taken.
     pub text_field: Option<String>,
+    /// Digest of the chat template and what it is given, where the corpus may hold messages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<Digest>,
+    /// Date that the chat template is told, where it asks for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_date: Option<String>,
     /// Documents of fewer tokens were left out.
     pub min_tokens: u64,
     /// Documents after this many were left out; null for all.

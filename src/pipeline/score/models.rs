@@ -12,7 +12,7 @@ use crate::pack::Packer;
 use crate::shard::write::round_log_probs;
 use crate::tokenize::TextTokenizer;
 use crate::types::{OnBadRecord, Row, ScoredRow, TokenId};
-use crate::weight::WeightFormula;
+use crate::weight::{WeightFormula, of_targets};
 
 /// The models, open but not loaded, and what is known of them.
 pub(in super::super) struct Models {
@@ -197,7 +197,11 @@ impl RowScorer for Scorer {
                 .map(|((row, rl_logprobs), base_logprobs)| {
                     let weights = base_logprobs.as_ref().map(|base| {
                         let mut weights = vec![0.0; base.len()];
-                        self.formula.weights(&rl_logprobs, base, &mut weights);
+                        let formula = &mut |rl: &[f32], base: &[f32], weights: &mut [f32]| {
+                            self.formula.weights(rl, base, weights);
+                        };
+                        let mask = row.target_mask();
+                        of_targets(mask, &rl_logprobs, base, &mut weights, formula);
                         weights
                     });
                     row.scored(rl_logprobs, base_logprobs, weights)
