@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Parser;
 
 use super::progress::Console;
-use super::values::{bytes, epsilon, positive, row_length, temperature};
+use super::values::{bytes, epsilon, extension, positive, row_length, temperature};
 use super::worker::Worker;
 use super::{report, version};
 use crate::corpus::{DEFAULT_MAX_RECORD_BYTES, DEFAULT_ZSTD_WINDOW_LOG, Input};
@@ -69,6 +69,10 @@ pub struct ScoreArgs {
     /// JSONL key or column that holds the text, or lists of token ids [default: text, else input_ids]
     #[arg(long, value_name = "NAME")]
     text_field: Option<String>,
+
+    /// Endings of files to take for text, one document each, besides .txt and .md: py,html
+    #[arg(long, value_name = "EXT,...", value_delimiter = ',', value_parser = extension)]
+    text_ext: Vec<String>,
 
     /// Score the first N documents only
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -194,6 +198,7 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
         seq_len,
         packing,
         text_field,
+        mut text_ext,
         limit_docs,
         min_tokens,
         on_bad_record,
@@ -239,6 +244,11 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
             corpus: InputOptions {
                 inputs: all_inputs,
                 text_field,
+                text_ext: {
+                    text_ext.sort_unstable();
+                    text_ext.dedup();
+                    text_ext
+                },
                 on_bad_record,
                 max_record_bytes,
                 limit_docs,

@@ -72,7 +72,7 @@ impl Corpus {
 }
 
 fn discover(inputs: &[Input], options: &CorpusOptions) -> Result<Corpus, Error> {
-    let (found, skipped) = find(inputs)?;
+    let (found, skipped) = find(inputs, &options.text_ext)?;
     let empty = |num_files| Error::Empty {
         num_files,
         num_skipped: skipped.len(),

@@ -28,8 +28,15 @@ pub(super) struct Found {
 }
 
 /// The supported files of the inputs in the order of their sources, and those that are skipped.
-pub(super) fn find(inputs: &[Input]) -> Result<(Vec<Found>, Vec<PathBuf>), Error> {
-    let mut files = Files::default();
+/// Files that end in one of `text_ext` are text.
+pub(super) fn find(
+    inputs: &[Input],
+    text_ext: &[String],
+) -> Result<(Vec<Found>, Vec<PathBuf>), Error> {
+    let mut files = Files {
+        text_ext: text_ext.to_vec(),
+        ..Files::default()
+    };
     for input in inputs {
         match input {
             Input::Path(path) => files.add_path(path, inputs.len() > 1)?,
@@ -42,6 +49,7 @@ pub(super) fn find(inputs: &[Input]) -> Result<(Vec<Found>, Vec<PathBuf>), Error
 
 #[derive(Default)]
 struct Files {
+    text_ext: Vec<String>,
     by_source: BTreeMap<String, Found>,
     skipped: Vec<PathBuf>,
 }
@@ -62,7 +70,7 @@ impl Files {
         }
         let prefix = has_siblings.then(|| own_name(path)).transpose()?;
         for file in fs::walk(path)? {
-            match classify(&file) {
+            match classify(&file, &self.text_ext) {
                 Some(_) => {
                     let source = relative(path, &file, prefix.as_deref());
                     self.add_named(&file, source)?;
@@ -89,7 +97,7 @@ impl Files {
                 continue;
             }
             any = true;
-            match classify(&path) {
+            match classify(&path, &self.text_ext) {
                 Some(_) => self.add_named(&path, relative(root, &path, None))?,
                 None => self.skipped.push(path),
             }
@@ -114,7 +122,7 @@ impl Files {
     }
 
     fn add_named(&mut self, path: &Path, source: Option<String>) -> Result<(), Error> {
-        let Some((format, compression)) = classify(path) else {
+        let Some((format, compression)) = classify(path, &self.text_ext) else {
             return Err(Error::Unsupported {
                 path: path.to_owned(),
             });

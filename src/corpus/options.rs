@@ -24,6 +24,9 @@ pub struct CorpusOptions {
     /// JSON field or column that holds the text, or lists of token ids. Default:
     /// [`DEFAULT_TEXT_FIELD`], and where a record or table has none, [`DEFAULT_IDS_FIELD`].
     pub text_field: Option<String>,
+    /// Endings of files, without the dot and in lower case, that are taken for text, one document each, whatever
+    /// they are taken for otherwise.
+    pub text_ext: Vec<String>,
     /// Target size of a part in bytes, unpacked (for Parquet and Arrow: of the text column). Where a
     /// file can't be cut finely enough, parts are larger; 0 is taken for 1. Default: a
     /// [`DEFAULT_NUM_PARTS`](super::DEFAULT_NUM_PARTS)th of the corpus, between
@@ -61,6 +64,7 @@ impl Default for CorpusOptions {
     fn default() -> Self {
         Self {
             text_field: None,
+            text_ext: Vec::new(),
             part_bytes: None,
             max_record_bytes: DEFAULT_MAX_RECORD_BYTES,
             limit_docs: None,

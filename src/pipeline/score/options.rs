@@ -51,6 +51,8 @@ pub struct InputOptions {
     pub inputs: Vec<Input>,
     /// Key or column that holds the text, or token ids; `None` for the default.
     pub text_field: Option<String>,
+    /// Endings of files that are taken for text, without the dot.
+    pub text_ext: Vec<String>,
     /// Reaction to records that can't be read.
     pub on_bad_record: OnBadRecord,
     /// Most bytes of one record.

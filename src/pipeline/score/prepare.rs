@@ -43,6 +43,7 @@ impl Prepared {
             &input.inputs,
             &CorpusOptions {
                 text_field: input.text_field.clone(),
+                text_ext: input.text_ext.clone(),
                 part_bytes: input.part_bytes,
                 max_record_bytes: input.max_record_bytes,
                 limit_docs: input.limit_docs,
@@ -56,7 +57,7 @@ impl Prepared {
         refuse_output_in_corpus(&input.inputs, &shards.output, shards.format, &corpus)?;
         if let Some(first) = corpus.skipped().first() {
             progress.note(&format!(
-                "{} files of other types are left out, the first being {}",
+                "{} files of other types are left out, the first being {}; --text-ext takes more for text",
                 corpus.skipped().len(),
                 first.display()
             ));
@@ -135,6 +136,7 @@ fn plan(
         token_dtype: input.token_dtype.filter(|_| has_token_files),
         separator: corpus.options().separator.filter(|_| has_token_files),
         part_bytes: corpus.part_bytes(),
+        text_ext: input.text_ext.clone(),
         ignored_config_fields,
         num_parts: u32::try_from(corpus.parts().len()).context("the corpus has too many parts")?,
         corpus: corpus
