@@ -1,4 +1,4 @@
-//! The state of a training run on disk, so that it goes on after an interruption as if there had been none.
+//! The state of a training run on disk, so that it resumes after an interruption as if there had been none.
 //!
 //! A checkpoint is two files: `step-00000100.safetensors`, which holds f32 weights and both moments of every
 //! parameter, with everything else as JSON in its header's metadata; and `step-00000100.safetensors.b3`,

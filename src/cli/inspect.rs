@@ -136,7 +136,7 @@ enum Command {
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
         steps: Option<u64>,
         /// Share of the documents that is held out, as for remit-anneal
-        #[arg(long, value_name = "SHARE", value_parser = open_fraction)]
+        #[arg(long, value_name = "FRACTION", value_parser = open_fraction)]
         holdout: Option<f64>,
     },
     /// Print the records that could not be read, one object per line

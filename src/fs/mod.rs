@@ -42,8 +42,8 @@ pub use file::{File, MappedFile, Spool, open};
 pub use log::Log;
 pub use operation::Operation;
 pub use paths::{
-    canonicalize, canonicalize_missing, create_dir_all, exists, expect_no_file, is_dir,
-    lacks_bucket, list, read, read_list, remove_file, size_bytes,
+    canonicalize, canonicalize_missing, create_dir_all, exists, expect_no_file, folder_above_with,
+    is_dir, lacks_bucket, list, read, read_list, remove_file, size_bytes,
 };
 pub use pattern::{GlobError, glob, matches};
 pub use stamp::{Stamp, stamp};

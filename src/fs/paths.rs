@@ -148,6 +148,20 @@ pub fn canonicalize_missing(path: &Path) -> Result<PathBuf> {
     Ok(absolute)
 }
 
+/// Returns the nearest folder above a path that holds a folder of this name; the path itself need not exist. Object
+/// stores are not asked, since keys above a prefix may be forbidden to list.
+pub fn folder_above_with(path: &Path, name: &str) -> Result<Option<PathBuf>> {
+    if Url::of(path).is_some() {
+        return Ok(None);
+    }
+    for above in canonicalize_missing(path)?.ancestors().skip(1) {
+        if is_dir(&above.join(name))? {
+            return Ok(Some(above.to_owned()));
+        }
+    }
+    Ok(None)
+}
+
 /// Returns the folder that holds a path; the current folder for a bare name.
 pub(super) fn parent(path: &Path) -> &Path {
     match path.parent() {

@@ -256,7 +256,7 @@ impl Architecture {
                 let rotated = self.ropes.get(rope).map(|r| 2 * r.frequencies.len());
                 if rotated.is_none_or(|rotated| rotated == 0 || rotated > block.head_dim) {
                     return Err(format!(
-                        "RoPE turns {} features of a head, which has {}",
+                        "RoPE rotates {} features of a head, which has {}",
                         rotated.unwrap_or(0),
                         block.head_dim
                     ));

@@ -29,7 +29,7 @@ pub use architecture::{
     Activation, Architecture, BlockConfig, LongRopeConfig, MlaConfig, NormPlacement, Projections,
     QkNorm, RopeConfig,
 };
-pub use config::SUPPORTED_MODEL_TYPES;
+pub use config::supported_model_types;
 pub use cost::{AnnealingMemory, AnnealingShape};
 pub use decoder::{Backward, Decoder};
 pub use device::{Compute, ComputeDevice, ComputeDtype, DeviceChoice};

@@ -11,7 +11,7 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 
 use super::inspect::tokenizer_of_set;
-use super::{Progress, StopFlag, Usage, refuse_inside_set};
+use super::{Progress, StopFlag, Usage, refuse_below_a_set, refuse_inside_set};
 use crate::fs::{self, AtomicFile};
 use crate::model::ModelSource;
 use crate::shard::manifest::Manifest;
@@ -65,6 +65,7 @@ pub fn tokens(options: &ExportOptions, stop: &StopFlag, progress: &dyn Progress)
     };
     let manifest = Manifest::load(&options.set)?;
     refuse_inside_set(path, &options.set)?;
+    refuse_below_a_set(path)?;
     let exists = || {
         Usage(format!(
             "{} exists already\nhint: remove it, or give another name",

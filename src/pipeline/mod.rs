@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::fs;
 use crate::model::{self, ModelSource, OpenModel};
+use crate::shard::layout::DESCRIPTION_DIR;
 use crate::tokenize::TextTokenizer;
 
 /// Receives progress.
@@ -91,6 +92,19 @@ fn refuse_inside_set(output: &Path, set: &Path) -> anyhow::Result<()> {
         .into());
     }
     Ok(())
+}
+
+/// Refuses an output below the folder of any set: readers of that folder would take it for shards.
+fn refuse_below_a_set(output: &Path) -> anyhow::Result<()> {
+    match fs::folder_above_with(output, DESCRIPTION_DIR)? {
+        None => Ok(()),
+        Some(set) => Err(Usage(format!(
+            "{} lies in {}, the folder of a set, whose readers would take it for shards\nhint: write it elsewhere",
+            output.display(),
+            set.display()
+        ))
+        .into()),
+    }
 }
 
 /// Loads the tokenizer of a model, without special tokens.

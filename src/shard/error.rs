@@ -56,7 +56,7 @@ pub enum Error {
         dir: PathBuf,
     },
     /// Shards were to be added to a set of version 1.
-    #[error("{} holds a set of version 1 of the format, which this remit reads, but does not add to\nhint: give another -o, or complete it with the remit that began it", dir.display())]
+    #[error("{} holds a set of version 1 of the format, which this remit reads, but does not add to\nhint: a finished set needs nothing more, remit-anneal trains on it as it is; else give another -o, or finish it with the remit that began it", dir.display())]
     Version1 {
         /// The folder.
         dir: PathBuf,

@@ -45,9 +45,9 @@ pub struct RejectsEntry {
     pub file: String,
     /// Records in it.
     pub records: u64,
-    /// Size of the file.
+    /// Size of the list as text, without the file around it.
     pub size_bytes: u64,
-    /// Digest of the file.
+    /// Digest of that text.
     pub blake3: Digest,
 }
 

@@ -97,6 +97,7 @@ pub(super) fn plan(num_parts: u32) -> Plan {
         max_record_bytes: 1 << 24,
         token_dtype: None,
         separator: None,
+        ignored_config_fields: Vec::new(),
         num_parts,
         corpus: vec![CorpusEntry {
             source: "a.txt".to_owned(),

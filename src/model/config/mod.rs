@@ -12,7 +12,7 @@ mod rope;
 
 use serde_json::Value;
 
-pub use families::SUPPORTED_MODEL_TYPES;
+pub use families::supported_model_types;
 use fields::Fields;
 use multimodal::TextPart;
 

@@ -147,7 +147,7 @@ pub(super) fn objective(options: &LossOptions, manifest: &Manifest) -> Result<Ob
     .map_err(|error| Usage(error.to_string()))?;
     let default_normalize = match weighting {
         Weighting::ExcessTopK => Normalize::Weights,
-        _ => Normalize::Targets,
+        Weighting::Dynamic | Weighting::Static | Weighting::Uniform => Normalize::Targets,
     };
     Ok(Objective {
         weighting,

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::super::device::open_device;
 use super::super::signals;
-use super::super::{BadInput, Progress, refuse_inside_set, tokenizer_of};
+use super::super::{BadInput, Progress, refuse_below_a_set, tokenizer_of};
 use super::carried::Carried;
 use super::compat::{check_tokenizer, check_weighting, learner};
 use super::options::{AnnealOptions, EvalOptions, EvalRows};
@@ -37,10 +37,10 @@ impl Inputs {
     /// When the output folder holds files of another origin, when the device can't be used, when a set or the
     /// model is missing or damaged, and when they don't fit together.
     pub fn open(options: &AnnealOptions, progress: &dyn Progress) -> Result<Self> {
+        refuse_below_a_set(&options.output.dir)?;
         run_file::refuse_foreign_files(&options.output.dir)?;
         let device = open_device(options.compute.device, progress)?;
         let set = ShardSet::open(&options.weights)?;
-        refuse_inside_set(&options.output.dir, &options.weights)?;
         let initial = learner(
             options.model.as_ref(),
             &options.ignored_fields,

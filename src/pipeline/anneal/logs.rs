@@ -133,7 +133,7 @@ fn cut(log: &mut Log, size_bytes: u64) -> Result<()> {
         ))
         .into());
     }
-    log.go_on_at(size_bytes)?;
+    log.resume_at(size_bytes)?;
     Ok(())
 }
 

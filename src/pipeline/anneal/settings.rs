@@ -249,6 +249,20 @@ mod tests {
         );
     }
 
+    /// Checkpoints and run.json of runs that earlier builds started have other names, and 0 for no z-loss.
+    #[test]
+    fn settings_of_earlier_runs_are_read_as_they_were_meant() {
+        let mut earlier = serde_json::to_value(settings()).unwrap();
+        let schedule = earlier["schedule"].as_object_mut().unwrap();
+        for (now, before) in [("lr", "peak"), ("min_lr", "floor")] {
+            let value = schedule.remove(now).unwrap();
+            schedule.insert(before.to_owned(), value);
+        }
+        assert_eq!(earlier["objective"]["z_loss"], 0.0);
+        let read: Settings = serde_json::from_value(earlier).unwrap();
+        assert_eq!(read, settings());
+    }
+
     #[test]
     fn every_field_has_a_flag() {
         fn leaves(path: &str, value: &serde_json::Value, out: &mut Vec<String>) {

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 
 use super::super::device::open_device;
 use super::super::signals;
-use super::super::{Progress, StopFlag};
+use super::super::{Progress, StopFlag, refuse_below_a_set};
 use super::models::Models;
 use super::options::ScoreOptions;
 use super::resume::{check_places, refuse_output_in_corpus, refuse_output_inside_input};
@@ -37,6 +37,7 @@ impl Prepared {
         } = options;
         check_places(&input.inputs, &shards.output)?;
         refuse_output_inside_input(&input.inputs, &shards.output)?;
+        refuse_below_a_set(&shards.output)?;
         let device = open_device(compute.device, progress)?;
         let models = Models::examine(rows, compute)?;
         let corpus = Corpus::discover_inputs(

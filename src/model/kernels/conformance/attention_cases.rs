@@ -19,18 +19,18 @@ pub fn attention_case(kernels: &dyn Kernels, seed: u64) -> Case {
     let tokens: usize = lengths.iter().sum();
     let kv_heads = shapes.pick(1, 2);
     let shape = AttentionShape {
-        heads: kv_heads * shapes.pick(1, 3),
-        kv_heads,
+        num_heads: kv_heads * shapes.pick(1, 3),
+        num_kv_heads: kv_heads,
         head_dim: shapes.pick(1, 20),
-        value_dim: shapes.pick(1, 20),
+        v_head_dim: shapes.pick(1, 20),
         scale: 0.4,
         soft_cap: shapes.coin().then_some(1.5),
         window: shapes.coin().then(|| shapes.pick(1, 30)),
     };
-    let q = shapes.array("q", &[tokens, shape.heads * shape.head_dim]);
+    let q = shapes.array("q", &[tokens, shape.num_heads * shape.head_dim]);
     let k = shapes.array("k", &[tokens, kv_heads * shape.head_dim]);
-    let v = shapes.array("v", &[tokens, kv_heads * shape.value_dim]);
-    let dy = shapes.array("dy", &[tokens, shape.heads * shape.value_dim]);
+    let v = shapes.array("v", &[tokens, kv_heads * shape.v_head_dim]);
+    let dy = shapes.array("dy", &[tokens, shape.num_heads * shape.v_head_dim]);
     let layout = RowLayout::new(lengths.iter().copied());
     let (tq, tk, tv) = (taken(&q, kernels), taken(&k, kernels), taken(&v, kernels));
     let qkv = Qkv {
@@ -46,7 +46,7 @@ pub fn attention_case(kernels: &dyn Kernels, seed: u64) -> Case {
     Case {
         op: "attention",
         settings: vec![
-            ("heads", shape.heads.to_string()),
+            ("heads", shape.num_heads.to_string()),
             ("kv_heads", kv_heads.to_string()),
             ("scale", shape.scale.to_string()),
             ("soft_cap", option_text(shape.soft_cap)),
@@ -61,7 +61,7 @@ pub fn attention_case(kernels: &dyn Kernels, seed: u64) -> Case {
         ids: None,
         loss: Box::new(move |inputs| {
             let (q, k, v) = (&inputs[0], &inputs[1], &inputs[2]);
-            let (dim, v_dim) = (shape.head_dim, shape.value_dim);
+            let (dim, v_dim) = (shape.head_dim, shape.v_head_dim);
             let part = |x: &[f64], token: usize, heads: usize, head: usize, dim: usize| {
                 x[(token * heads + head) * dim..][..dim].to_vec()
             };
@@ -71,9 +71,9 @@ pub fn attention_case(kernels: &dyn Kernels, seed: u64) -> Case {
                     let first = shape
                         .window
                         .map_or(0, |window| (query + 1).saturating_sub(window));
-                    for h in 0..shape.heads {
-                        let kv = h / (shape.heads / kv_heads);
-                        let one = part(q, start + query, shape.heads, h, dim);
+                    for h in 0..shape.num_heads {
+                        let kv = h / (shape.num_heads / kv_heads);
+                        let one = part(q, start + query, shape.num_heads, h, dim);
                         let scores: Vec<f64> = (first..=query)
                             .map(|key| {
                                 let key = part(k, start + key, kv_heads, kv, dim);
@@ -84,7 +84,7 @@ pub fn attention_case(kernels: &dyn Kernels, seed: u64) -> Case {
                             })
                             .collect();
                         let sum: f64 = scores.iter().map(|s| s.exp()).sum();
-                        let d = part(&upstream, start + query, shape.heads, h, v_dim);
+                        let d = part(&upstream, start + query, shape.num_heads, h, v_dim);
                         for (key, score) in (first..=query).zip(scores) {
                             let value = part(v, start + key, kv_heads, kv, v_dim);
                             total += score.exp() / sum * dot(value, &d);
@@ -106,7 +106,7 @@ pub fn mla_case(kernels: &dyn Kernels, seed: u64) -> Case {
         rope: shapes.pick(1, 8),
         value: shapes.pick(1, 8),
     };
-    let (key, own) = (dims.key(), dims.own());
+    let (key, own) = (dims.key(), dims.kv_width());
     let kv = shapes.array("kv", &[tokens, heads * own]);
     let k_rope = shapes.array("k_rope", &[tokens, dims.rope]);
     let dy_keys = shapes.array("dy_keys", &[tokens, heads * key]);
