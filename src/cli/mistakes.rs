@@ -214,6 +214,7 @@ const OPTIONS: [(&str, &[&str]); 2] = [
             "seq-len",
             "strict",
             "temperature",
+            "text-ext",
             "text-field",
             "threads",
             "token-dtype",

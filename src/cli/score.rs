@@ -9,7 +9,7 @@ use clap::Parser;
 
 use super::progress::Console;
 use super::values::{
-    bytes, epsilon, input_format, name_pattern, positive, row_length, temperature,
+    bytes, epsilon, extension, input_format, name_pattern, positive, row_length, temperature,
 };
 use super::worker::Worker;
 use super::{report, version};
@@ -92,6 +92,9 @@ pub struct ScoreArgs {
     /// Date that a chat template is told if it asks for the time, as 2026-01-31 [default: today]
     #[arg(long, value_name = "DATE")]
     chat_date: Option<NaiveDate>,
+    /// Endings of files to take for text, one document each, besides .txt and .md: py,html
+    #[arg(long, value_name = "EXT,...", value_delimiter = ',', value_parser = extension)]
+    text_ext: Vec<String>,
 
     /// Score the first N documents only
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -224,6 +227,7 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
         text_field,
         chat_template,
         chat_date,
+        mut text_ext,
         limit_docs,
         min_tokens,
         on_bad_record,
@@ -281,6 +285,11 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
                 text_field,
                 chat_template,
                 chat_date,
+                text_ext: {
+                    text_ext.sort_unstable();
+                    text_ext.dedup();
+                    text_ext
+                },
                 on_bad_record,
                 max_record_bytes,
                 limit_docs,

@@ -102,6 +102,22 @@ pub(super) fn temperature(text: &str) -> Result<f32, String> {
         .map_err(|error| error.to_string())
 }
 
+/// Parses the ending of a file's name: `py`, `.py`, `*.py`.
+pub(super) fn extension(text: &str) -> Result<String, String> {
+    let ext = text
+        .trim_start_matches('*')
+        .trim_start_matches('.')
+        .to_ascii_lowercase();
+    match ext.as_str() {
+        "" => Err("it is empty".to_owned()),
+        "gz" | "zst" => {
+            Err("packed files are read by what is before it: py reads .py.gz too".to_owned())
+        }
+        _ if ext.contains(['/', '*', '?']) => Err("it is not an ending, such as py".to_owned()),
+        _ => Ok(ext),
+    }
+}
+
 /// Parses a length of rows, in tokens.
 pub(super) fn row_length(text: &str) -> Result<u32, String> {
     let length = text

@@ -103,7 +103,7 @@ mod tests {
             ("readme.parquet", false),
         ] {
             let path = Path::new(name);
-            let format = classify(path).map(|(format, _)| format);
+            let format = classify(path, &[]).map(|(format, _)| format);
             assert_eq!(may_be(path, format), expected, "{name}");
         }
     }

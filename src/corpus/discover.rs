@@ -77,7 +77,7 @@ fn discover(inputs: &[Input], options: &CorpusOptions) -> Result<Corpus, Error> 
     let Findings {
         files: found,
         left_out,
-    } = find(inputs, &options.include, &options.exclude)?;
+    } = find(inputs, options)?;
     let empty = |num_files| Error::Empty {
         num_files,
         num_skipped: left_out.unsupported.len(),

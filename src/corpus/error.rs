@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ::parquet::errors::ParquetError;
 
@@ -28,6 +28,17 @@ pub enum ErrorKind {
     Stopped,
 }
 
+/// Returns the hint of a file of an unknown type, as a line that begins with `hint:`; empty if its name has no ending.
+fn text_hint(path: &Path) -> String {
+    let ext = path.extension().and_then(|ext| ext.to_str());
+    ext.map_or_else(String::new, |ext| {
+        format!(
+            "\nhint: if it is text, --text-ext {} reads it, as one document",
+            ext.to_lowercase()
+        )
+    })
+}
+
 /// Why a corpus can't be read.
 ///
 /// Lines are counted from 1 and rows from 0; byte offsets are those of the unpacked text.
@@ -41,7 +52,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// A file that was named as an input has no supported name.
-    #[error("{}: a file of this type is not supported; supported are {SUPPORTED}", path.display())]
+    #[error("{}: a file of this type is not supported; supported are {SUPPORTED}{}", path.display(), text_hint(path))]
     Unsupported {
         /// The input as given.
         path: PathBuf,

@@ -7,6 +7,7 @@ use super::Error;
 use super::aside::{self, DataFolders};
 use super::compression::Compression;
 use super::format::{Format, classify};
+use super::options::CorpusOptions;
 use crate::fs::{self, NamePattern};
 
 /// One input of a command.
@@ -51,12 +52,12 @@ pub struct LeftOut {
 }
 
 /// Finds the supported files of the inputs, as far as the patterns let them through.
-pub(super) fn find(
-    inputs: &[Input],
-    include: &[NamePattern],
-    exclude: &[NamePattern],
-) -> Result<Findings, Error> {
-    let mut candidates = Candidates::default();
+pub(super) fn find(inputs: &[Input], options: &CorpusOptions) -> Result<Findings, Error> {
+    let (include, exclude) = (&options.include, &options.exclude);
+    let mut candidates = Candidates {
+        text_ext: &options.text_ext,
+        found: Vec::new(),
+    };
     for input in inputs {
         match input {
             Input::Path(path) => candidates.add_path(path, inputs.len() > 1)?,
@@ -65,7 +66,7 @@ pub(super) fn find(
     }
     let mut left_out = LeftOut::default();
     let mut selection = Selection::new(include, exclude);
-    let mut candidates = candidates.0;
+    let mut candidates = candidates.found;
     candidates.retain(|candidate| {
         let selected = selection.selects(candidate);
         left_out.num_excluded += usize::from(!selected);
@@ -180,13 +181,16 @@ impl<'a> Selection<'a> {
     }
 }
 
-#[derive(Default)]
-struct Candidates(Vec<Candidate>);
+struct Candidates<'a> {
+    /// Endings of files that are taken for text.
+    text_ext: &'a [String],
+    found: Vec<Candidate>,
+}
 
-impl Candidates {
+impl Candidates<'_> {
     fn add(&mut self, path: PathBuf, source: Option<String>, named: bool) {
-        self.0.push(Candidate {
-            kind: classify(&path),
+        self.found.push(Candidate {
+            kind: classify(&path, self.text_ext),
             path,
             source,
             named,
@@ -225,14 +229,14 @@ impl Candidates {
             fs::GlobError::Io(error) => Error::Io(error),
         })?;
         let root = fixed_folder(pattern);
-        let before = self.0.len();
+        let before = self.found.len();
         for path in paths {
             if !fs::is_dir(&path)? {
                 let source = relative(root, &path, None);
                 self.add(path, source, false);
             }
         }
-        if self.0.len() > before {
+        if self.found.len() > before {
             return Ok(());
         }
         Err(Error::NoMatch {

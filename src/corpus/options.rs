@@ -36,6 +36,9 @@ pub struct CorpusOptions {
     pub include: Vec<NamePattern>,
     /// Files that one of these patterns matches are not read.
     pub exclude: Vec<NamePattern>,
+    /// Endings of files, without the dot and in lower case, that are taken for text, one document each, whatever
+    /// they are taken for otherwise.
+    pub text_ext: Vec<String>,
     /// Target size of a part in bytes, unpacked (for Parquet and Arrow: of the text column). Where a
     /// file can't be cut finely enough, parts are larger; 0 is taken for 1. Default: a
     /// [`DEFAULT_NUM_PARTS`](super::DEFAULT_NUM_PARTS)th of the corpus, between
@@ -75,6 +78,7 @@ impl Default for CorpusOptions {
             text_field: None,
             include: Vec::new(),
             exclude: Vec::new(),
+            text_ext: Vec::new(),
             part_bytes: None,
             max_record_bytes: DEFAULT_MAX_RECORD_BYTES,
             limit_docs: None,

@@ -116,6 +116,9 @@ pub struct Plan {
     pub separator: Option<TokenId>,
     /// Target size of a part, bytes.
     pub part_bytes: u64,
+    /// Endings of files that were taken for text besides .txt and .md.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub text_ext: Vec<String>,
     /// Fields of config.json of the models that were not understood, and accepted by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ignored_config_fields: Vec<String>,

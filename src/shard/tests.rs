@@ -90,6 +90,8 @@ pub(super) fn plan(num_parts: u32) -> Plan {
         format: ShardFormat::Parquet,
         text_field: None,
         part_bytes: 1,
+        text_ext: Vec::new(),
+        ignored_config_fields: Vec::new(),
         min_tokens: 0,
         chat_template: None,
         chat_date: None,
@@ -98,7 +100,6 @@ pub(super) fn plan(num_parts: u32) -> Plan {
         max_record_bytes: 1 << 24,
         token_dtype: None,
         separator: None,
-        ignored_config_fields: Vec::new(),
         num_parts,
         corpus: vec![CorpusEntry {
             source: "a.txt".to_owned(),

@@ -17,7 +17,7 @@ pub(super) fn tell(corpus: &Corpus, progress: &dyn Progress) {
     let left_out = corpus.left_out();
     if !left_out.unsupported.is_empty() {
         progress.warn(&format!(
-            "{} left out, since remit-score does not read files with their endings: {}",
+            "{} left out, since remit-score does not read files with their endings: {}; --text-ext takes more for text",
             files_are(left_out.unsupported.len()),
             by_ending(&left_out.unsupported)
         ));

@@ -62,6 +62,8 @@ pub struct InputOptions {
     pub chat_template: Option<PathBuf>,
     /// Date that the chat template is told; `None` for that of the set that is there, else today.
     pub chat_date: Option<NaiveDate>,
+    /// Endings of files that are taken for text, without the dot.
+    pub text_ext: Vec<String>,
     /// Reaction to records that can't be read.
     pub on_bad_record: OnBadRecord,
     /// Most bytes of one record.

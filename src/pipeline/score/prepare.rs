@@ -52,6 +52,7 @@ impl Prepared {
                 text_field: input.text_field.clone(),
                 include: input.include.clone(),
                 exclude: input.exclude.clone(),
+                text_ext: input.text_ext.clone(),
                 part_bytes: input.part_bytes,
                 max_record_bytes: input.max_record_bytes,
                 limit_docs: input.limit_docs,
@@ -188,6 +189,7 @@ fn plan(
         token_dtype: input.token_dtype.filter(|_| has_token_files),
         separator: corpus.options().separator.filter(|_| has_token_files),
         part_bytes: corpus.part_bytes(),
+        text_ext: input.text_ext.clone(),
         ignored_config_fields,
         num_parts: u32::try_from(corpus.parts().len()).context("the corpus has too many parts")?,
         corpus: corpus
