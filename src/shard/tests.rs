@@ -90,7 +90,6 @@ pub(super) fn plan(num_parts: u32) -> Plan {
         text_field: None,
         part_bytes: 1,
         text_ext: Vec::new(),
-        ignored_config_fields: Vec::new(),
         min_tokens: 0,
         limit_docs: None,
         on_bad_record: OnBadRecord::Fail,
