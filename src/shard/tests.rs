@@ -91,6 +91,7 @@ pub(super) fn plan(num_parts: u32) -> Plan {
         text_field: None,
         part_bytes: 1,
         text_ext: Vec::new(),
+        ignored_config_fields: Vec::new(),
         min_tokens: 0,
         chat_template: None,
         chat_date: None,
