@@ -1,10 +1,11 @@
 //! Documents to token ids, and whether two tokenizers turn text into the same ids.
 
 use std::fmt;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use tokenizers::Tokenizer;
+use tokenizers::{Encoding, Tokenizer};
 
 use crate::escape::Show as _;
 use crate::fs::Digest;
@@ -12,6 +13,7 @@ use crate::types::{Content, Document, Reject, TokenId, TokenizedDocument};
 
 mod apart;
 mod canonical;
+mod chat;
 mod limits;
 mod load;
 
@@ -20,6 +22,7 @@ pub use apart::TOKENIZERS;
 use apart::Refusal;
 use canonical::Canonical;
 pub use canonical::Difference;
+pub use chat::ChatTemplate;
 use load::{guarded, load};
 
 /// What can go wrong between text and ids.
@@ -59,6 +62,35 @@ pub enum Error {
         /// What the tokenizer says.
         reason: String,
     },
+    /// Messages can't be made text.
+    #[error(
+        "{}, record {index}: {}\nhint: --on-bad-record skip leaves out what can't be read; \
+         remit-inspect rejects lists it",
+        document.shown(),
+        reason.shown()
+    )]
+    Render {
+        /// Source of the document.
+        document: String,
+        /// Its record number, from 0.
+        index: u64,
+        /// What the template says.
+        reason: String,
+    },
+    /// There are messages, and no template for them.
+    #[error(
+        "{}, record {index}: a record of messages, and the tokenizer of {name} has no chat template that would \
+         make text of them\nhint: give one with --chat-template FILE, or the field that holds text with --text-field",
+        document.shown()
+    )]
+    NoChatTemplate {
+        /// The tokenizer.
+        name: String,
+        /// Source of the document.
+        document: String,
+        /// Its record number, from 0.
+        index: u64,
+    },
     /// Ids can't be decoded.
     #[error("the tokenizer of {name} can't decode {num_ids} ids: {}", reason.shown())]
     Decode {
@@ -75,19 +107,27 @@ impl Error {
     /// The document that can't be encoded, as it is listed among the rejects, when that is what is
     /// wrong.
     pub fn reject(&self) -> Option<Reject> {
-        let Self::Encode {
-            document,
-            index,
-            reason,
-            ..
-        } = self
-        else {
-            return None;
+        let (document, index, reason) = match self {
+            Self::Encode {
+                document,
+                index,
+                reason,
+                ..
+            } => {
+                let reason = format!("the tokenizer can't encode the text: {reason}");
+                (document, index, reason)
+            }
+            Self::Render {
+                document,
+                index,
+                reason,
+            } => (document, index, reason.clone()),
+            _ => return None,
         };
         Some(Reject {
             source: document.clone(),
             doc_index: *index,
-            reason: format!("the tokenizer can't encode the text: {reason}"),
+            reason,
         })
     }
 }
@@ -135,6 +175,7 @@ pub struct TextTokenizer {
     name: String,
     tokenizer: Tokenizer,
     special: SpecialTokens,
+    chat: Option<ChatTemplate>,
     canonical: Canonical,
     vocab_size: usize,
 }
@@ -180,6 +221,7 @@ impl TextTokenizer {
             name: name.to_owned(),
             tokenizer,
             special: SpecialTokens::default(),
+            chat: None,
             canonical,
             vocab_size,
         })
@@ -190,6 +232,16 @@ impl TextTokenizer {
     pub fn with_special_tokens(mut self, special: SpecialTokens) -> Self {
         self.special = special;
         self
+    }
+
+    /// Sets the template that makes text of messages.
+    pub fn set_chat_template(&mut self, template: ChatTemplate) {
+        self.chat = Some(template);
+    }
+
+    /// The template that makes text of messages.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat.as_ref()
     }
 
     /// The ids that are put around every document.
@@ -221,7 +273,8 @@ impl TextTokenizer {
     /// the same on any number of threads.
     ///
     /// A document whose text gives no ids stays empty: it gets no special tokens either, so that
-    /// it can't become a row. A document that consists of ids stays as it is.
+    /// it can't become a row. A document that consists of ids stays as it is. One of messages gets no special tokens
+    /// but those that its template writes.
     ///
     /// # Errors
     ///
@@ -238,22 +291,19 @@ impl TextTokenizer {
         } = document;
         let text = match content {
             Content::Text(text) => text,
-            Content::Ids(input_ids) => {
+            Content::Messages { messages, tools } => {
+                return self.encode_messages(source, index, &messages, tools.as_deref());
+            }
+            Content::Ids { ids, loss_mask } => {
                 return Ok(TokenizedDocument {
                     source,
                     index,
-                    input_ids,
+                    input_ids: ids,
+                    loss_mask,
                 });
             }
         };
-        let encoding = guarded(|| self.tokenizer.encode_fast(text, false)).map_err(|reason| {
-            Error::Encode {
-                name: self.name.clone(),
-                document: source.to_string(),
-                index,
-                reason,
-            }
-        })?;
+        let encoding = self.encoding(text, &source, index)?;
         let ids = encoding.get_ids();
         let mut input_ids = Vec::with_capacity(ids.len().saturating_add(2));
         if !ids.is_empty() {
@@ -265,6 +315,46 @@ impl TextTokenizer {
             source,
             index,
             input_ids,
+            loss_mask: None,
+        })
+    }
+
+    fn encoding(&self, text: String, source: &str, index: u64) -> Result<Encoding, Error> {
+        guarded(|| self.tokenizer.encode_fast(text, false)).map_err(|reason| Error::Encode {
+            name: self.name.clone(),
+            document: source.to_owned(),
+            index,
+            reason,
+        })
+    }
+
+    fn encode_messages(
+        &self,
+        source: Arc<str>,
+        index: u64,
+        messages: &str,
+        tools: Option<&str>,
+    ) -> Result<TokenizedDocument, Error> {
+        let Some(template) = &self.chat else {
+            return Err(Error::NoChatTemplate {
+                name: self.name.clone(),
+                document: source.to_string(),
+                index,
+            });
+        };
+        let text = template
+            .render(messages, tools)
+            .map_err(|reason| Error::Render {
+                document: source.to_string(),
+                index,
+                reason,
+            })?;
+        let encoding = self.encoding(text, &source, index)?;
+        Ok(TokenizedDocument {
+            source,
+            index,
+            input_ids: encoding.get_ids().to_vec(),
+            loss_mask: None,
         })
     }
 

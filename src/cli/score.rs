@@ -1,19 +1,22 @@
 //! The command line of remit-score.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use chrono::NaiveDate;
 use clap::Parser;
 
 use super::progress::Console;
-use super::values::{bytes, epsilon, positive, row_length, temperature};
+use super::values::{
+    bytes, epsilon, extension, input_format, name_pattern, positive, row_length, temperature,
+};
 use super::worker::Worker;
 use super::{output, report, version};
 use crate::corpus::{DEFAULT_MAX_RECORD_BYTES, DEFAULT_ZSTD_WINDOW_LOG, Input};
 use crate::demo;
 use crate::escape::Show as _;
-use crate::fs;
+use crate::fs::{self, NamePattern, StdinCopy};
 use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::pack::Packing;
 use crate::pipeline::score::{
@@ -27,8 +30,8 @@ use crate::weight::{DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
 
 /// Score a corpus with an RL-tuned model: one log-probability per token, in Parquet shards
 ///
-/// Reads .txt and .md (one document per file), .jsonl, .ndjson, .parquet and .arrow, each plain, .gz or
-/// .zst; and token ids: lists of integers in any of these, .npy and .bin.
+/// Reads .txt and .md (one document per file), .jsonl, .ndjson and .json (one per line), .parquet and .arrow, each
+/// plain, .gz or .zst; and token ids: lists of integers in any of these, .npy and .bin.
 /// Running the same command again does only what is missing.
 #[derive(Debug, Parser)]
 #[command(
@@ -39,13 +42,25 @@ use crate::weight::{DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
     after_help = EXAMPLES
 )]
 pub struct ScoreArgs {
-    /// Files and folders to score; a pattern with *, ? or [...] is expanded, ** reaches into folders
+    /// Files and folders to score; a pattern with *, ? or [...] is expanded, ** reaches into folders; - is stdin
     #[arg(required_unless_present = "files_from", value_name = "INPUT")]
     inputs: Vec<PathBuf>,
 
     /// File that lists more files to score, one per line; - reads the list from stdin
     #[arg(long, value_name = "FILE")]
     files_from: Option<PathBuf>,
+
+    /// Ending that says what stdin holds, as jsonl, txt or parquet.zst
+    #[arg(long, value_name = "ENDING", default_value = "jsonl", value_parser = input_format)]
+    input_format: String,
+
+    /// Read only files that the pattern matches; repeatable. Without / in it, it matches names of files and folders
+    #[arg(long, value_name = "PATTERN", value_parser = name_pattern)]
+    include: Vec<NamePattern>,
+
+    /// Leave out files that the pattern matches; repeatable
+    #[arg(long, value_name = "PATTERN", value_parser = name_pattern)]
+    exclude: Vec<NamePattern>,
 
     /// Folder for the shards and the manifest
     #[arg(short, long, value_name = "DIR")]
@@ -67,9 +82,20 @@ pub struct ScoreArgs {
     #[arg(long, value_enum, default_value_t)]
     packing: Packing,
 
-    /// JSONL key or column that holds the text, or lists of token ids [default: text, else input_ids]
+    /// Key or column that holds the text, token ids or messages; a.b for nested ones [default: text, else input_ids, else messages]
     #[arg(long, value_name = "NAME")]
     text_field: Option<String>,
+
+    /// Jinja template that makes text of records of messages [default: the base's, else the RL model's]
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<PathBuf>,
+
+    /// Date that a chat template is told if it asks for the time, as 2026-01-31 [default: today]
+    #[arg(long, value_name = "DATE")]
+    chat_date: Option<NaiveDate>,
+    /// Endings of files to take for text, one document each, besides .txt and .md: py,html
+    #[arg(long, value_name = "EXT,...", value_delimiter = ',', value_parser = extension)]
+    text_ext: Vec<String>,
 
     /// Score the first N documents only
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -181,6 +207,8 @@ Examples:
 /// The arguments and the environment, resolved.
 pub(super) struct Resolved {
     pub(super) options: ScoreOptions,
+    /// What stdin holds, if it is an input.
+    input_format: String,
     threads: Option<usize>,
     dry_run: bool,
     json: bool,
@@ -193,12 +221,18 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
     let ScoreArgs {
         inputs,
         files_from,
+        input_format,
+        include,
+        exclude,
         output,
         rl_model,
         base_model,
         seq_len,
         packing,
         text_field,
+        chat_template,
+        chat_date,
+        mut text_ext,
         limit_docs,
         min_tokens,
         on_bad_record,
@@ -227,6 +261,14 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
     } = args;
     let worker = Worker::find(num_workers, worker_index, |name| std::env::var(name).ok())?;
     let mut all_inputs: Vec<Input> = inputs.into_iter().map(Input::Path).collect();
+    let stdin_inputs = all_inputs.iter().filter(|input| is_stdin(input)).count();
+    let reads_list = files_from.as_deref() == Some(Path::new("-"));
+    if stdin_inputs + usize::from(reads_list) > 1 {
+        return Err(Usage(
+            "stdin, -, was given more than once, and can be read only once".to_owned(),
+        )
+        .into());
+    }
     if let Some(list) = files_from {
         all_inputs.push(Input::List(fs::read_list(&list)?));
     }
@@ -244,7 +286,16 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
         options: ScoreOptions {
             corpus: InputOptions {
                 inputs: all_inputs,
+                include,
+                exclude,
                 text_field,
+                chat_template,
+                chat_date,
+                text_ext: {
+                    text_ext.sort_unstable();
+                    text_ext.dedup();
+                    text_ext
+                },
                 on_bad_record,
                 max_record_bytes,
                 limit_docs,
@@ -281,6 +332,7 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
             },
             strict,
         },
+        input_format,
         threads,
         dry_run,
         json,
@@ -292,7 +344,8 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
 /// Runs remit-score.
 pub fn run(args: ScoreArgs) -> Result<()> {
     let Resolved {
-        options,
+        mut options,
+        input_format,
         threads,
         dry_run,
         json,
@@ -312,6 +365,17 @@ pub fn run(args: ScoreArgs) -> Result<()> {
             "{variable} is set: this is worker {} of {}",
             options.worker.index, options.worker.count
         ));
+    }
+    // It is read at random, and more than once.
+    let mut copy = None;
+    for input in options
+        .corpus
+        .inputs
+        .iter_mut()
+        .filter(|input| is_stdin(input))
+    {
+        let stdin = copy.insert(StdinCopy::read(&format!("stdin.{input_format}"))?);
+        *input = Input::Path(stdin.path());
     }
     if dry_run {
         let estimate = pipeline::estimate::run(&options, &stop, &console)?;
@@ -337,6 +401,10 @@ pub fn run(args: ScoreArgs) -> Result<()> {
     } else {
         output::print(&as_text(&options, &report))
     }
+}
+
+fn is_stdin(input: &Input) -> bool {
+    matches!(input, Input::Path(path) if path == Path::new("-"))
 }
 
 fn as_text(options: &ScoreOptions, report: &ScoreReport) -> String {

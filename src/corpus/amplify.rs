@@ -17,7 +17,7 @@ use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef};
 use arrow_schema::DataType;
 
-use super::columns;
+use super::cells;
 use super::compression::MAX_EXPANSION;
 use crate::fs;
 use crate::guard::parquet::PageHeader;
@@ -51,24 +51,27 @@ pub(super) fn too_many_values(size_bytes: u64, num_values: u64) -> Option<String
     })
 }
 
-/// Bytes of the documents of a column of an Arrow file that share bytes with others; 0 where none can.
+/// Bytes of a column of an Arrow file that may be bytes of another value too; 0 where none can.
 pub(super) fn shared_bytes(column: &ArrayRef) -> u64 {
+    let sum = |lengths: &mut dyn Iterator<Item = u64>| lengths.fold(0, u64::saturating_add);
+    // The low half of the first word of a view is its length.
+    let lengths = |views: &[u128]| sum(&mut views.iter().map(|view| u64::from(*view as u32)));
     match column.data_type() {
-        DataType::Utf8View => {
-            // The low half of the first word of a view is its length.
-            let lengths = column.as_string_view().views().iter();
-            lengths.fold(0, |sum: u64, view| {
-                sum.saturating_add(u64::from(*view as u32))
-            })
-        }
+        DataType::Utf8View => lengths(column.as_string_view().views()),
+        DataType::BinaryView => lengths(column.as_binary_view().views()),
         DataType::Dictionary(_, _) => {
             let dictionary = column.as_any_dictionary();
             let lengths = value_lengths(dictionary.values());
             let keys = dictionary.keys();
-            (0..keys.len())
-                .filter(|&row| keys.is_valid(row))
-                .filter_map(|row| lengths.get(columns::key(keys, row)?))
-                .fold(0, |sum: u64, length| sum.saturating_add(*length))
+            let rows = (0..keys.len()).filter(|&row| keys.is_valid(row));
+            sum(&mut rows.filter_map(|row| lengths.get(cells::key(keys, row)?).copied()))
+        }
+        DataType::List(_) => shared_bytes(column.as_list::<i32>().values()),
+        DataType::LargeList(_) => shared_bytes(column.as_list::<i64>().values()),
+        DataType::FixedSizeList(_, _) => shared_bytes(column.as_fixed_size_list().values()),
+        DataType::Struct(_) => {
+            let columns = column.as_struct().columns().iter();
+            sum(&mut columns.map(shared_bytes))
         }
         _ => 0,
     }
@@ -84,6 +87,16 @@ fn value_lengths(values: &ArrayRef) -> Vec<u64> {
     match values.data_type() {
         DataType::Utf8 => of(values.as_string::<i32>().value_offsets()),
         DataType::LargeUtf8 => of(values.as_string::<i64>().value_offsets()),
+        DataType::Binary => of(values.as_binary::<i32>().value_offsets()),
+        DataType::LargeBinary => of(values.as_binary::<i64>().value_offsets()),
+        DataType::Utf8View => {
+            let views = values.as_string_view().views().iter();
+            views.map(|view| u64::from(*view as u32)).collect()
+        }
+        DataType::BinaryView => {
+            let views = values.as_binary_view().views().iter();
+            views.map(|view| u64::from(*view as u32)).collect()
+        }
         _ => Vec::new(),
     }
 }
@@ -98,18 +111,18 @@ pub(super) enum Suspicion {
     Certain(String),
 }
 
-/// Looks at the chunks of the column of the documents.
+/// Looks at the chunks of the columns that are read.
 pub(super) fn suspicion(
     file: &fs::File,
     metadata: &ParquetMetaData,
-    chunk_of: impl Fn(usize) -> Option<usize>,
+    is_read: impl Fn(&[String]) -> bool,
 ) -> Result<Suspicion, String> {
     let size_bytes = file.size_bytes().map_err(|error| error.to_string())?;
     let chunks = || {
-        let groups = metadata.row_groups().iter().enumerate();
-        groups.filter_map(|(index, group)| {
-            let chunk = group.columns().get(chunk_of(index)?)?;
-            Some((group, chunk))
+        metadata.row_groups().iter().flat_map(|group| {
+            let chunks = group.columns().iter();
+            let read = chunks.filter(|chunk| is_read(chunk.column_path().parts()));
+            read.map(move |chunk| (group, chunk))
         })
     };
     let unsigned = |n: i64| u64::try_from(n).unwrap_or(0);

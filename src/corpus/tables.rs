@@ -13,12 +13,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::columns::Kind;
 use super::options::CorpusOptions;
 use super::parts::{RowGroup, SliceRange};
 use super::{Error, Place, RecordProblem, amplify, arrow, parquet};
 use crate::fs;
 use crate::guard::guarded;
-use crate::guard::process::{Death, Failure, Kind, Session, Source, Task};
+use crate::guard::process::{self, Death, Failure, Session, Source, Task};
 use crate::types::{Content, TokenId};
 
 /// Bytes of documents that come over in one piece.
@@ -28,7 +29,7 @@ const PIECE_BYTES: usize = 1 << 20;
 const PIECE_RECORDS: usize = 4096;
 
 /// How a process parses a table.
-pub const TABLES: Kind = Kind {
+pub const TABLES: process::Kind = process::Kind {
     id: 1,
     start: |source| {
         Box::new(TableTask {
@@ -118,15 +119,6 @@ impl Refusal {
     }
 }
 
-/// What is wrong with a record, as it is told between the processes.
-#[derive(Debug, Serialize, Deserialize)]
-enum BadRecord {
-    NullText { field: String },
-    NullId { position: usize },
-    IdOutOfRange { position: usize, id: i128 },
-    TooLong,
-}
-
 // ---------------------------------------------------------------- the process that asks
 
 /// An open file, as it is served to the other process.
@@ -205,27 +197,24 @@ pub(super) fn row_groups(
     format: TableFormat,
     file: fs::File,
     field: Option<&str>,
-) -> Result<Vec<RowGroup>, Error> {
+) -> Result<(Kind, Vec<RowGroup>), Error> {
     let mut table = Table::open(path, format, file)?;
     let answer = table.call(&Request::Look {
         format,
         field: field.map(str::to_owned),
     })?;
-    let groups: Vec<(u64, u64)> = serde_json::from_slice(&answer).map_err(|_| table.garbled())?;
-    Ok(groups
-        .into_iter()
-        .map(|(num_rows, text_bytes)| RowGroup {
-            num_rows,
-            text_bytes,
-        })
-        .collect())
+    let (kind, groups): (Kind, Vec<(u64, u64)>) =
+        serde_json::from_slice(&answer).map_err(|_| table.garbled())?;
+    let groups = groups.into_iter().map(|(num_rows, text_bytes)| RowGroup {
+        num_rows,
+        text_bytes,
+    });
+    Ok((kind, groups.collect()))
 }
 
 /// Rows of consecutive row groups or batches.
 pub(super) struct Rows {
     table: Table,
-    max_record_bytes: u64,
-    num_ids: u64,
     waiting: VecDeque<Record>,
     is_last: bool,
 }
@@ -261,8 +250,6 @@ impl Rows {
         })?;
         Ok(Some(Self {
             table,
-            max_record_bytes: options.max_record_bytes,
-            num_ids: options.num_ids,
             waiting: VecDeque::new(),
             is_last: false,
         }))
@@ -290,31 +277,13 @@ impl Rows {
             let (row, len) = (answer.number()?, usize::try_from(answer.number()?).ok()?);
             let bytes = answer.take(len)?;
             let content = match tag {
-                TEXT => Ok(Content::Text(String::from_utf8(bytes.to_vec()).ok()?)),
-                IDS => Ok(Content::Ids(
-                    bytes
-                        .as_chunks()
-                        .0
-                        .iter()
-                        .map(|id| TokenId::from_le_bytes(*id))
-                        .collect(),
-                )),
                 BAD => Err((
                     Place::Row(row),
-                    match serde_json::from_slice(bytes).ok()? {
-                        BadRecord::NullText { field } => RecordProblem::NullText { field },
-                        BadRecord::NullId { position } => RecordProblem::NullId { position },
-                        BadRecord::IdOutOfRange { position, id } => RecordProblem::IdOutOfRange {
-                            position,
-                            id,
-                            num_ids: self.num_ids,
-                        },
-                        BadRecord::TooLong => RecordProblem::TooLong {
-                            max_bytes: self.max_record_bytes,
-                        },
+                    RecordProblem::Told {
+                        reason: String::from_utf8(bytes.to_vec()).ok()?,
                     },
                 )),
-                _ => return None,
+                tag => Ok(decode_content(tag, bytes)?),
             };
             self.waiting.push_back((row, content));
         }
@@ -323,11 +292,51 @@ impl Rows {
 
 const TEXT: u8 = b't';
 const IDS: u8 = b'i';
+/// Ids with a mask, one byte for each after all of them.
+const MASKED_IDS: u8 = b'x';
+const MESSAGES: u8 = b'c';
+/// Messages with tools, after the length of the messages.
+const MESSAGES_WITH_TOOLS: u8 = b'd';
 const BAD: u8 = b'b';
 /// There are more rows.
 const MORE: u8 = b'm';
 /// That was the last row.
 const LAST: u8 = b'l';
+
+fn decode_content(tag: u8, bytes: &[u8]) -> Option<Content> {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
+    let ids = |bytes: &[u8]| {
+        let ids = bytes.as_chunks().0.iter();
+        ids.map(|id| TokenId::from_le_bytes(*id)).collect()
+    };
+    Some(match tag {
+        TEXT => Content::Text(text(bytes)?),
+        IDS => Content::Ids {
+            ids: ids(bytes),
+            loss_mask: None,
+        },
+        MASKED_IDS => {
+            let (id_bytes, mask) = bytes.split_at_checked(bytes.len() / 5 * 4)?;
+            Content::Ids {
+                ids: ids(id_bytes),
+                loss_mask: Some(mask.iter().map(|byte| *byte != 0).collect()),
+            }
+        }
+        MESSAGES => Content::Messages {
+            messages: text(bytes)?,
+            tools: None,
+        },
+        MESSAGES_WITH_TOOLS => {
+            let mut rest = Answer(bytes);
+            let len = usize::try_from(rest.number()?).ok()?;
+            Content::Messages {
+                messages: text(rest.take(len)?)?,
+                tools: Some(text(rest.0)?),
+            }
+        }
+        _ => return None,
+    })
+}
 
 struct Answer<'a>(&'a [u8]);
 
@@ -411,11 +420,12 @@ impl TableTask {
                     TableFormat::Arrow => arrow::batches(path, self.file(), field),
                 }
                 .map_err(|error| Refusal::of(error, format))?;
+                let (kind, groups) = groups;
                 let groups: Vec<(u64, u64)> = groups
                     .iter()
                     .map(|group| (group.num_rows, group.text_bytes))
                     .collect();
-                serde_json::to_vec(&groups)
+                serde_json::to_vec(&(kind, groups))
                     .map_err(|error| Refusal::damaged(format, error.to_string()))
             }
             Request::Rows {
@@ -484,11 +494,11 @@ impl TableTask {
                 Ok(Some((row, content))) => {
                     let content_bytes = content.as_ref().map_or(0, Content::size_bytes);
                     self.bytes = self.bytes.saturating_add(content_bytes as u64);
-                    match amplify::too_many_bytes(self.source.size_bytes(), self.bytes) {
-                        None => encode(&mut answer, row, content, *max_record_bytes).err(),
-                        Some(reason) => Some(reason),
+                    let amplified = amplify::too_many_bytes(self.source.size_bytes(), self.bytes);
+                    if amplified.is_none() {
+                        encode(&mut answer, row, content, *max_record_bytes);
                     }
-                    .map(|reason| Refusal::damaged(*format, reason))
+                    amplified.map(|reason| Refusal::damaged(*format, reason))
                 }
                 Ok(None) => {
                     answer.push(LAST);
@@ -516,35 +526,44 @@ fn encode(
     row: u64,
     content: Result<Content, (Place, RecordProblem)>,
     max_record_bytes: u64,
-) -> Result<(), String> {
-    let mut put = |tag: u8, bytes: &[u8]| {
-        answer.push(tag);
-        answer.extend(row.to_le_bytes());
-        answer.extend((bytes.len() as u64).to_le_bytes());
-        answer.extend_from_slice(bytes);
-    };
-    let bad = match content {
-        Ok(content) if content.size_bytes() as u64 > max_record_bytes => BadRecord::TooLong,
-        Ok(Content::Text(text)) => {
-            put(TEXT, text.as_bytes());
-            return Ok(());
+) {
+    let content = content.and_then(|content| {
+        let problem = RecordProblem::TooLong {
+            max_bytes: max_record_bytes,
+        };
+        match content.size_bytes() as u64 > max_record_bytes {
+            true => Err((Place::Row(row), problem)),
+            false => Ok(content),
         }
-        Ok(Content::Ids(ids)) => {
-            let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-            put(IDS, &bytes);
-            return Ok(());
+    });
+    let (tag, bytes) = match content {
+        Ok(Content::Text(text)) => (TEXT, text.into_bytes()),
+        Ok(Content::Ids { ids, loss_mask }) => {
+            let mut bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+            let tag = match &loss_mask {
+                Some(_) => MASKED_IDS,
+                None => IDS,
+            };
+            bytes.extend(loss_mask.into_iter().flatten().map(u8::from));
+            (tag, bytes)
         }
-        Err((_, problem)) => match problem {
-            RecordProblem::NullText { field } => BadRecord::NullText { field },
-            RecordProblem::NullId { position } => BadRecord::NullId { position },
-            RecordProblem::IdOutOfRange { position, id, .. } => {
-                BadRecord::IdOutOfRange { position, id }
-            }
-            RecordProblem::TooLong { .. } => BadRecord::TooLong,
-            other => return Err(other.to_string()),
-        },
+        Ok(Content::Messages {
+            messages,
+            tools: None,
+        }) => (MESSAGES, messages.into_bytes()),
+        Ok(Content::Messages {
+            messages,
+            tools: Some(tools),
+        }) => {
+            let mut bytes = (messages.len() as u64).to_le_bytes().to_vec();
+            bytes.extend_from_slice(messages.as_bytes());
+            bytes.extend_from_slice(tools.as_bytes());
+            (MESSAGES_WITH_TOOLS, bytes)
+        }
+        Err((_, problem)) => (BAD, problem.to_string().into_bytes()),
     };
-    let text = serde_json::to_vec(&bad).map_err(|error| error.to_string())?;
-    put(BAD, &text);
-    Ok(())
+    answer.push(tag);
+    answer.extend(row.to_le_bytes());
+    answer.extend((bytes.len() as u64).to_le_bytes());
+    answer.extend_from_slice(&bytes);
 }

@@ -92,6 +92,25 @@ pub fn canonicalize(path: &Path) -> Result<PathBuf> {
     attempt(Operation::Resolve, path, || path.canonicalize())
 }
 
+/// Returns what two paths share if they lead to one file, through links of either kind or not.
+pub fn identity(path: &Path) -> Result<String> {
+    if Url::of(path).is_some() {
+        return Ok(path.display().to_string());
+    }
+    attempt(Operation::LookAt, path, || {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            let meta = std::fs::metadata(path)?;
+            Ok(format!("{} {}", meta.dev(), meta.ino()))
+        }
+        #[cfg(not(unix))]
+        {
+            Ok(path.canonicalize()?.display().to_string())
+        }
+    })
+}
+
 /// Refuses a path where something else than a folder is, which [`create_dir_all`] would do later.
 pub fn expect_no_file(path: &Path) -> Result<()> {
     if Url::of(path).is_some() || is_dir(path)? || !exists(path)? {

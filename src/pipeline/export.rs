@@ -34,8 +34,8 @@ pub struct ExportOptions {
     pub raw_cells: bool,
 }
 
-/// Tokens as columns. Of the first position of a row `rl_logprob` and `base_logprob` are null and
-/// `weight` is 0, as in the shards.
+/// Tokens as columns. Of the first position of a row, and of others that are no targets, `rl_logprob` and
+/// `base_logprob` are null and `weight` is 0, as in the shards.
 #[derive(Default)]
 struct Tokens {
     row_id: Vec<u64>,
@@ -137,13 +137,16 @@ impl Tokens {
                 tokens.input_id.push(*id);
             }
             tokens.rl_logprob.push(None);
-            tokens
-                .rl_logprob
-                .extend(row.rl_logprobs.iter().copied().map(Some));
+            let of_targets = |values: &[f32]| -> Vec<Option<f32>> {
+                let values = values.iter().enumerate();
+                values
+                    .map(|(index, value)| row.is_target(index).then_some(*value))
+                    .collect()
+            };
+            tokens.rl_logprob.extend(of_targets(&row.rl_logprobs));
             if let Some((base, weight)) = &mut tokens.base {
-                let stored = row.base_logprobs.iter().flatten();
                 base.push(None);
-                base.extend(stored.copied().map(Some));
+                base.extend(of_targets(row.base_logprobs.as_deref().unwrap_or_default()));
                 weight.push(0.0);
                 weight.extend(row.weights.iter().flatten());
             }

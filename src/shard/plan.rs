@@ -96,6 +96,12 @@ pub struct Plan {
     /// Key or column that held the text, or token ids; null for the default, which is one thing more than
     /// its first choice: where a record has none of that name, another is taken.
     pub text_field: Option<String>,
+    /// Digest of the chat template and what it is given, where the corpus may hold messages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<Digest>,
+    /// Date that the chat template is told, where it asks for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_date: Option<String>,
     /// Documents of fewer tokens were left out.
     pub min_tokens: u64,
     /// Documents after this many were left out; null for all.
@@ -110,6 +116,9 @@ pub struct Plan {
     pub separator: Option<TokenId>,
     /// Target size of a part, bytes.
     pub part_bytes: u64,
+    /// Endings of files that were taken for text besides .txt and .md.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub text_ext: Vec<String>,
     /// Fields of config.json of the models that were not understood, and accepted by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ignored_config_fields: Vec<String>,

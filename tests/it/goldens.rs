@@ -160,6 +160,7 @@ fn gradient_rows(golden: &GradientGolden) -> Vec<ScoredRow> {
             rl_logprobs: row.rl_logprobs.clone(),
             base_logprobs: Some(row.base_logprobs.clone()),
             weights: Some(row.static_weights.clone()),
+            target_mask: None,
         })
         .collect()
 }

@@ -407,3 +407,61 @@ fn a_process_of_srun_scores_its_part_and_a_batch_script_says_what_is_unclear() {
     score("0", "").env("SLURM_STEP_NUM_TASKS", "2").ok();
     assert!(workspace.has_manifest("set"));
 }
+
+#[test]
+fn files_of_other_endings_are_read_as_text_when_they_are_named() {
+    let workspace = Workspace::new();
+    workspace.write("corpus/a.py", "print(1 + 2)  # It is 3.");
+    workspace.write("corpus/b.HTML.gz", gzip(b"<p>2 + 2 is 4.</p>"));
+    workspace.write("corpus/c.txt", "3 + 3 is 6.");
+    let ended = workspace.command(SCORE).args("corpus/a.py -o out").run();
+    ended.check(
+        ended
+            .stderr
+            .contains("\nhint: if it is text, --text-ext py reads it, as one document\n"),
+        "the remedy",
+    );
+    let sources = |output: &str, more: &str| -> Vec<String> {
+        workspace
+            .command(SCORE)
+            .args("corpus -o")
+            .arg(output)
+            .args(more)
+            .ok();
+        let manifest = workspace.description(output, Description::Manifest);
+        manifest["sources"]
+            .as_object()
+            .unwrap()
+            .keys()
+            .cloned()
+            .collect()
+    };
+    assert_eq!(sources("one", ""), ["c.txt"]);
+    assert_eq!(
+        sources("all", "--text-ext .py,HTML"),
+        ["a.py", "b.HTML.gz", "c.txt"]
+    );
+    let plan = workspace.description("all", Description::Plan);
+    assert_eq!(plan["text_ext"], serde_json::json!(["html", "py"]));
+    assert!(
+        workspace
+            .description("one", Description::Plan)
+            .get("text_ext")
+            .is_none()
+    );
+    let ended = workspace
+        .command(SCORE)
+        .args("corpus -o out --text-ext gz")
+        .run();
+    ended.check(
+        ended.status.code() == Some(2),
+        "an ending of what is packed",
+    );
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    use std::io::Write as _;
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(bytes).unwrap();
+    gzip.finish().unwrap()
+}

@@ -4,6 +4,8 @@
 //! all parts are there, the manifest is made from them, and from nothing else: it is the same whoever computed
 //! them, in however many attempts.
 
+mod chat;
+mod left_out;
 mod models;
 mod options;
 mod prepare;

@@ -12,7 +12,7 @@ use crate::pack::Packer;
 use crate::shard::write::round_log_probs;
 use crate::tokenize::TextTokenizer;
 use crate::types::{OnBadRecord, Row, ScoredRow, TokenId};
-use crate::weight::WeightFormula;
+use crate::weight::{WeightFormula, of_targets};
 
 /// The models, open but not loaded, and what is known of them.
 pub(in super::super) struct Models {
@@ -197,7 +197,13 @@ impl RowScorer for Scorer {
                 .map(|((row, rl_logprobs), base_logprobs)| {
                     let weights = base_logprobs.as_ref().map(|base| {
                         let mut weights = vec![0.0; base.len()];
-                        self.formula.weights(&rl_logprobs, base, &mut weights);
+                        of_targets(
+                            row.target_mask(),
+                            &rl_logprobs,
+                            base,
+                            &mut weights,
+                            |rl, base, weights| self.formula.weights(rl, base, weights),
+                        );
                         weights
                     });
                     row.scored(rl_logprobs, base_logprobs, weights)

@@ -226,6 +226,7 @@ fn only_what_is_written_to_files_has_paths_as_they_are() {
         found,
         [
             "cli/anneal.rs",
+            "fs/paths.rs",
             "model/files/source.rs",
             "pipeline/anneal/export.rs",
             "pipeline/anneal/report.rs",

@@ -169,7 +169,7 @@ fn files_that_are_left_out_or_empty_are_counted_and_one_is_named() {
         let special =
             "2 FIFOs, sockets or devices are left out, the first being corpus/deep/g.jsonl";
         ended.check(ended.stderr.contains(special), "FIFOs are counted");
-        let empty = "1 files are empty, the first being corpus/e.jsonl";
+        let empty = "1 file is empty, the first being corpus/e.jsonl";
         ended.check(ended.stderr.contains(empty), "empty files are counted");
     }
 }

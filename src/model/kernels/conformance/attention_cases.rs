@@ -4,6 +4,7 @@ use super::case::{Case, Shapes, dot, joined, named, taken, wide};
 use crate::model::kernels::tensor::zeros_f32;
 use crate::model::kernels::{AttentionShape, Kernels, LmHead, LmLoss, MlaDims, Qkv, RowOutputs};
 use crate::model::row_layout::RowLayout;
+use crate::types::{NO_TARGET, is_of_target};
 
 fn soft_capped(x: f64, cap: Option<f32>) -> f64 {
     cap.map_or(x, |cap| f64::from(cap) * (x / f64::from(cap)).tanh())
@@ -158,7 +159,10 @@ pub fn lm_head_case(kernels: &dyn Kernels, seed: u64) -> Case {
         .map(|_| shapes.pick(0, vocab - 1) as u32)
         .collect();
     let layout = RowLayout::new(lengths.iter().copied());
-    let weights = shapes.array("weights", &[tokens - lengths.len()]);
+    let mut weights = shapes.array("weights", &[tokens - lengths.len()]);
+    for weight in weights.2.iter_mut().skip(1).step_by(3) {
+        *weight = NO_TARGET;
+    }
     let (tx, tw) = (taken(&x, kernels), taken(&w, kernels));
     let head = LmHead {
         weight: &tw,
@@ -185,7 +189,9 @@ pub fn lm_head_case(kernels: &dyn Kernels, seed: u64) -> Case {
     let mut found_loss = 0.0;
     for ((log_prob, weight), s) in log_probs.iter().zip(&weights.2).zip(normalizers) {
         found_loss -= f64::from(*weight) * f64::from(*log_prob);
-        found_loss += f64::from(z_loss.unwrap_or(0.0)) * s * s;
+        if is_of_target(*weight) {
+            found_loss += f64::from(z_loss.unwrap_or(0.0)) * s * s;
+        }
     }
     let (factors, row_lengths, targets) = (wide(&weights), lengths.clone(), ids.clone());
     Case {
@@ -218,8 +224,11 @@ pub fn lm_head_case(kernels: &dyn Kernels, seed: u64) -> Case {
                         .collect();
                     let normalizer = logits.iter().map(|l| l.exp()).sum::<f64>().ln();
                     let target = logits[targets[token + 1] as usize];
-                    total -= factors.next().unwrap() * (target - normalizer);
-                    total += f64::from(z_loss.unwrap_or(0.0)) * normalizer * normalizer;
+                    let factor = factors.next().unwrap();
+                    total -= factor * (target - normalizer);
+                    if *factor != 0.0 {
+                        total += f64::from(z_loss.unwrap_or(0.0)) * normalizer * normalizer;
+                    }
                 }
                 start += len;
             }
