@@ -1,5 +1,6 @@
 //! Documents to token ids, and whether two tokenizers turn text into the same ids.
 
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 use rayon::prelude::*;
@@ -10,10 +11,18 @@ use crate::fs::Digest;
 use crate::guard;
 use crate::types::{Content, Document, Reject, TokenId, TokenizedDocument};
 
+mod added;
 mod canonical;
+mod class;
+mod files;
+mod meaning;
+mod ordered;
+mod rebuild;
 
 use canonical::Canonical;
 pub use canonical::Difference;
+pub use files::TokenizerFiles;
+pub use meaning::Meaning;
 
 /// What can go wrong between text and ids.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +35,29 @@ pub enum Error {
         name: String,
         /// What the parser says.
         reason: String,
+    },
+    /// A file beside tokenizer.json is not what it has to be, or asks for what is not implemented.
+    #[error("{name}: the tokenizer can't be used as transformers uses it: {reason}")]
+    Files {
+        /// The model's folder, as given.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The template puts more around a text than documents can have.
+    #[error(
+        "{name}: the template of the tokenizer turns the text {probe:?} into {found:?}, which is not {bare:?} with at \
+         most one token in front and one after\nhint: --bos and --eos always or never overrule the template"
+    )]
+    Template {
+        /// The model's folder, as given.
+        name: String,
+        /// A text.
+        probe: &'static str,
+        /// Its ids.
+        bare: Vec<TokenId>,
+        /// Its ids with the template.
+        found: Vec<TokenId>,
     },
     /// A document can't be encoded.
     #[error(
@@ -97,11 +129,70 @@ pub struct SpecialTokens {
     pub eos: Option<TokenId>,
 }
 
+/// How text is read that spells out a special token, such as `<|endoftext|>`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum SpecialTokensInText {
+    /// It becomes the token.
+    #[default]
+    Parse,
+    /// It is text like any other. Added tokens that are not special are found all the same.
+    Literal,
+}
+
+impl SpecialTokensInText {
+    /// Returns whether it is the default.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A token that a file gives a role.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NamedToken {
+    /// Its id.
+    pub id: TokenId,
+    /// Its spelling.
+    pub token: String,
+    /// The file that names it, or the class of transformers that has it by default.
+    pub from: String,
+}
+
+/// The tokens that are put around documents.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DocumentTokens {
+    /// In front of a document.
+    pub bos: Option<NamedToken>,
+    /// After a document.
+    pub eos: Option<NamedToken>,
+}
+
+impl DocumentTokens {
+    /// Returns their ids.
+    pub fn ids(&self) -> SpecialTokens {
+        let id = |token: &Option<NamedToken>| token.as_ref().map(|token| token.id);
+        SpecialTokens {
+            bos: id(&self.bos),
+            eos: id(&self.eos),
+        }
+    }
+}
+
+/// Writes `"<|endoftext|>" (id 0, tokenizer_config.json of base)`.
+impl fmt::Display for NamedToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, token, from } = self;
+        write!(f, "{token:?} (id {id}, {from})")
+    }
+}
+
 /// A Hugging Face tokenizer, reduced to what is deterministic: no padding, no truncation, no BPE
 /// dropout, and no special tokens but those of its policy.
 ///
-/// As everywhere with such tokenizers, text that spells a special token out ("<|endoftext|>") is
-/// encoded as that token.
+/// Unless [`TextTokenizer::with_special_tokens_in_text`] says otherwise, text that spells a special token out
+/// ("<|endoftext|>") is encoded as that token.
 ///
 /// ```no_run
 /// use remit::tokenize::{SpecialTokens, TextTokenizer};
@@ -120,6 +211,16 @@ pub struct TextTokenizer {
     special: SpecialTokens,
     canonical: Canonical,
     vocab_size: usize,
+    /// Ids of special tokens.
+    special_ids: HashSet<TokenId>,
+    /// Number of ids that the models have embeddings for, if that is known.
+    num_rows: Option<usize>,
+    /// BOS and EOS as the files name them.
+    named: BTreeMap<String, NamedToken>,
+    /// tokenizer_config.json asks for [`SpecialTokensInText::Literal`].
+    splits_special_tokens: bool,
+    /// What a user should know of how the files were read.
+    warnings: Vec<String>,
 }
 
 impl fmt::Debug for TextTokenizer {
@@ -133,33 +234,49 @@ impl fmt::Debug for TextTokenizer {
 }
 
 impl TextTokenizer {
-    /// Loads the content of a `tokenizer.json`; `name` stands for it in messages: the model's
-    /// folder. No special tokens are put around documents until
+    /// Loads the content of a `tokenizer.json`, without regard to other files; `name` stands for it in messages:
+    /// the model's folder. No special tokens are put around documents until
     /// [`TextTokenizer::with_special_tokens`] says so.
     ///
     /// # Errors
     ///
     /// [`Error::Load`] when it is not a tokenizer.
     pub fn from_bytes(tokenizer_json: &[u8], name: &str) -> Result<Self, Error> {
-        let failed = |reason: String| Error::Load {
+        let tokenizer = parsed(tokenizer_json).map_err(|reason| Error::Load {
             name: name.to_owned(),
             reason,
-        };
-        let tokenizer =
-            guarded(|| deterministic(Tokenizer::from_bytes(tokenizer_json)?)).map_err(failed)?;
-        let canonical = Canonical::of(&tokenizer).map_err(failed)?;
+        })?;
+        Self::new(tokenizer, name)
+    }
+
+    fn new(tokenizer: Tokenizer, name: &str) -> Result<Self, Error> {
+        let canonical = Canonical::of(&tokenizer).map_err(|reason| Error::Load {
+            name: name.to_owned(),
+            reason,
+        })?;
         let vocab_size = tokenizer
             .get_vocab(true)
             .into_values()
             .max()
             .and_then(|id| usize::try_from(id).ok())
             .map_or(0, |id| id.saturating_add(1));
+        let added = tokenizer.get_added_vocabulary().get_added_tokens_decoder();
+        let special_ids = added
+            .iter()
+            .filter(|(_, token)| token.special)
+            .map(|(id, _)| *id)
+            .collect();
         Ok(Self {
             name: name.to_owned(),
-            tokenizer,
             special: SpecialTokens::default(),
             canonical,
             vocab_size,
+            special_ids,
+            num_rows: None,
+            named: BTreeMap::new(),
+            splits_special_tokens: false,
+            warnings: Vec::new(),
+            tokenizer,
         })
     }
 
@@ -168,6 +285,46 @@ impl TextTokenizer {
     pub fn with_special_tokens(mut self, special: SpecialTokens) -> Self {
         self.special = special;
         self
+    }
+
+    /// Sets how text is read that spells out a special token.
+    #[must_use]
+    pub fn with_special_tokens_in_text(mut self, reading: SpecialTokensInText) -> Self {
+        self.tokenizer
+            .set_encode_special_tokens(reading == SpecialTokensInText::Literal);
+        self
+    }
+
+    /// Sets the number of ids that the models have embeddings for. A document with another id is bad.
+    #[must_use]
+    pub fn with_num_rows(mut self, num_rows: usize) -> Self {
+        self.num_rows = Some(num_rows);
+        self
+    }
+
+    /// Returns what its own files ask for about text that spells out a special token.
+    pub fn default_special_tokens_in_text(&self) -> SpecialTokensInText {
+        match self.splits_special_tokens {
+            true => SpecialTokensInText::Literal,
+            false => SpecialTokensInText::Parse,
+        }
+    }
+
+    /// Returns the digest of which tokens are special.
+    pub fn special_fingerprint(&self) -> Digest {
+        let mut ids: Vec<TokenId> = self.special_ids.iter().copied().collect();
+        ids.sort_unstable();
+        Digest::of(format!("{ids:?}").as_bytes())
+    }
+
+    /// Returns the token that the files name `bos_token` or `eos_token`.
+    pub fn named(&self, name: &str) -> Option<&NamedToken> {
+        self.named.get(name)
+    }
+
+    /// Returns what a user should know of how the files were read.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// The ids that are put around every document.
@@ -221,6 +378,7 @@ impl TextTokenizer {
                     source,
                     index,
                     input_ids,
+                    num_spelled: 0,
                 });
             }
         };
@@ -233,6 +391,21 @@ impl TextTokenizer {
             }
         })?;
         let ids = encoding.get_ids();
+        if let Some(num_rows) = self.num_rows
+            && let Some(id) = ids.iter().find(|id| **id as usize >= num_rows)
+        {
+            return Err(Error::Encode {
+                name: self.name.clone(),
+                document: source.to_string(),
+                index,
+                reason: format!(
+                    "it has the token {:?}, whose id {id} has no row in the embedding of {num_rows} rows",
+                    self.id_to_token(*id).unwrap_or_default()
+                ),
+            });
+        }
+        let num_spelled = ids.iter().filter(|id| self.special_ids.contains(id));
+        let num_spelled = num_spelled.count() as u64;
         let mut input_ids = Vec::with_capacity(ids.len().saturating_add(2));
         if !ids.is_empty() {
             input_ids.extend(self.special.bos);
@@ -243,6 +416,7 @@ impl TextTokenizer {
             source,
             index,
             input_ids,
+            num_spelled,
         })
     }
 
@@ -300,27 +474,40 @@ impl TextTokenizer {
         Ok(pieces)
     }
 
-    /// The id that the tokenizer's own template puts in front of a text, where it puts one.
+    /// Returns the ids that the tokenizer's own template puts around a text. They are found by encoding a short
+    /// text with and without the template.
     ///
-    /// It is found by encoding a short text with and without the template.
-    pub fn default_bos(&self) -> Option<TokenId> {
+    /// # Errors
+    ///
+    /// [`Error::Template`] when it puts more there than one id in front and one after.
+    pub fn template(&self) -> Result<SpecialTokens, Error> {
         for probe in ["a", "0", "the"] {
             let encode = |with_template| {
                 guarded(|| self.tokenizer.encode_fast(probe, with_template))
                     .map(|encoding| encoding.get_ids().to_vec())
             };
             let (Ok(bare), Ok(framed)) = (encode(false), encode(true)) else {
-                return None;
+                continue;
             };
             if bare.is_empty() {
                 continue;
             }
-            let at = framed
-                .windows(bare.len())
-                .position(|window| window == bare)?;
-            return framed.get(..at)?.first().copied();
+            let frame = (0..=1).find_map(|start| {
+                let (before, rest) = framed.split_at_checked(start)?;
+                let after = rest.strip_prefix(bare.as_slice())?;
+                (after.len() <= 1).then(|| SpecialTokens {
+                    bos: before.first().copied(),
+                    eos: after.first().copied(),
+                })
+            });
+            return frame.ok_or_else(|| Error::Template {
+                name: self.name.clone(),
+                probe,
+                bare,
+                found: framed,
+            });
         }
-        None
+        Ok(SpecialTokens::default())
     }
 
     /// Fingerprint of all that decides which ids a text gets: model, vocabulary, merges,
@@ -347,6 +534,11 @@ impl TextTokenizer {
             }),
         }
     }
+}
+
+/// Parses a tokenizer.json.
+fn parsed(tokenizer_json: &[u8]) -> Result<Tokenizer, String> {
+    guarded(|| deterministic(Tokenizer::from_bytes(tokenizer_json)?))
 }
 
 /// Switches off what makes ids depend on anything but the text.

@@ -84,6 +84,8 @@ pub struct TokenizedDocument {
     pub index: u64,
     /// Token ids, with BOS and EOS where the policy asks for them.
     pub input_ids: Vec<TokenId>,
+    /// Number of special tokens that its text spelled out; BOS and EOS around it are none.
+    pub num_spelled: u64,
 }
 
 /// One attention context: the unit that is scored, stored and trained on.

@@ -53,6 +53,10 @@ pub struct AnnealArgs {
     #[serde(serialize_with = "lossy_option")]
     model: Option<PathBuf>,
 
+    /// Train on a set even if its documents begin or end with other tokens than the initial model's own
+    #[arg(long)]
+    keep_special_tokens: bool,
+
     /// Folder for the annealed model
     #[arg(short, long, value_name = "DIR", default_value = "annealed")]
     #[serde(serialize_with = "lossy")]
@@ -310,6 +314,7 @@ pub(super) fn resolve(args: AnnealArgs) -> Result<Resolved> {
     let AnnealArgs {
         weights,
         model,
+        keep_special_tokens,
         output,
         config: _,
         print_config: _,
@@ -384,6 +389,7 @@ pub(super) fn resolve(args: AnnealArgs) -> Result<Resolved> {
         options: AnnealOptions {
             weights,
             model: model.map(ModelSource::Directory),
+            keep_special_tokens,
             loss: LossOptions {
                 weighting,
                 epsilon,

@@ -53,15 +53,6 @@ impl Console {
         }
     }
 
-    /// Shows a warning that everyone should see.
-    pub fn warn(&self, line: &str) {
-        if self.json {
-            print_object(&json!({"event": "warning", "message": line}));
-        } else {
-            tracing::warn!("{line}");
-        }
-    }
-
     fn with(&self, f: impl FnOnce(&mut State)) {
         // A poisoned lock only means that a message was cut short.
         f(&mut self
@@ -179,6 +170,14 @@ impl Progress for Console {
             _ if self.json => print_object(&json!({"event": "note", "message": line})),
             Some(bar) => bar.suspend(|| tracing::info!("{line}")),
             None => tracing::info!("{line}"),
+        });
+    }
+
+    fn warn(&self, line: &str) {
+        self.with(|state| match &state.bar {
+            _ if self.json => print_object(&json!({"event": "warning", "message": line})),
+            Some(bar) => bar.suspend(|| tracing::warn!("{line}")),
+            None => tracing::warn!("{line}"),
         });
     }
 }

@@ -22,6 +22,8 @@ impl Progress for Quiet {
     fn advance(&self, _: u64, _: u64, _: &str) {}
     fn finish(&self) {}
     fn note(&self, _: &str) {}
+
+    fn warn(&self, _: &str) {}
 }
 
 /// A file in every container, and records that can't be read.

@@ -7,15 +7,18 @@ pub mod estimate;
 pub mod export;
 pub mod inspect;
 pub mod score;
+mod special;
 pub mod stages;
+mod tokenizer;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::fs;
-use crate::model::{self, ModelSource, OpenModel};
-use crate::tokenize::TextTokenizer;
+use crate::model::{self, OpenModel};
+
+pub(crate) use tokenizer::{tokenizer_in, tokenizer_of};
 
 /// Receives progress.
 pub trait Progress: Sync {
@@ -28,6 +31,8 @@ pub trait Progress: Sync {
     fn finish(&self);
     /// Shows a line of its own.
     fn note(&self, line: &str);
+    /// Shows a warning, which everyone should see.
+    fn warn(&self, line: &str);
 }
 
 /// Asks the loops to stop; they look at it between batches.
@@ -75,9 +80,6 @@ pub struct Usage(pub String);
 #[error("{0}")]
 pub struct BadInput(pub String);
 
-/// Name of the file that holds a model's tokenizer.
-const TOKENIZER_FILE: &str = "tokenizer.json";
-
 /// Refuses an output inside the folder of a set, where readers of the folder would take it for shards.
 fn refuse_inside_set(output: &Path, set: &Path) -> anyhow::Result<()> {
     if fs::canonicalize_missing(output)?.starts_with(fs::canonicalize(set)?) {
@@ -88,20 +90,6 @@ fn refuse_inside_set(output: &Path, set: &Path) -> anyhow::Result<()> {
         .into());
     }
     Ok(())
-}
-
-/// Loads the tokenizer of a model, without special tokens.
-pub(crate) fn tokenizer_of(model: &OpenModel) -> anyhow::Result<TextTokenizer> {
-    let json = model.require(TOKENIZER_FILE)?;
-    let tokenizer = TextTokenizer::from_bytes(&json, &model.to_string())?;
-    json.release(0..json.len());
-    Ok(tokenizer)
-}
-
-/// Loads the tokenizer of a folder that need hold nothing else of a model.
-pub(crate) fn tokenizer_in(source: &ModelSource) -> anyhow::Result<TextTokenizer> {
-    let json = source.require(TOKENIZER_FILE)?;
-    Ok(TextTokenizer::from_bytes(&json, &source.to_string())?)
 }
 
 /// Parses a JSON file of a model; `None` when it has none of that name.

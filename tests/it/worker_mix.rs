@@ -37,6 +37,8 @@ impl Progress for Quiet {
     fn advance(&self, _: u64, _: u64, _: &str) {}
     fn finish(&self) {}
     fn note(&self, _: &str) {}
+
+    fn warn(&self, _: &str) {}
 }
 
 /// A shard that was there already passed for the one that was to be made, so that a worker whose plan

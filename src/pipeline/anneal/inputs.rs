@@ -5,8 +5,8 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::super::device::open_device;
-use super::super::{BadInput, Progress, refuse_inside_set, tokenizer_of};
-use super::compat::{check_tokenizer, check_weighting, learner};
+use super::super::{BadInput, Progress, refuse_inside_set};
+use super::compat::{check_special_tokens, check_tokenizer, check_weighting, learner};
 use super::options::{AnnealOptions, EvalOptions, EvalRows};
 use super::{export, run_file};
 use crate::model::{ComputeDevice, OpenModel};
@@ -38,10 +38,11 @@ impl Inputs {
         let set = ShardSet::open(&options.weights)?;
         refuse_inside_set(&options.output.dir, &options.weights)?;
         let initial = learner(options.model.as_ref(), &options.weights, set.manifest())?;
-        let tokenizer = tokenizer_of(&initial)?.fingerprint();
         let check = |dir: &Path, set: &ShardSet| -> Result<()> {
-            check_tokenizer(&initial, tokenizer, dir, set.manifest())?;
-            check_weighting(options.loss.weighting, dir, set.manifest())
+            let manifest = set.manifest();
+            let own = check_tokenizer(&initial, dir, manifest)?;
+            check_special_tokens(&own, options.keep_special_tokens, dir, manifest, progress)?;
+            check_weighting(options.loss.weighting, dir, manifest)
         };
         check(&options.weights, &set)?;
         let eval_set = match &options.eval {

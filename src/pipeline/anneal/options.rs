@@ -70,6 +70,8 @@ pub struct AnnealOptions {
     pub weights: PathBuf,
     /// The initial model; `None` for the base of the manifest.
     pub model: Option<ModelSource>,
+    /// Takes a set even if BOS and EOS of its documents are not those of the initial model.
+    pub keep_special_tokens: bool,
     /// The loss to minimise.
     pub loss: LossOptions,
     /// The optimizer and its schedule.

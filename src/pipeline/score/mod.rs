@@ -8,7 +8,6 @@ mod models;
 mod options;
 mod prepare;
 mod resume;
-mod special;
 
 use anyhow::Result;
 use serde::Serialize;

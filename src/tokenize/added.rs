@@ -1,0 +1,358 @@
+//! Tokens that stand beside a tokenizer's vocabulary: which ones the files of a folder name, and in which order
+//! transformers 5 adds them, which decides their ids.
+
+use std::collections::BTreeMap;
+
+use tokenizers::AddedToken;
+
+use super::class::Class;
+use super::ordered::Ordered;
+use super::rebuild::{default_tokens, has_pad_parameter};
+
+/// Names of special tokens that every class has, in the order in which transformers adds them.
+const NAMES: [&str; 7] = [
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+];
+
+/// A token as a file has it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Token {
+    content: String,
+    single_word: bool,
+    lstrip: bool,
+    rstrip: bool,
+    /// The opposite of `special` where a file does not say it.
+    normalized: Option<bool>,
+    special: bool,
+}
+
+impl Token {
+    /// Makes a special token of its spelling.
+    fn special(content: &str) -> Self {
+        Self {
+            content: content.to_owned(),
+            single_word: false,
+            lstrip: false,
+            rstrip: false,
+            normalized: None,
+            special: true,
+        }
+    }
+
+    fn object(object: &Ordered) -> Option<Self> {
+        let flag = |key: &str| object.get(key).is_some_and(Ordered::is_truthy);
+        Some(Self {
+            content: object.get("content")?.as_str()?.to_owned(),
+            single_word: flag("single_word"),
+            lstrip: flag("lstrip"),
+            rstrip: flag("rstrip"),
+            normalized: object.get("normalized").and_then(Ordered::as_bool),
+            special: flag("special"),
+        })
+    }
+
+    fn to_added(&self) -> AddedToken {
+        AddedToken::from(self.content.clone(), self.special)
+            .single_word(self.single_word)
+            .lstrip(self.lstrip)
+            .rstrip(self.rstrip)
+            .normalized(self.normalized.unwrap_or(!self.special))
+    }
+}
+
+/// A name for a token, and the file that has it.
+#[derive(Debug, Clone, PartialEq)]
+struct Named {
+    name: String,
+    token: Token,
+    /// Whether a file has it as an object, with flags.
+    is_object: bool,
+    from: String,
+}
+
+/// The contents of files that name tokens.
+pub(super) struct TokenFiles<'a> {
+    pub(super) class: Class,
+    pub(super) tokenizer_config: &'a Ordered,
+    pub(super) special_tokens_map: Option<&'a Ordered>,
+    pub(super) added_tokens: Option<&'a Ordered>,
+    /// `added_tokens` of tokenizer.json.
+    pub(super) in_tokenizer_json: &'a Ordered,
+    /// `pad_token` of tokenizer.json's padding.
+    pub(super) padding: Option<&'a str>,
+}
+
+/// The tokens of a folder.
+pub(super) struct Tokens {
+    /// Tokens with ids of their own in a file, by these.
+    by_id: BTreeMap<u64, Token>,
+    /// Tokens with names, in the order in which they are added.
+    named: Vec<Named>,
+    extra: Vec<Token>,
+    class: Class,
+}
+
+impl Tokens {
+    /// Reads what the files name.
+    ///
+    /// # Errors
+    ///
+    /// When a token is neither a string nor an object with a string as its content.
+    pub(super) fn read(files: &TokenFiles<'_>) -> Result<Self, String> {
+        const CONFIG: &str = "tokenizer_config.json";
+        const MAP: &str = "special_tokens_map.json";
+        let config = files.tokenizer_config;
+        let mut by_id = BTreeMap::new();
+        let decoder = config.raw("added_tokens_decoder");
+        // Names by file; a later one takes the place of an earlier one.
+        let mut names: Vec<(String, &Ordered, &str)> = Vec::new();
+        let mut extra_objects: Option<(&Ordered, &str)> = None;
+        let mut extra: Vec<Token> = Vec::new();
+        for (key, value) in config.entries() {
+            if key.ends_with("_token") && !key.starts_with("add_") {
+                names.push((key.clone(), value, CONFIG));
+            }
+        }
+        let given = match config.get("extra_special_tokens") {
+            Some(given) if given.is_truthy() => Some(given),
+            _ => config.get("additional_special_tokens"),
+        };
+        match given {
+            Some(object @ Ordered::Object(_)) => extra_objects = Some((object, CONFIG)),
+            Some(list) => {
+                for item in list.items() {
+                    extra.push(token("extra_special_tokens", item, CONFIG)?.0);
+                }
+            }
+            None => {}
+        }
+        match decoder {
+            Some(decoder) => {
+                for (id, object) in decoder.entries() {
+                    let id = id.parse().map_err(|_| {
+                        format!("{CONFIG}: added_tokens_decoder has the key {id:?}, which is no id")
+                    })?;
+                    by_id.insert(id, token("added_tokens_decoder", object, CONFIG)?.0);
+                }
+            }
+            None => {
+                if let Some(map) = files.special_tokens_map {
+                    read_map(map, MAP, &mut names, &mut extra_objects, &mut extra)?;
+                }
+            }
+        }
+        let mut named = Vec::new();
+        for (name, value, from) in names {
+            // A null takes a class's own token away.
+            if value.is_null() {
+                if NAMES.contains(&name.as_str()) {
+                    named.retain(|other: &Named| other.name != name);
+                }
+                continue;
+            }
+            let (token, is_object) = token(&name, value, from)?;
+            let new = Named {
+                name,
+                token,
+                is_object,
+                from: from.to_owned(),
+            };
+            match named
+                .iter_mut()
+                .find(|other: &&mut Named| other.name == new.name)
+            {
+                Some(old) => *old = new,
+                None => named.push(new),
+            }
+        }
+        if decoder.is_none() {
+            let is_special = |content: &str| {
+                named.iter().any(|named| {
+                    NAMES.contains(&named.name.as_str()) && named.token.content == content
+                }) || extra.iter().any(|token| token.content == content)
+            };
+            for (content, id) in files.added_tokens.map_or(&[][..], Ordered::entries) {
+                let id = id.as_u64().ok_or_else(|| {
+                    format!("added_tokens.json: the id of {content:?} is not a number")
+                })?;
+                let special = is_special(content);
+                let token = Token {
+                    normalized: Some(!special),
+                    special,
+                    ..Token::special(content)
+                };
+                by_id.insert(id, token);
+            }
+            for object in files.in_tokenizer_json.items() {
+                let id = object.get("id").and_then(Ordered::as_u64);
+                if let (Some(id), Some(token)) = (id, Token::object(object)) {
+                    by_id.insert(id, token);
+                }
+            }
+        }
+        if let Some((object, from)) = extra_objects {
+            for (name, value) in object.entries() {
+                let (token, is_object) = token(name, value, from)?;
+                named.retain(|other| other.name != *name);
+                named.push(Named {
+                    name: name.clone(),
+                    token,
+                    is_object,
+                    from: from.to_owned(),
+                });
+            }
+        }
+        add_defaults(files, &mut named);
+        // A token with flags in one of the lists of ids has them also where it is named.
+        for named in &mut named {
+            if NAMES.contains(&named.name.as_str())
+                && [CONFIG, MAP].contains(&named.from.as_str())
+                && let Some(token) = by_id
+                    .values()
+                    .find(|token| token.content == named.token.content)
+            {
+                named.token = token.clone();
+            }
+        }
+        named.sort_by_key(|named| {
+            let place = NAMES.iter().position(|name| *name == named.name);
+            let comes_late = place.is_none() && !named.is_object && named.from != MAP;
+            (place.unwrap_or(NAMES.len()), comes_late)
+        });
+        Ok(Self {
+            by_id,
+            named,
+            extra,
+            class: files.class,
+        })
+    }
+
+    /// Returns the spelling of a named token, and the file that names it.
+    pub(super) fn named(&self, name: &str) -> Option<(&str, &str)> {
+        let named = self.named.iter().find(|named| named.name == name)?;
+        Some((&named.token.content, &named.from))
+    }
+
+    /// Returns ids that files give to tokens, with the spelling of these.
+    pub(super) fn stated_ids(&self) -> impl Iterator<Item = (u64, &str)> {
+        self.by_id
+            .iter()
+            .map(|(id, token)| (*id, token.content.as_str()))
+    }
+
+    /// Returns the tokens in the order in which transformers adds them to a tokenizer that knows `known` already.
+    pub(super) fn to_add(&self, known: impl Fn(&str) -> bool) -> Vec<AddedToken> {
+        let is_named = |content: &str| self.named.iter().any(|n| n.token.content == content);
+        let mut tokens: Vec<Token> = self.by_id.values().cloned().collect();
+        let others = self.named.iter().map(|named| &named.token);
+        for token in others.chain(&self.extra) {
+            let is_there = |other: &Token| other.content == token.content;
+            if !known(&token.content) && !tokens.iter().any(is_there) {
+                tokens.push(token.clone());
+            }
+        }
+        for token in &mut tokens {
+            token.special |= is_named(&token.content);
+        }
+        if self.class == Class::Qwen2 {
+            let mut seen: Vec<&str> = Vec::new();
+            let all = self.named.iter().map(|named| &named.token);
+            for token in all.chain(&self.extra) {
+                if !seen.contains(&token.content.as_str()) {
+                    seen.push(&token.content);
+                    tokens.push(Token::special(&token.content));
+                }
+            }
+        }
+        tokens.iter().map(Token::to_added).collect()
+    }
+}
+
+/// Reads special_tokens_map.json, whose names take the place of those of tokenizer_config.json.
+fn read_map<'a>(
+    map: &'a Ordered,
+    file: &'static str,
+    names: &mut Vec<(String, &'a Ordered, &'a str)>,
+    extra_objects: &mut Option<(&'a Ordered, &'a str)>,
+    extra: &mut Vec<Token>,
+) -> Result<(), String> {
+    let has_extra = !extra.is_empty();
+    for (key, value) in map.entries() {
+        match (key.as_str(), value) {
+            ("extra_special_tokens", Ordered::Object(_)) => *extra_objects = Some((value, file)),
+            ("extra_special_tokens", Ordered::Array(items)) => {
+                for item in items {
+                    let token = token(key, item, file)?.0;
+                    if !extra.iter().any(|other| other.content == token.content) {
+                        extra.push(token);
+                    }
+                }
+            }
+            ("additional_special_tokens", Ordered::Array(items)) if !has_extra => {
+                for item in items {
+                    extra.push(token(key, item, file)?.0);
+                }
+            }
+            (key, value) if key.ends_with("_token") => {
+                names.push((key.to_owned(), value, file));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Adds the tokens that a class, or the padding of tokenizer.json, has where no file names one.
+fn add_defaults(files: &TokenFiles<'_>, named: &mut Vec<Named>) {
+    let is_set = |key: &str| {
+        files.tokenizer_config.raw(key).is_some()
+            || (files.tokenizer_config.raw("added_tokens_decoder").is_none()
+                && files
+                    .special_tokens_map
+                    .is_some_and(|map| map.raw(key).is_some()))
+    };
+    let default = |name: &str, content: &str, from: &str| Named {
+        name: name.to_owned(),
+        token: Token::special(content),
+        is_object: false,
+        from: from.to_owned(),
+    };
+    for (name, content) in default_tokens(files.class) {
+        if !is_set(name) {
+            named.push(default(name, content, files.class.name()));
+        }
+    }
+    if let Some(content) = files.padding
+        && !has_pad_parameter(files.class)
+        && !is_set("pad_token")
+    {
+        named.push(default("pad_token", content, "tokenizer.json"));
+    }
+}
+
+/// Reads a token, and whether it is an object.
+fn token(key: &str, value: &Ordered, file: &str) -> Result<(Token, bool), String> {
+    if let Some(content) = value.as_str() {
+        return Ok((Token::special(content), false));
+    }
+    let is_map = file == "special_tokens_map.json";
+    match Token::object(value) {
+        Some(token) if is_map => Ok((
+            Token {
+                special: true,
+                ..token
+            },
+            true,
+        )),
+        Some(token) => Ok((token, true)),
+        None => Err(format!(
+            "{file}: {key} is neither a string nor an object that describes a token"
+        )),
+    }
+}
