@@ -71,8 +71,8 @@ impl Token {
 struct Named {
     name: String,
     token: Token,
-    /// Whether a file has it as an object, with flags.
-    is_object: bool,
+    /// Among names that not every class has, whether transformers adds it before those of `extra_special_tokens`.
+    comes_first: bool,
     from: String,
 }
 
@@ -112,7 +112,7 @@ impl Tokens {
         let decoder = config.raw("added_tokens_decoder");
         // Names by file; a later one takes the place of an earlier one.
         let mut names: Vec<(String, &Ordered, &str)> = Vec::new();
-        let mut extra_objects: Option<(&Ordered, &str)> = None;
+        let mut extra_objects: Vec<(&Ordered, &str)> = Vec::new();
         let mut extra: Vec<Token> = Vec::new();
         for (key, value) in config.entries() {
             if key.ends_with("_token") && !key.starts_with("add_") {
@@ -124,7 +124,7 @@ impl Tokens {
             _ => config.get("additional_special_tokens"),
         };
         match given {
-            Some(object @ Ordered::Object(_)) => extra_objects = Some((object, CONFIG)),
+            Some(object @ Ordered::Object(_)) => extra_objects.push((object, CONFIG)),
             Some(list) => {
                 for item in list.items() {
                     extra.push(token("extra_special_tokens", item, CONFIG)?.0);
@@ -160,13 +160,14 @@ impl Tokens {
             let new = Named {
                 name,
                 token,
-                is_object,
+                comes_first: is_object || from == MAP,
                 from: from.to_owned(),
             };
-            match named
-                .iter_mut()
-                .find(|other: &&mut Named| other.name == new.name)
-            {
+            let is_common = NAMES.contains(&new.name.as_str());
+            let mut known = named.iter_mut();
+            match known.find(|other: &&mut Named| other.name == new.name) {
+                // Of two files, the first counts for a name that not every class has.
+                Some(old) if !is_common && !old.comes_first => old.comes_first = true,
                 Some(old) => *old = new,
                 None => named.push(new),
             }
@@ -196,16 +197,18 @@ impl Tokens {
                 }
             }
         }
-        if let Some((object, from)) = extra_objects {
+        for (object, from) in extra_objects {
             for (name, value) in object.entries() {
-                let (token, is_object) = token(name, value, from)?;
-                named.retain(|other| other.name != *name);
-                named.push(Named {
+                let new = Named {
                     name: name.clone(),
-                    token,
-                    is_object,
+                    token: token(name, value, from)?.0,
+                    comes_first: false,
                     from: from.to_owned(),
-                });
+                };
+                match named.iter_mut().find(|other| other.name == new.name) {
+                    Some(old) => old.token = new.token,
+                    None => named.push(new),
+                }
             }
         }
         add_defaults(files, &mut named);
@@ -222,7 +225,7 @@ impl Tokens {
         }
         named.sort_by_key(|named| {
             let place = NAMES.iter().position(|name| *name == named.name);
-            let comes_late = place.is_none() && !named.is_object && named.from != MAP;
+            let comes_late = place.is_none() && !named.comes_first;
             (place.unwrap_or(NAMES.len()), comes_late)
         });
         Ok(Self {
@@ -279,13 +282,13 @@ fn read_map<'a>(
     map: &'a Ordered,
     file: &'static str,
     names: &mut Vec<(String, &'a Ordered, &'a str)>,
-    extra_objects: &mut Option<(&'a Ordered, &'a str)>,
+    extra_objects: &mut Vec<(&'a Ordered, &'a str)>,
     extra: &mut Vec<Token>,
 ) -> Result<(), String> {
     let has_extra = !extra.is_empty();
     for (key, value) in map.entries() {
         match (key.as_str(), value) {
-            ("extra_special_tokens", Ordered::Object(_)) => *extra_objects = Some((value, file)),
+            ("extra_special_tokens", Ordered::Object(_)) => extra_objects.push((value, file)),
             ("extra_special_tokens", Ordered::Array(items)) => {
                 for item in items {
                     let token = token(key, item, file)?.0;
@@ -320,7 +323,7 @@ fn add_defaults(files: &TokenFiles<'_>, named: &mut Vec<Named>) {
     let default = |name: &str, content: &str, from: &str| Named {
         name: name.to_owned(),
         token: Token::special(content),
-        is_object: false,
+        comes_first: false,
         from: from.to_owned(),
     };
     for (name, content) in default_tokens(files.class) {

@@ -60,6 +60,12 @@ pub(super) fn rebuild(
 ) -> Result<Value, String> {
     let flag = |key: &str| config.get(key).map(Ordered::is_truthy);
     let prefix_space = flag("add_prefix_space");
+    if matches!(class, Class::Gpt2 | Class::GptNeoX)
+        && let Some(value) = config.raw("add_prefix_space")
+        && value.as_bool().is_none()
+    {
+        return Err("tokenizer_config.json: add_prefix_space is neither true nor false".to_owned());
+    }
     let model = json.get_mut("model").map(Value::take).unwrap_or_default();
     let Value::Object(mut model) = model else {
         return Err("tokenizer.json has no model".to_owned());
