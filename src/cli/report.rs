@@ -8,7 +8,6 @@ use crate::pipeline::estimate::Estimate;
 use crate::pipeline::inspect::Verification;
 use crate::shard::ErrorKind;
 use crate::shard::manifest::Manifest;
-use crate::shard::plan::Plan;
 use crate::shard::statistics::Statistics;
 use crate::tokenize::{DocumentTokens, NamedToken, SpecialTokens, SpecialTokensInText};
 use crate::types::TokenId;
@@ -33,17 +32,17 @@ pub fn document_token(token: &Option<NamedToken>) -> String {
         .map_or_else(|| "none".to_owned(), ToString::to_string)
 }
 
-/// Returns BOS and EOS of a plan as lines of a table.
-fn document_tokens(plan: &Plan) -> [(&'static str, String); 2] {
+/// Returns BOS and EOS of a set as lines of a table.
+fn document_tokens(manifest: &Manifest) -> [(&'static str, String); 2] {
     let of = |token: fn(&DocumentTokens) -> &Option<NamedToken>, id: Option<TokenId>| match (
-        &plan.tokenizer.document_tokens,
+        &manifest.plan.tokenizer.document_tokens,
         id,
     ) {
         (Some(tokens), _) => document_token(token(tokens)),
         (None, Some(id)) => format!("id {id}"),
         (None, None) => "none".to_owned(),
     };
-    let SpecialTokens { bos, eos } = plan.special_tokens;
+    let SpecialTokens { bos, eos } = manifest.plan.special_tokens;
     [
         ("BOS", of(|tokens| &tokens.bos, bos)),
         ("EOS", of(|tokens| &tokens.eos, eos)),
@@ -74,7 +73,7 @@ pub fn summary(manifest: &Manifest) -> String {
         "packing",
         format!("{}, rows of up to {} tokens", plan.packing, plan.seq_len),
     );
-    for (name, token) in document_tokens(plan) {
+    for (name, token) in document_tokens(manifest) {
         line(name, token);
     }
     if let Some(formula) = &plan.formula {

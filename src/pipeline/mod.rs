@@ -18,8 +18,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::fs;
 use crate::model::{self, OpenModel};
 
-pub(crate) use tokenizer::{tokenizer_in, tokenizer_of};
-
 /// Receives progress.
 pub trait Progress: Sync {
     /// Begins a task of `total` units of work.

@@ -4,6 +4,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::score::AddToken;
+use super::tokenizer::{tokenizer_in, tokenizer_of};
 use super::{BadInput, Progress, json_of};
 use crate::model::{self, ModelSource, OpenModel};
 use crate::tokenize::{DocumentTokens, NamedToken, TextTokenizer};
@@ -23,14 +24,14 @@ impl TokenizerSource {
     pub fn of(model: &OpenModel) -> Result<Self> {
         Ok(Self {
             source: model.source().clone(),
-            tokenizer: super::tokenizer_of(model)?,
+            tokenizer: tokenizer_of(model)?,
             config: json_of(model, "config.json")?,
         })
     }
 
     /// Takes the tokenizer of a folder that need hold nothing else.
     pub fn in_folder(source: &ModelSource) -> Result<Self> {
-        let tokenizer = super::tokenizer_in(source)?;
+        let tokenizer = tokenizer_in(source)?;
         let parse = |text: &[u8]| serde_json::from_slice(text);
         let config = source.read("config.json")?;
         let config = config.as_deref().map(parse).transpose();
@@ -120,7 +121,7 @@ pub(super) fn check_meaning(
     num_rows: usize,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let own = super::tokenizer_of(model)?;
+    let own = tokenizer_of(model)?;
     if let Some(difference) = difference(deciding, &own, num_rows) {
         return Err(BadInput(format!(
             "the ids of the tokenizer of {}, which decides, do not mean the same to {model}: {difference}\nhint: \

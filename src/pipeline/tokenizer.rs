@@ -22,12 +22,12 @@ const OTHER_KINDS: [&str; 8] = [
 ];
 
 /// Loads the tokenizer of a model, without special tokens.
-pub(crate) fn tokenizer_of(model: &OpenModel) -> Result<TextTokenizer> {
+pub(super) fn tokenizer_of(model: &OpenModel) -> Result<TextTokenizer> {
     load(model.source(), |name| model.file(name))
 }
 
 /// Loads the tokenizer of a folder that need hold nothing else of a model.
-pub(crate) fn tokenizer_in(source: &ModelSource) -> Result<TextTokenizer> {
+pub(super) fn tokenizer_in(source: &ModelSource) -> Result<TextTokenizer> {
     load(source, |name| Ok(source.read(name)?.map(ModelFile::from)))
 }
 

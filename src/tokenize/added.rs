@@ -9,6 +9,9 @@ use super::class::Class;
 use super::ordered::Ordered;
 use super::rebuild::{default_tokens, has_pad_parameter};
 
+const CONFIG: &str = "tokenizer_config.json";
+const MAP: &str = "special_tokens_map.json";
+
 /// Names of special tokens that every class has, in the order in which transformers adds them.
 const NAMES: [&str; 7] = [
     "bos_token",
@@ -105,33 +108,17 @@ impl Tokens {
     ///
     /// When a token is neither a string nor an object with a string as its content.
     pub(super) fn read(files: &TokenFiles<'_>) -> Result<Self, String> {
-        const CONFIG: &str = "tokenizer_config.json";
-        const MAP: &str = "special_tokens_map.json";
         let config = files.tokenizer_config;
         let mut by_id = BTreeMap::new();
         let decoder = config.raw("added_tokens_decoder");
         // Names by file; a later one takes the place of an earlier one.
         let mut names: Vec<(String, &Ordered, &str)> = Vec::new();
-        let mut extra_objects: Vec<(&Ordered, &str)> = Vec::new();
-        let mut extra: Vec<Token> = Vec::new();
         for (key, value) in config.entries() {
             if key.ends_with("_token") && !key.starts_with("add_") {
                 names.push((key.clone(), value, CONFIG));
             }
         }
-        let given = match config.get("extra_special_tokens") {
-            Some(given) if given.is_truthy() => Some(given),
-            _ => config.get("additional_special_tokens"),
-        };
-        match given {
-            Some(object @ Ordered::Object(_)) => extra_objects.push((object, CONFIG)),
-            Some(list) => {
-                for item in list.items() {
-                    extra.push(token("extra_special_tokens", item, CONFIG)?.0);
-                }
-            }
-            None => {}
-        }
+        let mut lists = Lists::of(config)?;
         match decoder {
             Some(decoder) => {
                 for (id, object) in decoder.entries() {
@@ -143,7 +130,7 @@ impl Tokens {
             }
             None => {
                 if let Some(map) = files.special_tokens_map {
-                    read_map(map, MAP, &mut names, &mut extra_objects, &mut extra)?;
+                    names.extend(lists.read_map(map)?);
                 }
             }
         }
@@ -173,10 +160,18 @@ impl Tokens {
             }
         }
         if decoder.is_none() {
+            // An object in tokenizer_config.json is not recognised here.
             let is_special = |content: &str| {
                 named.iter().any(|named| {
-                    NAMES.contains(&named.name.as_str()) && named.token.content == content
-                }) || extra.iter().any(|token| token.content == content)
+                    let is_string = !named.comes_first || named.from == MAP;
+                    NAMES.contains(&named.name.as_str())
+                        && is_string
+                        && named.token.content == content
+                }) || lists
+                    .extra
+                    .iter()
+                    .flatten()
+                    .any(|token| token.content == content)
             };
             for (content, id) in files.added_tokens.map_or(&[][..], Ordered::entries) {
                 let id = id.as_u64().ok_or_else(|| {
@@ -197,13 +192,13 @@ impl Tokens {
                 }
             }
         }
-        for (object, from) in extra_objects {
+        for (object, from) in &lists.objects {
             for (name, value) in object.entries() {
                 let new = Named {
                     name: name.clone(),
                     token: token(name, value, from)?.0,
                     comes_first: false,
-                    from: from.to_owned(),
+                    from: (*from).to_owned(),
                 };
                 match named.iter_mut().find(|other| other.name == new.name) {
                     Some(old) => old.token = new.token,
@@ -231,7 +226,7 @@ impl Tokens {
         Ok(Self {
             by_id,
             named,
-            extra,
+            extra: lists.extra.or(lists.additional).unwrap_or_default(),
             class: files.class,
         })
     }
@@ -255,8 +250,11 @@ impl Tokens {
         let mut tokens: Vec<Token> = self.by_id.values().cloned().collect();
         let others = self.named.iter().map(|named| &named.token);
         for token in others.chain(&self.extra) {
-            let is_there = |other: &Token| other.content == token.content;
-            if !known(&token.content) && !tokens.iter().any(is_there) {
+            let has_id = self
+                .by_id
+                .values()
+                .any(|other| other.content == token.content);
+            if !known(&token.content) && !has_id {
                 tokens.push(token.clone());
             }
         }
@@ -277,38 +275,77 @@ impl Tokens {
     }
 }
 
-/// Reads special_tokens_map.json, whose names take the place of those of tokenizer_config.json.
-fn read_map<'a>(
-    map: &'a Ordered,
-    file: &'static str,
-    names: &mut Vec<(String, &'a Ordered, &'a str)>,
-    extra_objects: &mut Vec<(&'a Ordered, &'a str)>,
-    extra: &mut Vec<Token>,
-) -> Result<(), String> {
-    let has_extra = !extra.is_empty();
-    for (key, value) in map.entries() {
-        match (key.as_str(), value) {
-            ("extra_special_tokens", Ordered::Object(_)) => extra_objects.push((value, file)),
-            ("extra_special_tokens", Ordered::Array(items)) => {
-                for item in items {
-                    let token = token(key, item, file)?.0;
-                    if !extra.iter().any(|other| other.content == token.content) {
-                        extra.push(token);
-                    }
+/// The lists of further special tokens. There are two names for one thing, and one of them may also be an object of
+/// names; transformers reads the second name only where nothing has the first.
+struct Lists<'a> {
+    /// `extra_special_tokens` as a list.
+    extra: Option<Vec<Token>>,
+    /// `additional_special_tokens`.
+    additional: Option<Vec<Token>>,
+    /// `extra_special_tokens` as objects, with their files.
+    objects: Vec<(&'a Ordered, &'static str)>,
+}
+
+impl<'a> Lists<'a> {
+    /// Reads those of tokenizer_config.json.
+    fn of(config: &'a Ordered) -> Result<Self, String> {
+        let mut lists = Self {
+            extra: None,
+            additional: None,
+            objects: Vec::new(),
+        };
+        let extra = config.raw("extra_special_tokens");
+        let additional = config.raw("additional_special_tokens");
+        let read = |list: &Ordered| read_list("extra_special_tokens", list, CONFIG);
+        match (extra, additional) {
+            (Some(extra), additional) if extra.is_truthy() || additional.is_none() => {
+                match extra {
+                    Ordered::Object(_) => lists.objects.push((extra, CONFIG)),
+                    list => lists.extra = Some(read(list)?),
                 }
+                lists.additional = additional.map(read).transpose()?;
             }
-            ("additional_special_tokens", Ordered::Array(items)) if !has_extra => {
-                for item in items {
-                    extra.push(token(key, item, file)?.0);
-                }
-            }
-            (key, value) if key.ends_with("_token") => {
-                names.push((key.to_owned(), value, file));
-            }
+            (_, Some(additional)) => lists.extra = Some(read(additional)?),
             _ => {}
         }
+        Ok(lists)
     }
-    Ok(())
+
+    /// Reads those of special_tokens_map.json, and returns the names that it has for tokens.
+    fn read_map(
+        &mut self,
+        map: &'a Ordered,
+    ) -> Result<Vec<(String, &'a Ordered, &'static str)>, String> {
+        let mut names = Vec::new();
+        for (key, value) in map.entries() {
+            match (key.as_str(), value) {
+                ("extra_special_tokens", Ordered::Object(_)) => {
+                    self.objects.push((value, MAP));
+                    self.extra = None;
+                }
+                ("extra_special_tokens", Ordered::Array(_)) => {
+                    let mut all = self.extra.take().unwrap_or_default();
+                    for token in read_list(key, value, MAP)? {
+                        if !all.contains(&token) {
+                            all.push(token);
+                        }
+                    }
+                    self.extra = Some(all);
+                }
+                ("additional_special_tokens", _) => {
+                    self.additional = Some(read_list(key, value, MAP)?);
+                }
+                (key, _) if key.ends_with("_token") => names.push((key.to_owned(), value, MAP)),
+                _ => {}
+            }
+        }
+        Ok(names)
+    }
+}
+
+fn read_list(key: &str, list: &Ordered, file: &str) -> Result<Vec<Token>, String> {
+    let tokens = list.items().iter().map(|item| token(key, item, file));
+    tokens.map(|token| Ok(token?.0)).collect()
 }
 
 /// Adds the tokens that a class, or the padding of tokenizer.json, has where no file names one.
@@ -344,7 +381,7 @@ fn token(key: &str, value: &Ordered, file: &str) -> Result<(Token, bool), String
     if let Some(content) = value.as_str() {
         return Ok((Token::special(content), false));
     }
-    let is_map = file == "special_tokens_map.json";
+    let is_map = file == MAP;
     match Token::object(value) {
         Some(token) if is_map => Ok((
             Token {

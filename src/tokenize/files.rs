@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 
 use super::added::{TokenFiles, Tokens};
 use super::class::{Class, pick};
+use super::error::Error;
 use super::ordered::Ordered;
 use super::rebuild::rebuild;
-use super::{Error, NamedToken, TextTokenizer, guarded, parsed};
+use super::special::NamedToken;
+use super::text::{TextTokenizer, guarded, parsed};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -287,7 +289,7 @@ fn template_warnings(loaded: &TextTokenizer, config: &Ordered, class: Class) -> 
         warnings.push(format!(
             "{}: tokenizer_config.json says {flag} {}, but {source} puts {does} {what} a text; as in transformers 5, \
              the flag does not count\nhint: --bos and --eos always or never overrule both",
-            loaded.name,
+            loaded.name(),
             wanted.unwrap_or_default(),
         ));
     }

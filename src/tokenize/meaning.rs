@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use super::{Difference, TextTokenizer};
+use super::canonical::Difference;
+use super::text::TextTokenizer;
 use crate::types::TokenId;
 
 /// An id that does not mean the same in two tokenizers.

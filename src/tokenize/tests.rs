@@ -3,6 +3,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::types::{Content, Document, TokenId};
 
 /// A byte-level BPE with three merges, a template with BOS, padding and truncation.
 fn bpe() -> Value {

@@ -23,6 +23,7 @@ mod regressions;
 mod resume;
 mod second_implementation;
 mod silence;
+mod tokens;
 mod training;
 mod version_1;
 mod worker_mix;

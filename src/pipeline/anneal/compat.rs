@@ -6,7 +6,8 @@ use anyhow::{Context, Result};
 
 use super::super::score::AddToken;
 use super::super::special::{TokenizerSource, difference};
-use super::super::{BadInput, Progress, Usage, tokenizer_in};
+use super::super::tokenizer::tokenizer_in;
+use super::super::{BadInput, Progress, Usage};
 use super::options::LossOptions;
 use crate::batch::Order;
 use crate::demo;

@@ -7,12 +7,24 @@ use super::super::stages::{RowScorer, RowSource};
 use super::super::{BadInput, Progress, Usage};
 use super::options::{AddToken, ComputeOptions, DEFAULT_SEQ_LEN, RowOptions, SetOptions};
 use crate::corpus::Corpus;
-use crate::model::{Architecture, Compute, Decoder, ModelSource, OpenModel};
+use crate::model::{Architecture, Compute, Decoder, OpenModel};
 use crate::pack::Packer;
 use crate::shard::write::round_log_probs;
 use crate::tokenize::{DocumentTokens, NamedToken, SpecialTokensInText, TextTokenizer};
 use crate::types::{OnBadRecord, Row, ScoredRow, TokenId};
 use crate::weight::WeightFormula;
+
+/// Tokens that end documents in pre-training. Any other that an RL model names may be the end of its turns.
+const ENDS_OF_DOCUMENTS: [&str; 8] = [
+    "</s>",
+    "<eos>",
+    "<EOS>",
+    "[EOS]",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|end_of_document|>",
+    "<｜end▁of▁sentence｜>",
+];
 
 /// The models, open but not loaded, and what is known of them.
 pub(in super::super) struct Models {
@@ -93,13 +105,11 @@ impl Models {
                 .into());
             }
         }
-        if let (None, None, AddToken::Auto, Some(eos), ModelSource::Directory(_)) = (
-            &base,
-            &options.tokenizer,
-            rows.eos,
-            &document_tokens.eos,
-            rl.source(),
-        ) {
+        if base.is_none()
+            && options.tokenizer.is_none()
+            && let (AddToken::Auto, Some(eos)) = (rows.eos, &document_tokens.eos)
+            && !ENDS_OF_DOCUMENTS.contains(&eos.token.as_str())
+        {
             progress.warn(&format!(
                 "documents end with {eos}, as no base model is given: a chat model often ends its turns with another \
                  token than the one that ended documents in pre-training, and the learner would be trained to end \

@@ -262,7 +262,7 @@ const OPTIONS: &[Case] = &[
         },
         command: "remit-inspect compare rl base --weights set",
         exit: BAD_DATA,
-        stderr: &["their ids do not mean the same\nhint: "],
+        stderr: &["their ids do not mean the same: ", "\nhint: "],
     },
     Case {
         input: "an order of a set that is damaged",

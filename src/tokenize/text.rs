@@ -1,0 +1,386 @@
+//! Text to ids and back.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+
+use rayon::prelude::*;
+use tokenizers::{ModelWrapper, Tokenizer};
+
+use super::canonical::Canonical;
+use super::error::{Error, Mismatch};
+use super::special::{NamedToken, SpecialTokens, SpecialTokensInText};
+use crate::fs::Digest;
+use crate::guard;
+use crate::types::{Content, Document, TokenId, TokenizedDocument};
+
+/// A Hugging Face tokenizer, reduced to what is deterministic: no padding, no truncation, no BPE
+/// dropout, and no special tokens but those of its policy.
+///
+/// Unless [`TextTokenizer::with_special_tokens_in_text`] says otherwise, text that spells a special token out
+/// ("<|endoftext|>") is encoded as that token.
+///
+/// ```no_run
+/// use remit::tokenize::{SpecialTokens, TextTokenizer};
+///
+/// let json = remit::fs::read("model/tokenizer.json".as_ref())?;
+/// let tokenizer = TextTokenizer::from_bytes(&json, "model")?;
+/// let eos = tokenizer.token_to_id("<|endoftext|>");
+/// let tokenizer = tokenizer.with_special_tokens(SpecialTokens { bos: None, eos });
+/// let documents = tokenizer.encode_batch(Vec::new());
+/// assert!(documents.is_empty());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct TextTokenizer {
+    name: String,
+    tokenizer: Tokenizer,
+    special: SpecialTokens,
+    pub(super) canonical: Canonical,
+    pub(super) vocab_size: usize,
+    /// Ids of special tokens.
+    special_ids: HashSet<TokenId>,
+    /// Number of ids that the models have embeddings for, if that is known.
+    num_rows: Option<usize>,
+    /// BOS and EOS as the files name them.
+    pub(super) named: BTreeMap<String, NamedToken>,
+    /// tokenizer_config.json asks for [`SpecialTokensInText::Literal`].
+    pub(super) splits_special_tokens: bool,
+    /// What a user should know of how the files were read.
+    pub(super) warnings: Vec<String>,
+}
+
+impl fmt::Debug for TextTokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TextTokenizer")
+            .field("name", &self.name)
+            .field("special", &self.special)
+            .field("vocab_size", &self.vocab_size)
+            .finish_non_exhaustive()
+    }
+}
+
+impl TextTokenizer {
+    /// Loads the content of a `tokenizer.json`, without regard to other files; `name` stands for it in messages:
+    /// the model's folder. No special tokens are put around documents until
+    /// [`TextTokenizer::with_special_tokens`] says so.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Load`] when it is not a tokenizer.
+    pub fn from_bytes(tokenizer_json: &[u8], name: &str) -> Result<Self, Error> {
+        let tokenizer = parsed(tokenizer_json).map_err(|reason| Error::Load {
+            name: name.to_owned(),
+            reason,
+        })?;
+        Self::new(tokenizer, name)
+    }
+
+    pub(super) fn new(tokenizer: Tokenizer, name: &str) -> Result<Self, Error> {
+        let canonical = Canonical::of(&tokenizer).map_err(|reason| Error::Load {
+            name: name.to_owned(),
+            reason,
+        })?;
+        let vocab_size = tokenizer
+            .get_vocab(true)
+            .into_values()
+            .max()
+            .and_then(|id| usize::try_from(id).ok())
+            .map_or(0, |id| id.saturating_add(1));
+        let added = tokenizer.get_added_vocabulary().get_added_tokens_decoder();
+        let special_ids = added
+            .iter()
+            .filter(|(_, token)| token.special)
+            .map(|(id, _)| *id)
+            .collect();
+        Ok(Self {
+            name: name.to_owned(),
+            special: SpecialTokens::default(),
+            canonical,
+            vocab_size,
+            special_ids,
+            num_rows: None,
+            named: BTreeMap::new(),
+            splits_special_tokens: false,
+            warnings: Vec::new(),
+            tokenizer,
+        })
+    }
+
+    /// Sets the ids that are put around every document.
+    #[must_use]
+    pub fn with_special_tokens(mut self, special: SpecialTokens) -> Self {
+        self.special = special;
+        self
+    }
+
+    /// Sets how text is read that spells out a special token.
+    #[must_use]
+    pub fn with_special_tokens_in_text(mut self, reading: SpecialTokensInText) -> Self {
+        self.tokenizer
+            .set_encode_special_tokens(reading == SpecialTokensInText::Literal);
+        self
+    }
+
+    /// Sets the number of ids that the models have embeddings for. A document with another id is bad.
+    #[must_use]
+    pub fn with_num_rows(mut self, num_rows: usize) -> Self {
+        self.num_rows = Some(num_rows);
+        self
+    }
+
+    /// Returns what its own files ask for about text that spells out a special token.
+    pub fn default_special_tokens_in_text(&self) -> SpecialTokensInText {
+        match self.splits_special_tokens {
+            true => SpecialTokensInText::Literal,
+            false => SpecialTokensInText::Parse,
+        }
+    }
+
+    /// Returns the digest of which tokens are special.
+    pub fn special_fingerprint(&self) -> Digest {
+        let mut ids: Vec<TokenId> = self.special_ids.iter().copied().collect();
+        ids.sort_unstable();
+        Digest::of(format!("{ids:?}").as_bytes())
+    }
+
+    /// Returns the token that the files name `bos_token` or `eos_token`.
+    pub fn named(&self, name: &str) -> Option<&NamedToken> {
+        self.named.get(name)
+    }
+
+    /// Returns what a user should know of how the files were read.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The ids that are put around every document.
+    pub fn special_tokens(&self) -> SpecialTokens {
+        self.special
+    }
+
+    /// The name given at loading.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// One more than the largest id, added tokens included.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Id of a token that is spelled as in the vocabulary.
+    pub fn token_to_id(&self, token: &str) -> Option<TokenId> {
+        self.tokenizer.token_to_id(token)
+    }
+
+    /// Spelling of a token in the vocabulary.
+    pub fn id_to_token(&self, id: TokenId) -> Option<String> {
+        self.tokenizer.id_to_token(id)
+    }
+
+    /// Encodes documents, in parallel on the current rayon pool and in their order. The result is
+    /// the same on any number of threads.
+    ///
+    /// A document whose text gives no ids stays empty: it gets no special tokens either, so that
+    /// it can't become a row. A document that consists of ids stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Encode`] in the place of each document that can't be encoded.
+    pub fn encode_batch(&self, docs: Vec<Document>) -> Vec<Result<TokenizedDocument, Error>> {
+        docs.into_par_iter().map(|doc| self.encode(doc)).collect()
+    }
+
+    fn encode(&self, document: Document) -> Result<TokenizedDocument, Error> {
+        let Document {
+            source,
+            index,
+            content,
+        } = document;
+        let text = match content {
+            Content::Text(text) => text,
+            Content::Ids(input_ids) => {
+                return Ok(TokenizedDocument {
+                    source,
+                    index,
+                    input_ids,
+                    num_spelled: 0,
+                });
+            }
+        };
+        let encoding = guarded(|| self.tokenizer.encode_fast(text, false)).map_err(|reason| {
+            Error::Encode {
+                name: self.name.clone(),
+                document: source.to_string(),
+                index,
+                reason,
+            }
+        })?;
+        let ids = encoding.get_ids();
+        if let Some(num_rows) = self.num_rows
+            && let Some(id) = ids.iter().find(|id| **id as usize >= num_rows)
+        {
+            return Err(Error::Encode {
+                name: self.name.clone(),
+                document: source.to_string(),
+                index,
+                reason: format!(
+                    "it has the token {:?}, whose id {id} has no row in the embedding of {num_rows} rows",
+                    self.id_to_token(*id).unwrap_or_default()
+                ),
+            });
+        }
+        let num_spelled = ids.iter().filter(|id| self.special_ids.contains(id));
+        let num_spelled = num_spelled.count() as u64;
+        let mut input_ids = Vec::with_capacity(ids.len().saturating_add(2));
+        if !ids.is_empty() {
+            input_ids.extend(self.special.bos);
+            input_ids.extend_from_slice(ids);
+            input_ids.extend(self.special.eos);
+        }
+        Ok(TokenizedDocument {
+            source,
+            index,
+            input_ids,
+            num_spelled,
+        })
+    }
+
+    /// The text of ids, special tokens included.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Decode`] when the decoder refuses. Ids outside the vocabulary are left out.
+    pub fn decode(&self, ids: &[TokenId]) -> Result<String, Error> {
+        guarded(|| self.tokenizer.decode(ids, false)).map_err(|reason| Error::Decode {
+            name: self.name.clone(),
+            num_ids: ids.len(),
+            reason,
+        })
+    }
+
+    /// The text of ids piece by piece: how many ids, and what they add. Ids that make a character only
+    /// together come together. In a row, the pieces are its text.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`TextTokenizer::decode`].
+    pub fn pieces(&self, ids: &[TokenId]) -> Result<Vec<(usize, String)>, Error> {
+        // What an unfinished character decodes to: at most one of these a byte.
+        const REPLACEMENT: char = '\u{fffd}';
+        const MAX_UNFINISHED: usize = 3;
+        let mut pieces = Vec::new();
+        // What a decoder makes of an id may depend on the ids before, so these are decoded again: all
+        // since `context`, whose first `printed` bytes are in pieces already.
+        let (mut context, mut whole, mut printed, mut start) = (0, 0, 0, 0);
+        for end in 1..=ids.len() {
+            let text = self.decode(ids.get(context..end).unwrap_or_default())?;
+            let is_last = end == ids.len();
+            let mut stable = text.as_str();
+            for _ in 0..MAX_UNFINISHED {
+                if !is_last {
+                    stable = stable.strip_suffix(REPLACEMENT).unwrap_or(stable);
+                }
+            }
+            let added = stable.get(printed..).unwrap_or_default();
+            if added.is_empty() && !is_last {
+                continue;
+            }
+            pieces.push((end - start, added.to_owned()));
+            printed = stable.len().max(printed);
+            start = end;
+            if stable.len() == text.len() && !is_last {
+                context = whole;
+                whole = end;
+                printed = self
+                    .decode(ids.get(context..end).unwrap_or_default())?
+                    .len();
+            }
+        }
+        Ok(pieces)
+    }
+
+    /// Returns the ids that the tokenizer's own template puts around a text. They are found by encoding a short
+    /// text with and without the template.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Template`] when it puts more there than one id in front and one after.
+    pub fn template(&self) -> Result<SpecialTokens, Error> {
+        for probe in ["a", "0", "the"] {
+            let encode = |with_template| {
+                guarded(|| self.tokenizer.encode_fast(probe, with_template))
+                    .map(|encoding| encoding.get_ids().to_vec())
+            };
+            let (Ok(bare), Ok(framed)) = (encode(false), encode(true)) else {
+                continue;
+            };
+            if bare.is_empty() {
+                continue;
+            }
+            let frame = (0..=1).find_map(|start| {
+                let (before, rest) = framed.split_at_checked(start)?;
+                let after = rest.strip_prefix(bare.as_slice())?;
+                (after.len() <= 1).then(|| SpecialTokens {
+                    bos: before.first().copied(),
+                    eos: after.first().copied(),
+                })
+            });
+            return frame.ok_or_else(|| Error::Template {
+                name: self.name.clone(),
+                probe,
+                bare,
+                found: framed,
+            });
+        }
+        Ok(SpecialTokens::default())
+    }
+
+    /// Fingerprint of all that decides which ids a text gets: model, vocabulary, merges,
+    /// normalizer, pre-tokenizer and added tokens.
+    ///
+    /// It does not depend on how the JSON is laid out, nor on what only matters elsewhere:
+    /// padding, truncation, the template of special tokens, the decoder.
+    pub fn fingerprint(&self) -> Digest {
+        self.canonical.fingerprint()
+    }
+
+    /// Whether both turn every text into the same ids.
+    ///
+    /// # Errors
+    ///
+    /// [`Mismatch`], with the first difference.
+    pub fn compare(&self, other: &Self) -> Result<(), Mismatch> {
+        match self.canonical.difference(&other.canonical) {
+            None => Ok(()),
+            Some(difference) => Err(Mismatch {
+                this: self.name.clone(),
+                other: other.name.clone(),
+                difference,
+            }),
+        }
+    }
+}
+
+/// Parses a tokenizer.json.
+pub(super) fn parsed(tokenizer_json: &[u8]) -> Result<Tokenizer, String> {
+    guarded(|| deterministic(Tokenizer::from_bytes(tokenizer_json)?))
+}
+
+/// Switches off what makes ids depend on anything but the text.
+fn deterministic(mut tokenizer: Tokenizer) -> tokenizers::Result<Tokenizer> {
+    tokenizer.with_padding(None);
+    tokenizer.with_truncation(None)?;
+    if let ModelWrapper::BPE(bpe) = tokenizer.get_model()
+        && bpe.dropout.is_some()
+    {
+        let mut bpe = bpe.clone();
+        bpe.dropout = None;
+        tokenizer.with_model(bpe);
+    }
+    Ok(tokenizer)
+}
+
+/// Runs a call into the tokenizer, which panics on some inconsistent files.
+pub(super) fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    guard::guarded(call)?.map_err(|error| error.to_string())
+}
