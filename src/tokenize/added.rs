@@ -254,7 +254,7 @@ impl Tokens {
                 .by_id
                 .values()
                 .any(|other| other.content == token.content);
-            if !known(&token.content) && !has_id {
+            if !known(&token.content) && !has_id && !tokens.contains(token) {
                 tokens.push(token.clone());
             }
         }

@@ -34,7 +34,7 @@ impl Class {
     }
 }
 
-/// The class that transformers has registered for a `model_type`. A type that is in no list has none.
+/// The class that transformers has registered for a `model_type` of decoders.
 const REGISTERED: [(Class, &[&str]); 7] = [
     (
         Class::Gemma,
@@ -47,11 +47,13 @@ const REGISTERED: [(Class, &[&str]); 7] = [
             "gemma3n_text",
             "recurrent_gemma",
             "t5gemma",
+            "zaya",
         ],
     ),
     (
         Class::Qwen2,
         &[
+            "moss_transcribe_diarize",
             "qwen2",
             "qwen2_5_omni",
             "qwen2_5_vl",
@@ -68,29 +70,67 @@ const REGISTERED: [(Class, &[&str]); 7] = [
     ),
     (
         Class::Qwen35,
-        &["qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text"],
+        &[
+            "qwen3_5",
+            "qwen3_5_moe",
+            "qwen3_5_moe_text",
+            "qwen3_5_text",
+            "qwen4_exp",
+        ],
     ),
     (
         Class::Gpt2,
-        &["gpt2", "gpt_neo", "gptj", "opt", "phi", "starcoder2"],
+        &[
+            "codegen",
+            "dbrx",
+            "emu3",
+            "gpt2",
+            "gpt_neo",
+            "gptj",
+            "jais2",
+            "opt",
+            "phi",
+            "starcoder2",
+        ],
     ),
     (
         Class::GptNeoX,
         &[
-            "gpt_neox", "mamba", "mamba2", "mpt", "olmo", "olmoe", "rwkv",
+            "falcon_mamba",
+            "gpt_neox",
+            "mamba",
+            "mamba2",
+            "mpt",
+            "olmo",
+            "olmoe",
+            "rwkv",
+            "xlstm",
         ],
     ),
     (
         Class::Backend,
         &[
+            "ernie4_5",
+            "ernie4_5_moe",
+            "flex_olmo",
+            "fuyu",
             "glm",
             "glm4",
             "glm4_moe",
+            "glm4_moe_lite",
             "gpt_bigcode",
             "granite",
             "granitemoe",
             "granitemoehybrid",
+            "granitemoeshared",
+            "hyperclovax",
+            "internlm3",
+            "iquestcoder",
+            "jamba",
+            "kimi_linear",
+            "mimo_v2_flash",
             "minicpm3",
+            "minimax_m2",
             "modernbert-decoder",
             "nemotron",
             "olmo2",
@@ -116,11 +156,80 @@ const MISTRAL_TYPES: [&str; 6] = [
     "pixtral",
 ];
 
+/// Types of decoders that transformers has no class for.
+const WITHOUT_CLASS: [&str; 41] = [
+    "afmoe",
+    "apertus",
+    "arcee",
+    "bamba",
+    "bitnet",
+    "bloom",
+    "deepseek_v2",
+    "deepseek_v3",
+    "deepseek_v32",
+    "diffllama",
+    "doge",
+    "dots1",
+    "exaone4",
+    "falcon",
+    "falcon_h1",
+    "gemma4",
+    "gemma4_text",
+    "glm_moe_dsa",
+    "gpt_oss",
+    "helium",
+    "hunyuan_v1_dense",
+    "hunyuan_v1_moe",
+    "jetmoe",
+    "lfm2",
+    "lfm2_moe",
+    "llama",
+    "llama4",
+    "llama4_text",
+    "longcat_flash",
+    "minimax",
+    "mllama",
+    "nanochat",
+    "nemotron_h",
+    "phi4_multimodal",
+    "seed_oss",
+    "smollm3",
+    "solar_open",
+    "vaultgemma",
+    "youtu",
+    "zamba",
+    "zamba2",
+];
+
 /// Types of models for which transformers does not believe the class that a checkpoint names.
-const NAME_NOT_BELIEVED: [&str; 11] = [
+const NAME_NOT_BELIEVED: [&str; 41] = [
+    "arctic",
+    "chatlm",
+    "ernie4_5",
+    "ernie4_5_moe",
+    "fuyu",
+    "h2ovl_chat",
+    "hyperclovax",
+    "hyperclovax_vlm",
+    "hyperclovax_vision_v2",
+    "internlm2",
+    "internlm3",
+    "iquestcoder",
+    "jamba",
+    "llava",
+    "llava_next",
     "minicpm3",
+    "minicpmv",
+    "minimax_m2",
+    "modernbert",
     "modernbert-decoder",
+    "molmo",
+    "molmo2",
     "nemotron",
+    "nvfp4",
+    "opencua",
+    "openvla",
+    "paddleocr_vl",
     "phi3",
     "phi3_v",
     "phimoe",
@@ -128,7 +237,13 @@ const NAME_NOT_BELIEVED: [&str; 11] = [
     "qwen3_5",
     "qwen3_5_moe",
     "qwen3_5_moe_text",
-    "internlm2",
+    "qwen4_exp",
+    "step3_vl",
+    "vipllava",
+    "cohere_asr",
+    "camembertv2-base",
+    "siglip2",
+    "smolvlm",
 ];
 
 /// Names of folders that transformers reads tokenizer.json for, whatever class they name.
@@ -301,6 +416,18 @@ pub(super) fn pick(
     let registered = registered(&model_type);
     let is_believed = !NAME_NOT_BELIEVED.contains(&model_type.as_str());
     let base_name = |name: &str| name.strip_suffix("Fast").unwrap_or(name).to_owned();
+    let declares_backend = named
+        .as_ref()
+        .or(of_config.as_ref())
+        .is_some_and(|name| by_name(name) == Some(Class::Backend));
+    let is_known = registered.is_some() || WITHOUT_CLASS.contains(&model_type.as_str());
+    if !(model_type.is_empty() || is_known || declares_backend && is_believed) {
+        return Err(format!(
+            "it is not known which class transformers takes for the model_type {model_type} of config.json\nhint: if \
+             tokenizer.json alone is to decide, put \"tokenizer_class\": \"PreTrainedTokenizerFast\" into \
+             tokenizer_config.json"
+        ));
+    }
 
     if code.is_none() {
         let folder = folder.to_lowercase();
