@@ -56,6 +56,7 @@ impl Progress for Quiet {
     fn advance(&self, _: u64, _: u64, _: &str) {}
     fn finish(&self) {}
     fn note(&self, _: &str) {}
+    fn warn(&self, _: &str) {}
 }
 
 fn main() -> Result<()> {

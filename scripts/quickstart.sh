@@ -37,7 +37,7 @@ say "5. Compare base and annealed model, by source"
 cat <<END
 
 Look at the shards with any tool that reads Parquet:
-  duckdb -c "SELECT source, exp(-sum(list_sum(rl_logprob)) / sum(len(rl_logprob) - 1)) AS perplexity FROM '$out/weights/*.parquet' GROUP BY source ORDER BY source"
+  duckdb -c "SELECT source, exp(-sum(list_sum(rl_logprob)) / sum(list_count(rl_logprob))) AS perplexity FROM '$out/weights/*.parquet' GROUP BY source ORDER BY source"
   python -c "import pandas; print(pandas.read_parquet('$out/weights/'))"
 Load the annealed model:
   python -c "from transformers import AutoModelForCausalLM as M; print(M.from_pretrained('$out/annealed'))"

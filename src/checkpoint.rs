@@ -1,4 +1,4 @@
-//! The state of a training run on disk, so that it goes on after an interruption as if there had been none.
+//! The state of a training run on disk, so that it resumes after an interruption as if there had been none.
 //!
 //! A checkpoint is two files: `step-00000100.safetensors`, which holds f32 weights and both moments of every
 //! parameter, with everything else as JSON in its header's metadata; and `step-00000100.safetensors.b3`,
@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::fs::{self, Digest, MappedFile};
-use crate::model::{self, Entry, Parameters};
+use crate::model::{self, Content, Entry, Parameters};
 use crate::optim::AdamW;
 
 /// Folder of the checkpoints in an output folder.
@@ -137,7 +137,7 @@ pub fn save(
             entries.push(Entry {
                 name: format!("{kind}{}", parameter.name),
                 dtype: Dtype::F32,
-                tensor,
+                content: Content::Tensor(tensor),
             });
         }
     }
@@ -200,6 +200,23 @@ fn sweep(dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+/// Returns the digest of the checkpoint of a step, as the file beside it has it.
+///
+/// # Errors
+///
+/// When it can't be read, or holds no digest.
+pub fn recorded_digest(dir: &Path, step: u64) -> Result<Digest, Error> {
+    let sums = fs::read(&digest_path(dir, step))?;
+    str::from_utf8(&sums)
+        .ok()
+        .and_then(|text| text.split_whitespace().next())
+        .and_then(|hex| hex.parse().ok())
+        .ok_or_else(|| Error::Damaged {
+            path: tensors_path(dir, step),
+            reason: format!("its {DIGEST} file holds no BLAKE3"),
+        })
+}
+
 impl TrainingCheckpoint {
     /// Opens the checkpoint of a step, and compares it with its digest before parsing a byte of it.
     ///
@@ -212,12 +229,7 @@ impl TrainingCheckpoint {
             path: path.clone(),
             reason,
         };
-        let sums = fs::read(&digest_path(dir, step))?;
-        let expected: Digest = str::from_utf8(&sums)
-            .ok()
-            .and_then(|text| text.split_whitespace().next())
-            .and_then(|hex| hex.parse().ok())
-            .ok_or_else(|| damaged(format!("its {DIGEST} file holds no BLAKE3")))?;
+        let expected = recorded_digest(dir, step)?;
         if !fs::exists(&path)? {
             return Err(damaged("it is missing, but its digest is there".to_owned()));
         }

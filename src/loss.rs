@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::ScoredRow;
-use crate::weight::{Center, WeightFormula, excess_top_k};
+use crate::types::{ScoredRow, is_of_target};
+use crate::weight::{Center, WeightFormula, excess_top_k, of_targets};
 
 /// Default for the fraction of targets that excess-top-k trains on: what Rho-1 uses for a general corpus.
 pub const DEFAULT_TOP_K_FRACTION: f64 = 0.6;
@@ -86,7 +86,8 @@ mod off_as_zero {
 }
 
 impl Objective {
-    /// Fills `weights`, one per target of `row`, given the learner's log-probs.
+    /// Fills `weights`, one per position of `row` after the first, given the learner's log-probs. Positions that are no
+    /// targets get [`NO_TARGET`](crate::types::NO_TARGET), and the weights of the others do not depend on them.
     ///
     /// # Errors
     ///
@@ -97,30 +98,41 @@ impl Objective {
         learner: &[f32],
         weights: &mut [f32],
     ) -> Result<(), NoStoredWeights> {
-        let rl = &row.rl_logprobs;
-        match self.weighting {
-            Weighting::Dynamic => {
-                self.formula.weights_from(self.center, rl, learner, weights);
+        let mask = row.target_mask.as_deref();
+        let rl = match self.weighting {
+            // Those who need no log-probs of the RL model get what they need in their place.
+            Weighting::Static => row.weights.as_ref().ok_or(NoStoredWeights)?,
+            _ => &row.rl_logprobs,
+        };
+        of_targets(mask, rl, learner, weights, &mut |rl, learner, weights| {
+            match self.weighting {
+                Weighting::Dynamic => {
+                    self.formula.weights_from(self.center, rl, learner, weights);
+                }
+                // A stored -0 is a weight.
+                Weighting::Static => weights
+                    .iter_mut()
+                    .zip(rl)
+                    .for_each(|(w, &rl)| *w = rl + 0.0),
+                Weighting::Uniform => weights.fill(1.0),
+                Weighting::ExcessTopK => {
+                    excess_top_k(self.top_k_fraction, rl, learner, weights);
+                }
             }
-            Weighting::Static => {
-                weights.copy_from_slice(row.weights.as_ref().ok_or(NoStoredWeights)?);
-            }
-            Weighting::Uniform => weights.fill(1.0),
-            Weighting::ExcessTopK => {
-                excess_top_k(self.top_k_fraction, rl, learner, weights);
-            }
-        }
+        });
         Ok(())
     }
 
-    /// Counts the weights that are at a bound. Weights of excess-top-k always are.
+    /// Counts the weights of targets that are at a bound. Weights of excess-top-k always are.
     fn at_bounds(&self, weights: &[f32]) -> usize {
+        let num_others = weights.iter().filter(|w| !is_of_target(**w)).count();
         match self.weighting {
             Weighting::Uniform => 0,
-            Weighting::ExcessTopK => weights.len(),
+            Weighting::ExcessTopK => weights.len() - num_others,
             Weighting::Dynamic | Weighting::Static => {
+                // A bound of a formula is more than 0, and so below every position that is no target.
                 let (lower, upper) = self.formula.at_bounds(weights);
-                lower + upper
+                lower - num_others + upper
             }
         }
     }
@@ -153,7 +165,7 @@ pub struct LossSums {
 
 impl LossSums {
     /// Adds a row's targets: log-probs in nats, log-sum-exps of the logits (none where there is no z-loss),
-    /// and as many weights.
+    /// and as many weights. What has the weight [`NO_TARGET`](crate::types::NO_TARGET) is none and adds nothing.
     pub fn add(
         &mut self,
         log_probs: &[f32],
@@ -161,16 +173,22 @@ impl LossSums {
         weights: &[f32],
         objective: &Objective,
     ) {
+        let mut others = 0;
         for (log_prob, weight) in log_probs.iter().zip(weights) {
+            if !is_of_target(*weight) {
+                others += 1;
+                continue;
+            }
             let nll = -f64::from(*log_prob);
             self.nll += nll;
             self.weighted_nll += f64::from(*weight) * nll;
             self.weight += f64::from(*weight);
         }
-        for log_normalizer in log_normalizers {
+        let of_targets = |(_, weight): &(&f64, &f32)| is_of_target(**weight);
+        for (log_normalizer, _) in log_normalizers.iter().zip(weights).filter(of_targets) {
             self.squared_log_normalizers += log_normalizer * log_normalizer;
         }
-        self.targets += log_probs.len() as u64;
+        self.targets += (log_probs.len() - others) as u64;
         self.at_bounds += objective.at_bounds(weights) as u64;
     }
 
@@ -227,6 +245,59 @@ impl LossSums {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_target_counts_nowhere_in_any_weighting() {
+        let row = |mask: Option<Vec<bool>>, keep: &[usize]| {
+            let of = |values: &[f32]| keep.iter().map(|&i| values[i]).collect::<Vec<_>>();
+            ScoredRow {
+                source: "a".into(),
+                doc_index: 0,
+                doc_starts: vec![0],
+                input_ids: (0..=keep.len() as u32).collect(),
+                rl_logprobs: of(&[-1.0, -2.0, 0.0, -0.5, -9.0]),
+                base_logprobs: None,
+                weights: Some(of(&[0.9, 0.0, 0.0, 1.2, 1.1])),
+                target_mask: mask,
+            }
+        };
+        let learner = [-2.0, -1.0, -30.0, -3.0, -4.0];
+        let normalizers = [1.0, 2.0, 100.0, 3.0, 4.0];
+        let kept = [0, 1, 3, 4];
+        for weighting in [
+            Weighting::Dynamic,
+            Weighting::Static,
+            Weighting::Uniform,
+            Weighting::ExcessTopK,
+        ] {
+            let objective = Objective {
+                weighting,
+                formula: WeightFormula::default(),
+                center: Center::Row,
+                normalize: Normalize::Targets,
+                top_k_fraction: 0.5,
+                z_loss: Some(0.1),
+            };
+            let sums = |row: &ScoredRow, learner: &[f32], normalizers: &[f64]| {
+                let mut weights = vec![7.0; learner.len()];
+                objective.token_weights(row, learner, &mut weights).unwrap();
+                let mut sums = LossSums::default();
+                sums.add(learner, normalizers, &weights, &objective);
+                (sums, weights)
+            };
+            let masked = row(Some(vec![true, true, false, true, true]), &[0, 1, 2, 3, 4]);
+            let (found, weights) = sums(&masked, &learner, &normalizers);
+            assert!(!is_of_target(weights[2]) && weights[2] == 0.0);
+            // As if the position were not there at all.
+            let (expected, _) = sums(
+                &row(None, &kept),
+                &kept.map(|i| learner[i]),
+                &kept.map(|i| normalizers[i]),
+            );
+            assert_eq!(found, expected, "{weighting}");
+            assert_eq!(masked.num_targets(), 4);
+        }
+    }
 
     #[test]
     fn the_normalizer_divides_what_is_minimised_and_nothing_else() {

@@ -66,7 +66,7 @@ pub struct PackStats {
     pub rows: u64,
     /// Tokens in these rows.
     pub tokens: u64,
-    /// Rows that were left out since they had fewer than [`MIN_ROW_TOKENS`] tokens.
+    /// Rows that were left out since they had fewer than [`MIN_ROW_TOKENS`] tokens, or no target by a mask.
     pub dropped_rows: u64,
     /// Tokens in the rows that were left out.
     pub dropped_tokens: u64,
@@ -126,7 +126,13 @@ impl AddAssign for PackStats {
 /// use remit::types::TokenizedDocument;
 ///
 /// let mut packer = Packer::new(Packing::Window, 4)?;
-/// let document = |index, input_ids| TokenizedDocument { source: "a.txt".into(), index, input_ids, num_spelled: 0 };
+/// let document = |index, input_ids| TokenizedDocument {
+///     source: "a.txt".into(),
+///     index,
+///     input_ids,
+///     loss_mask: None,
+///     num_spelled: 0,
+/// };
 /// let mut rows = packer.push(document(0, vec![1, 2, 3, 4, 5, 6, 0]));
 /// rows.extend(packer.push(document(1, vec![7, 8, 0])));
 /// let (tail, stats) = packer.finish();
@@ -204,25 +210,30 @@ impl Packer {
             source,
             index,
             input_ids,
+            loss_mask,
             num_spelled: _,
         } = document;
         let row_tokens = self.row_tokens();
-        let row = |doc_starts, input_ids| Row {
+        let row = |doc_starts, input_ids, loss_mask| Row {
             source: Arc::clone(&source),
             doc_index: index,
             doc_starts,
             input_ids,
+            loss_mask,
         };
         if input_ids.len() <= row_tokens {
-            return self.count(row(vec![0], input_ids)).into_iter().collect();
+            let row = self.count(row(vec![0], input_ids, loss_mask));
+            return row.into_iter().collect();
         }
+        let mut masks = loss_mask.iter().flat_map(|mask| mask.chunks(row_tokens));
         self.stats.split_documents += 1;
         input_ids
             .chunks(row_tokens)
             .enumerate()
             .filter_map(|(piece, ids)| {
                 let doc_starts = if piece == 0 { vec![0] } else { Vec::new() };
-                self.count(row(doc_starts, ids.to_vec()))
+                let mask = masks.next().map(<[bool]>::to_vec);
+                self.count(row(doc_starts, ids.to_vec(), mask))
             })
             .collect()
     }
@@ -231,6 +242,7 @@ impl Packer {
         let row_tokens = self.row_tokens();
         let mut complete = Vec::new();
         let mut rest: &[TokenId] = &document.input_ids;
+        let mut mask = document.loss_mask.as_deref();
         let mut pieces = 0;
         while !rest.is_empty() {
             let mut row = self.open.take().unwrap_or_else(|| Row {
@@ -238,6 +250,7 @@ impl Packer {
                 doc_index: document.index,
                 doc_starts: Vec::new(),
                 input_ids: Vec::new(),
+                loss_mask: None,
             });
             if pieces == 0 {
                 // A row is shorter than `seq_len`, a u32, when a document begins in it.
@@ -247,6 +260,7 @@ impl Packer {
             pieces += 1;
             let room = row_tokens.saturating_sub(row.input_ids.len());
             let (now, later) = rest.split_at(room.min(rest.len()));
+            extend_mask(&mut row, now.len(), &mut mask);
             row.input_ids.extend_from_slice(now);
             rest = later;
             if row.input_ids.len() >= row_tokens {
@@ -264,7 +278,8 @@ impl Packer {
     /// Counts a row and lets it through when it has a target.
     fn count(&mut self, row: Row) -> Option<Row> {
         let tokens = row.input_ids.len() as u64;
-        if tokens < u64::from(MIN_ROW_TOKENS) {
+        let has_target = row.target_mask().is_none_or(|mask| mask.contains(&true));
+        if tokens < u64::from(MIN_ROW_TOKENS) || !has_target {
             self.stats.dropped_rows += 1;
             self.stats.dropped_tokens += tokens;
             return None;
@@ -279,6 +294,23 @@ impl Packer {
     }
 }
 
+/// Takes the next `len` elements of a document's mask over to the row that gets its tokens. Tokens of documents
+/// without a mask are all to be predicted.
+fn extend_mask(row: &mut Row, len: usize, mask: &mut Option<&[bool]>) {
+    let now = mask.map(|all| {
+        let (now, later) = all.split_at(len.min(all.len()));
+        *mask = Some(later);
+        now
+    });
+    if now.is_none() && row.loss_mask.is_none() {
+        return;
+    }
+    let before = row.input_ids.len();
+    let kept = row.loss_mask.get_or_insert_with(|| vec![true; before]);
+    kept.extend_from_slice(now.unwrap_or_default());
+    kept.resize(before + len, true);
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -290,6 +322,7 @@ mod tests {
             source: "a.jsonl".into(),
             index,
             input_ids,
+            loss_mask: None,
             num_spelled: 0,
         }
     }
@@ -371,6 +404,55 @@ mod tests {
                 (3, 1, 1)
             );
             assert_eq!(stats.short_tokens, 2);
+        }
+    }
+
+    #[test]
+    fn a_mask_goes_with_its_tokens_and_a_row_without_a_target_is_left_out() {
+        let masked = |index, ids: &[TokenId]| TokenizedDocument {
+            loss_mask: Some(ids.iter().map(|id| id % 2 == 0).collect()),
+            ..document(index, ids.to_vec())
+        };
+        let documents = [
+            document(0, vec![10, 11, 12]),
+            masked(1, &[20, 21, 22, 24, 25]),
+            masked(2, &[31, 33, 35, 37]),
+            document(3, vec![40, 41]),
+        ];
+        for (packing, rows, dropped) in [
+            (
+                Packing::Document,
+                vec![
+                    (vec![10, 11, 12], None),
+                    (vec![20, 21, 22, 24], Some(vec![true, false, true, true])),
+                    (vec![40, 41], None),
+                ],
+                // The second row of document 1 has one token, document 2 no target.
+                (2, 5),
+            ),
+            (
+                Packing::Window,
+                vec![
+                    (vec![10, 11, 12, 20], Some(vec![true; 4])),
+                    (vec![21, 22, 24, 25], Some(vec![false, true, true, false])),
+                    (vec![40, 41], None),
+                ],
+                (1, 4),
+            ),
+        ] {
+            let mut packer = Packer::new(packing, 4).unwrap();
+            let mut found = Vec::new();
+            for document in documents.clone() {
+                found.extend(packer.push(document));
+            }
+            let (tail, stats) = packer.finish();
+            found.extend(tail);
+            let found: Vec<_> = found
+                .into_iter()
+                .map(|row| (row.input_ids, row.loss_mask))
+                .collect();
+            assert_eq!(found, rows);
+            assert_eq!((stats.dropped_rows, stats.dropped_tokens), dropped);
         }
     }
 

@@ -47,6 +47,13 @@ pub struct Schedule {
     pub warmup_steps: u64,
     /// Steps in all.
     pub num_steps: u64,
+    /// Steps before the schedule begins, which another run took; they count among all.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub first_step: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Schedule {
@@ -57,17 +64,19 @@ impl Schedule {
     /// ```
     /// use remit::schedule::{Decay, Schedule};
     ///
-    /// let schedule = Schedule { decay: Decay::Linear, lr: 1.0, min_lr: 0.0, warmup_steps: 0, num_steps: 4 };
+    /// let schedule = Schedule { decay: Decay::Linear, lr: 1.0, min_lr: 0.0, warmup_steps: 0, num_steps: 4, first_step: 0 };
     /// let rates: Vec<f64> = (0..5).map(|step| schedule.lr_at(step)).collect();
     /// assert_eq!(rates, [1.0, 0.75, 0.5, 0.25, 0.0]);
     /// ```
     pub fn lr_at(&self, step: u64) -> f64 {
+        let own_steps = self.num_steps.saturating_sub(self.first_step);
+        let step = step.saturating_sub(self.first_step);
         if step < self.warmup_steps {
             return self.lr * (step + 1) as f64 / self.warmup_steps as f64;
         }
-        let all = self.num_steps.saturating_sub(self.warmup_steps).max(1) as f64;
+        let all = own_steps.saturating_sub(self.warmup_steps).max(1) as f64;
         // Counted from the end, so that a linear decay to 0 is `lr * left / all` to the last bit.
-        let left = self.num_steps.saturating_sub(step) as f64 / all;
+        let left = own_steps.saturating_sub(step) as f64 / all;
         let fraction = match self.decay {
             Decay::Linear => left,
             Decay::Cosine => (1.0 - (std::f64::consts::PI * left).cos()) / 2.0,
@@ -89,6 +98,7 @@ mod tests {
             min_lr,
             warmup_steps: 2,
             num_steps: 6,
+            first_step: 0,
         };
         (0..7).map(|step| schedule.lr_at(step)).collect()
     }
@@ -117,6 +127,26 @@ mod tests {
                 (found[4] - middle).abs() < 1e-12 && found[6].abs() < 1e-12,
                 "{found:?}"
             );
+        }
+    }
+
+    #[test]
+    fn a_schedule_that_begins_later_is_the_same_from_there() {
+        let whole = Schedule {
+            decay: Decay::Cosine,
+            lr: 2.0,
+            min_lr: 0.1,
+            warmup_steps: 2,
+            num_steps: 6,
+            first_step: 0,
+        };
+        let later = Schedule {
+            num_steps: 16,
+            first_step: 10,
+            ..whole
+        };
+        for step in 0..7 {
+            assert_eq!(later.lr_at(10 + step), whole.lr_at(step));
         }
     }
 

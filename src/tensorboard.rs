@@ -26,7 +26,7 @@ pub struct EventLog {
 }
 
 impl EventLog {
-    /// Opens the event file of an output folder to go on at `size_bytes`; 0 begins anew, and so does a file
+    /// Opens the event file of an output folder to resume at `size_bytes`; 0 starts over, and so does a file
     /// that has become shorter, since what it showed is in the other logs.
     ///
     /// # Errors
@@ -41,7 +41,7 @@ impl EventLog {
         } else {
             size_bytes
         };
-        log.go_on_at(size_bytes)?;
+        log.resume_at(size_bytes)?;
         if size_bytes == 0 {
             let mut event = double(1, wall_time);
             event.extend(bytes(3, FILE_VERSION.as_bytes()));

@@ -2,6 +2,7 @@
 
 mod added;
 mod canonical;
+mod chat;
 mod class;
 mod error;
 mod files;
@@ -12,6 +13,7 @@ mod special;
 mod text;
 
 pub use canonical::Difference;
+pub use chat::ChatTemplate;
 pub use error::{Error, Mismatch};
 pub use files::TokenizerFiles;
 pub use meaning::Meaning;

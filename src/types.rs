@@ -3,7 +3,8 @@
 //! Log-probabilities are natural logarithms, in nats. A *target* is a position that is predicted,
 //! i.e. every position of a row but the first, so the per-target vectors of a row of `n` tokens
 //! hold `n - 1` values: element `i` belongs to the token at position `i + 1`. The missing first
-//! value never exists in memory, so it can't be mistaken for a log-prob of 0.
+//! value never exists in memory, so it can't be mistaken for a log-prob of 0. Where a mask of the corpus
+//! says that other positions are no targets either, their elements are there, and count for nothing.
 
 use std::sync::Arc;
 
@@ -29,7 +30,19 @@ pub enum Content {
     /// Text, still to be tokenized.
     Text(String),
     /// Token ids that somebody else's tokenizer made; they are taken as they are.
-    Ids(Vec<TokenId>),
+    Ids {
+        /// The ids.
+        ids: Vec<TokenId>,
+        /// As in [`TokenizedDocument::loss_mask`].
+        loss_mask: Option<Vec<bool>>,
+    },
+    /// Messages of a chat, which a template makes text of.
+    Messages {
+        /// A JSON array of objects.
+        messages: String,
+        /// A JSON array of the tools that may be called.
+        tools: Option<String>,
+    },
 }
 
 impl Content {
@@ -37,7 +50,10 @@ impl Content {
     pub fn size_bytes(&self) -> usize {
         match self {
             Self::Text(text) => text.len(),
-            Self::Ids(ids) => size_of_val(ids.as_slice()),
+            Self::Ids { ids, .. } => size_of_val(ids.as_slice()),
+            Self::Messages { messages, tools } => {
+                messages.len() + tools.as_ref().map_or(0, String::len)
+            }
         }
     }
 }
@@ -84,6 +100,8 @@ pub struct TokenizedDocument {
     pub index: u64,
     /// Token ids, with BOS and EOS where the policy asks for them.
     pub input_ids: Vec<TokenId>,
+    /// For each token whether it is to be predicted; `None` when all are.
+    pub loss_mask: Option<Vec<bool>>,
     /// Number of special tokens that its text spelled out; BOS and EOS around it are none.
     pub num_spelled: u64,
 }
@@ -102,6 +120,8 @@ pub struct Row {
     pub doc_starts: Vec<u32>,
     /// Token ids; at least 2, since a row without a target carries no loss.
     pub input_ids: Vec<TokenId>,
+    /// For each token whether it is to be predicted, which one after the first is; `None` when all are.
+    pub loss_mask: Option<Vec<bool>>,
 }
 
 impl Row {
@@ -115,24 +135,40 @@ impl Row {
         self.input_ids.len()
     }
 
-    /// Returns the number of predicted positions.
-    pub fn num_targets(&self) -> usize {
-        self.input_ids.len().saturating_sub(1)
+    /// Returns for each position after the first whether it is a target; `None` when all are.
+    pub fn target_mask(&self) -> Option<&[bool]> {
+        self.loss_mask.as_deref()?.get(1..)
     }
 
-    /// Adds what the models say about it; each vector has [`Row::num_targets`] elements.
+    /// Adds what the models say about it; each vector has an element for each position after the first. Those
+    /// that are no targets lose what the models say about them.
     pub fn scored(
         self,
-        rl_logprobs: Vec<f32>,
-        base_logprobs: Option<Vec<f32>>,
-        weights: Option<Vec<f32>>,
+        mut rl_logprobs: Vec<f32>,
+        mut base_logprobs: Option<Vec<f32>>,
+        mut weights: Option<Vec<f32>>,
     ) -> ScoredRow {
+        let mask = self.target_mask().filter(|mask| mask.contains(&false));
+        let target_mask = mask.map(<[bool]>::to_vec);
         let Self {
             source,
             doc_index,
             doc_starts,
             input_ids,
+            ..
         } = self;
+        if let Some(mask) = &target_mask {
+            let all = [
+                Some(&mut rl_logprobs),
+                base_logprobs.as_mut(),
+                weights.as_mut(),
+            ];
+            for values in all.into_iter().flatten() {
+                for (value, _) in values.iter_mut().zip(mask).filter(|(_, is)| !**is) {
+                    *value = 0.0;
+                }
+            }
+        }
         ScoredRow {
             source,
             doc_index,
@@ -141,12 +177,13 @@ impl Row {
             rl_logprobs,
             base_logprobs,
             weights,
+            target_mask,
         }
     }
 }
 
-/// A row with what the models say about it: the fields of [`Row`], and vectors of
-/// [`ScoredRow::num_targets`] elements.
+/// A row with what the models say about it: the fields of [`Row`], and vectors with an element for each position after
+/// the first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScoredRow {
     /// As in [`Row::source`].
@@ -163,6 +200,9 @@ pub struct ScoredRow {
     pub base_logprobs: Option<Vec<f32>>,
     /// The static weight of each target, when a base was scored.
     pub weights: Option<Vec<f32>>,
+    /// Whether each of these positions is a target, as a mask of the corpus has it; `None` when all are. The
+    /// values of the others are 0, and stand for nothing.
+    pub target_mask: Option<Vec<bool>>,
 }
 
 impl ScoredRow {
@@ -176,10 +216,31 @@ impl ScoredRow {
         self.input_ids.len()
     }
 
-    /// Returns the number of predicted positions.
+    /// Returns the number of targets.
     pub fn num_targets(&self) -> usize {
-        self.input_ids.len().saturating_sub(1)
+        match &self.target_mask {
+            None => self.input_ids.len().saturating_sub(1),
+            Some(mask) => mask.iter().filter(|is_target| **is_target).count(),
+        }
     }
+
+    /// Returns whether the position after the first with this index is a target.
+    pub fn is_target(&self, index: usize) -> bool {
+        match &self.target_mask {
+            None => true,
+            Some(mask) => mask.get(index).copied().unwrap_or(false),
+        }
+    }
+}
+
+/// The weight of a position that is no target. Negative zero, which no weight of a target is: those who multiply
+/// with it have 0, and those who count targets can tell it from one of weight 0.
+pub const NO_TARGET: f32 = -0.0;
+
+/// Returns whether a weight is that of a target, as opposed to [`NO_TARGET`].
+#[inline(always)]
+pub fn is_of_target(weight: f32) -> bool {
+    weight.to_bits() != NO_TARGET.to_bits()
 }
 
 /// Bits of the mantissa that a stored float keeps, unless all 23 are asked for.

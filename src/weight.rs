@@ -11,7 +11,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::round_mantissa;
+use crate::types::{NO_TARGET, round_mantissa};
 
 /// Default half-width of the interval that weights are clamped to.
 pub const DEFAULT_EPSILON: f32 = 0.2;
@@ -164,6 +164,32 @@ impl WeightFormula {
                 high + usize::from(weight >= upper),
             )
         })
+    }
+}
+
+/// Fills `weights` by a formula that sees the targets alone, as the mask tells them; without one, all of them are.
+/// The others get [`NO_TARGET`].
+pub fn of_targets(
+    mask: Option<&[bool]>,
+    rl: &[f32],
+    current: &[f32],
+    weights: &mut [f32],
+    formula: &mut dyn FnMut(&[f32], &[f32], &mut [f32]),
+) {
+    let Some(mask) = mask else {
+        return formula(rl, current, weights);
+    };
+    let chosen = |values: &[f32]| -> Vec<f32> {
+        let pairs = values.iter().zip(mask);
+        pairs.filter(|(_, is)| **is).map(|(v, _)| *v).collect()
+    };
+    let (rl, current) = (chosen(rl), chosen(current));
+    let mut of_chosen = vec![0.0; rl.len()];
+    formula(&rl, &current, &mut of_chosen);
+    let mut of_chosen = of_chosen.into_iter();
+    for (weight, is_target) in weights.iter_mut().zip(mask) {
+        let next = if *is_target { of_chosen.next() } else { None };
+        *weight = next.unwrap_or(NO_TARGET);
     }
 }
 

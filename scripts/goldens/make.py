@@ -1,17 +1,19 @@
 """Makes fixtures/golden: log-probs and gradients by transformers in float32, to compare remit's own with.
 
     python scripts/goldens/make.py                   # writes fixtures/golden; under a minute
+    python scripts/goldens/make.py tiny-x odd-x      # those of these models alone
     python scripts/goldens/make.py --check           # makes them again and compares; exit 1 names the worst difference
 
 The models are demo-base, demo-rl, and the tiny-* and odd-* of fixtures/models that are not the -base of another.
 
 <model>.logprobs.json     rows of ids, and log p(x_t | x_<t) of every target; element i belongs to position i + 1.
-<model>.grads.json        a batch with its reference and base log-probs, static weights, and the loss of each weighting.
+<model>.grads.json        a batch with its RL and base log-probs, static weights, and the loss of each weighting.
 <model>.grads.safetensors the gradient of that loss, float32, under <weighting>/<parameter name as in the checkpoint>.
 """
 
 import argparse
 import json
+import math
 import random
 import sys
 import tempfile
@@ -35,7 +37,8 @@ ALL_WEIGHTINGS = ("tiny-llama", "tiny-qwen3")
 GRADIENT_LENGTHS = [5, 80, 23]
 FIRST_GRADIENT_LENGTHS = [5, 40, 23]
 FIRST = (*ALL_WEIGHTINGS, "tiny-mistral", "tiny-qwen2", "tiny-olmo2", "tiny-smollm3")
-EPSILON, TAU = 0.2, 1.0
+WEIGHTINGS = ("uniform", "static", "dynamic", "excess-top-k")
+EPSILON, TAU, TOP_K_FRACTION = 0.2, 1.0, 0.6
 LOGPROB_TOLERANCE_NATS = 2e-5
 GRADIENT_TOLERANCE = 1e-5
 
@@ -69,6 +72,13 @@ def weights_of(delta):
     """The formula, over the targets of one row."""
     centred = delta - delta.mean()
     return torch.clamp(2 * torch.sigmoid(centred / TAU), 1 - EPSILON, 1 + EPSILON)
+
+
+def selected(excess):
+    """Weight 1 for the TOP_K_FRACTION of one row's targets with the largest excess loss, rounded up; 0 for the others."""
+    weights = torch.zeros_like(excess)
+    weights[excess.topk(math.ceil(TOP_K_FRACTION * len(excess) - 1e-9)).indices] = 1
+    return weights
 
 
 def sample_rows(name, lengths, seed):
@@ -107,17 +117,17 @@ def make_log_probs(name, out):
 
 
 def make_gradients(name, out, weightings):
-    """Learner: `name`. Reference and frozen base: the learner with seeded noise, more and less of it. An unrelated model
-    as the reference would drive nearly all weights to their bounds, where an error in the difference cannot show; this
+    """Learner: `name`. RL model and frozen base: the learner with seeded noise, more and less of it. An unrelated model
+    as the RL model would drive nearly all weights to their bounds, where an error in the difference cannot show; this
     way about half lie between the bounds, and static weights differ from dynamic ones."""
     learner = load(name)
-    reference, frozen = perturbed(name, 0.02, seed=5), perturbed(name, 0.01, seed=6)
+    rl_model, frozen = perturbed(name, 0.02, seed=5), perturbed(name, 0.01, seed=6)
 
     rows = []
     for ids in sample_rows(name, FIRST_GRADIENT_LENGTHS if name in FIRST else GRADIENT_LENGTHS, seed=202):
         with torch.no_grad():
             # Rounded to float32, as they are stored in a shard.
-            rl, base = (target_log_probs(m, ids).float().double() for m in (reference, frozen))
+            rl, base = (target_log_probs(m, ids).float().double() for m in (rl_model, frozen))
         rows.append({"input_ids": ids, "rl": rl, "base": base, "static": weights_of(rl - base)})
     num_targets = sum(len(row["input_ids"]) - 1 for row in rows)
 
@@ -131,8 +141,12 @@ def make_gradients(name, out, weightings):
                 weight = torch.ones_like(log_probs)
             elif weighting == "static":
                 weight = row["static"]
-            else:
+            elif weighting == "dynamic":
                 weight = weights_of(row["rl"] - log_probs.detach())
+            elif weighting == "excess-top-k":
+                weight = selected(row["rl"] - log_probs.detach())
+            else:
+                raise ValueError(f"{name}: no weighting is called {weighting}")
             total = total - (weight * log_probs).sum()
             plain = plain - log_probs.detach().sum()
         loss = total / num_targets
@@ -165,12 +179,12 @@ def make_gradients(name, out, weightings):
     (out / f"{name}.grads.json").write_text(json.dumps(record) + "\n")
 
 
-def make(out):
+def make(out, names):
     out.mkdir(parents=True, exist_ok=True)
-    for name in ("demo-base", "demo-rl", *random_models()):
+    for name in names or ("demo-base", "demo-rl", *random_models()):
         make_log_probs(name, out)
-    for name in random_models():
-        make_gradients(name, out, ("uniform", "static", "dynamic") if name in ALL_WEIGHTINGS else ("dynamic",))
+    for name in names or random_models():
+        make_gradients(name, out, WEIGHTINGS if name in ALL_WEIGHTINGS else ("dynamic",))
 
 
 def differences(old, new, path=""):
@@ -193,12 +207,12 @@ def differences(old, new, path=""):
         yield path, float("inf")
 
 
-def check(committed):
+def check(committed, models):
     """0 when every committed file is reproduced within the tolerances, else 1."""
     failed = False
     with tempfile.TemporaryDirectory() as scratch:
         fresh = Path(scratch)
-        make(fresh)
+        make(fresh, models)
         names = sorted(p.name for p in fresh.iterdir())
         for name in names:
             if not (committed / name).exists():
@@ -228,14 +242,15 @@ def check(committed):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", help="models to make values of; without any, all")
     parser.add_argument("--out", type=Path, default=GOLDEN)
     parser.add_argument("--check", action="store_true", help="compare --out with freshly made values, write nothing")
     args = parser.parse_args()
     # Two threads made the committed values; one gives them but for rounding, and does not suffer from a busy machine.
     torch.set_num_threads(1 if args.check else 2)
     if args.check:
-        sys.exit(check(args.out))
-    make(args.out)
+        sys.exit(check(args.out, args.models))
+    make(args.out, args.models)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ use crate::optim::{
 use crate::pipeline::anneal::{
     AnnealOptions, AnnealReport, CheckpointOptions, ComputeOptions, DEFAULT_BATCH_TOKENS,
     DEFAULT_KEEP, DEFAULT_MAX_SHARD_BYTES, DEFAULT_MICRO_BATCH_TOKENS, DEFAULT_SAVE_EVERY,
-    EvalOptions, EvalRows, Invocation, Length, LossChange, LossOptions, OnNonFinite,
-    OptimizationOptions, OutputOptions, Resume,
+    EvalOptions, EvalRows, ExtendOptions, Invocation, Length, LossChange, LossOptions,
+    METRICS_FILE, OnNonFinite, OptimizationOptions, OutputOptions, Resume,
 };
 use crate::pipeline::{self, StopFlag, Usage};
 use crate::schedule::Decay;
@@ -56,6 +56,15 @@ pub struct AnnealArgs {
     /// Train on a set even if its documents begin or end with other tokens than the initial model's own
     #[arg(long)]
     keep_special_tokens: bool,
+
+    /// Accept this field of config.json though it is not understood; may be repeated [default: as scored]
+    #[arg(long = "ignore-config-field", value_name = "NAME")]
+    #[serde(rename = "ignore-config-field", skip_serializing_if = "Vec::is_empty")]
+    ignore_config_fields: Vec<String>,
+
+    /// Make warnings about models and weights that can't be meant an error
+    #[arg(long)]
+    strict: bool,
 
     /// Folder for the annealed model
     #[arg(short, long, value_name = "DIR", default_value = "annealed")]
@@ -131,6 +140,16 @@ pub struct AnnealArgs {
     /// Times over the set [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = OPTIMIZER)]
     epochs: Option<u64>,
+
+    /// Output folder of another run to go on with, from its newest checkpoint: weights, moments and place in the rows;
+    /// the schedule begins anew
+    #[arg(long, value_name = "DIR", requires = "extend_steps", help_heading = OPTIMIZER)]
+    #[serde(serialize_with = "lossy_option")]
+    resume_from: Option<PathBuf>,
+
+    /// Optimizer steps to take after those of --resume-from
+    #[arg(long, value_name = "N", requires = "resume_from", conflicts_with_all = ["steps", "tokens", "epochs"], value_parser = clap::value_parser!(u64).range(1..), help_heading = OPTIMIZER)]
+    extend_steps: Option<u64>,
 
     /// Tokens of an optimizer step
     #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT_BATCH_TOKENS, value_parser = positive, help_heading = OPTIMIZER)]
@@ -315,6 +334,8 @@ pub(super) fn resolve(args: AnnealArgs) -> Result<Resolved> {
         weights,
         model,
         keep_special_tokens,
+        ignore_config_fields,
+        strict,
         output,
         config: _,
         print_config: _,
@@ -332,6 +353,8 @@ pub(super) fn resolve(args: AnnealArgs) -> Result<Resolved> {
         steps,
         tokens,
         epochs,
+        resume_from,
+        extend_steps,
         batch_tokens,
         beta1,
         beta2,
@@ -380,7 +403,10 @@ pub(super) fn resolve(args: AnnealArgs) -> Result<Resolved> {
             "--eval-every has nothing to measure losses on\nhint: give --eval-weights DIR or --holdout FRACTION".to_owned()
         ));
     }
-    let length = match (steps, tokens) {
+    let extend = resume_from
+        .zip(extend_steps)
+        .map(|(run, steps)| ExtendOptions { run, steps });
+    let length = match (steps.or(extend_steps), tokens) {
         (Some(steps), _) => Length::Steps(steps),
         (None, Some(tokens)) => Length::Tokens(tokens),
         (None, None) => Length::Epochs(epochs.unwrap_or(1)),
@@ -390,6 +416,8 @@ pub(super) fn resolve(args: AnnealArgs) -> Result<Resolved> {
             weights,
             model: model.map(ModelSource::Directory),
             keep_special_tokens,
+            ignored_fields: ignore_config_fields,
+            strict,
             loss: LossOptions {
                 weighting,
                 epsilon,
@@ -416,6 +444,7 @@ pub(super) fn resolve(args: AnnealArgs) -> Result<Resolved> {
                 on_nonfinite,
                 seed,
             },
+            extend,
             compute: ComputeOptions {
                 device,
                 dtype,
@@ -498,7 +527,8 @@ fn as_text(report: &AnnealReport) -> String {
         text.push_str(&change(losses));
     }
     text.push_str(&format!(
-        "{output} is a Hugging Face directory; {output}/metrics.jsonl has every step\n"
+        "{output} is a Hugging Face directory; {} has every step\n",
+        report.output.join(METRICS_FILE).display()
     ));
     text
 }

@@ -48,7 +48,7 @@ pub(super) fn parse<A: Parser>(typed: Vec<OsString>) -> Result<A> {
         if is_overruled {
             continue;
         }
-        words.extend(word(arg, path, &key, &value)?);
+        words.extend(words_of(arg, path, &key, &value)?);
     }
     words.extend(rest);
     Ok(A::try_parse_from(words)?)
@@ -85,6 +85,9 @@ fn find<'a>(command: &'a Command, path: &Path, key: &str) -> Result<&'a Arg> {
         .get_arguments()
         .any(|arg| arg.get_long() == Some(&with_dashes))
     {
+        false if let Some(meant) = super::mistakes::meant(command, key) => {
+            format!("here it is {meant}")
+        }
         true if with_dashes != key => format!("it is spelled {with_dashes}"),
         _ => "keys are the names of the flags, without the dashes before them; --help lists them"
             .to_owned(),
@@ -96,7 +99,19 @@ fn find<'a>(command: &'a Command, path: &Path, key: &str) -> Result<&'a Arg> {
     )))
 }
 
-/// Returns the argument that gives a value; nothing for a switch that is off.
+/// Returns the arguments that give a value; none for a switch that is off, and one for each of a list.
+fn words_of(arg: &Arg, path: &Path, key: &str, value: &toml::Value) -> Result<Vec<OsString>> {
+    let values = match value {
+        toml::Value::Array(values) if matches!(arg.get_action(), ArgAction::Append) => values,
+        one => return Ok(word(arg, path, key, one)?.into_iter().collect()),
+    };
+    values
+        .iter()
+        .filter_map(|value| word(arg, path, key, value).transpose())
+        .collect()
+}
+
+/// Returns the argument that gives a single value; nothing for a switch that is off.
 fn word(arg: &Arg, path: &Path, key: &str, value: &toml::Value) -> Result<Option<OsString>> {
     let is_switch = matches!(arg.get_action(), ArgAction::SetTrue);
     let text = match value {

@@ -9,7 +9,7 @@ use super::anneal::AnnealArgs;
 use super::progress::Console;
 use super::score::ScoreArgs;
 use super::values::{open_fraction, positive};
-use super::{generate, model_report, report, show, version};
+use super::{generate, mistakes, model_report, report, show, version};
 use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::pipeline::compare::{self, CompareOptions};
 use crate::pipeline::export::ExportOptions;
@@ -136,7 +136,7 @@ enum Command {
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
         steps: Option<u64>,
         /// Share of the documents that is held out, as for remit-anneal
-        #[arg(long, value_name = "SHARE", value_parser = open_fraction)]
+        #[arg(long, value_name = "FRACTION", value_parser = open_fraction)]
         holdout: Option<f64>,
     },
     /// Print the records that could not be read, one object per line
@@ -145,7 +145,8 @@ enum Command {
         #[arg(value_name = "DIR")]
         set: PathBuf,
     },
-    /// Describe a model: its blocks, parameters, cost, and whether every tensor is there
+    /// Describe a model: its blocks, parameters, cost, and whether every tensor is there. A config.json alone is enough
+    /// for all but the last
     Model {
         /// A Hugging Face directory
         #[arg(value_name = "DIR")]
@@ -156,6 +157,9 @@ enum Command {
         /// Read every weight, and name the first that is not finite
         #[arg(long)]
         check_values: bool,
+        /// Accept this field of config.json though it is not understood; may be repeated
+        #[arg(long = "ignore-config-field", value_name = "NAME")]
+        ignore_config_fields: Vec<String>,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -287,12 +291,14 @@ pub fn run(args: InspectArgs) -> Result<()> {
                 model,
                 seq_len,
                 check_values,
+                ignore_config_fields,
                 json,
             }),
             _,
         ) => {
             let source = ModelSource::Directory(model);
-            let report = pipeline::inspect::model(&source, seq_len, check_values)?;
+            let report =
+                pipeline::inspect::model(&source, seq_len, check_values, &ignore_config_fields)?;
             super::print(&if json {
                 format!("{}\n", serde_json::to_string(&report)?)
             } else {
@@ -313,6 +319,13 @@ pub fn run(args: InspectArgs) -> Result<()> {
             ))
         }
         (None, Some(set)) => {
+            if let Some(word) = set.to_str()
+                && let Some(name) = mistakes::subcommand(&InspectArgs::command(), word)
+            {
+                bail!(Usage(format!(
+                    "no such folder: {word}\nhint: if a subcommand was meant, a similar one is {name}"
+                )));
+            }
             let manifest = pipeline::inspect::summary(&set)?;
             super::print(&if json {
                 format!("{}\n", serde_json::to_string(&manifest)?)

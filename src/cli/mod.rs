@@ -10,6 +10,7 @@ mod config;
 mod exit;
 mod generate;
 pub mod inspect;
+mod mistakes;
 mod model_report;
 #[cfg(test)]
 mod open_once_tests;
@@ -23,6 +24,7 @@ mod values;
 mod version;
 mod worker;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -44,11 +46,13 @@ pub fn main<A: Parser>(run: impl FnOnce(A) -> Result<()>) -> ExitCode {
         }
         ExitCode::from(code)
     };
-    let args = match config::parse::<A>(std::env::args_os().collect()) {
+    let typed: Vec<OsString> = std::env::args_os().collect();
+    let args = match config::parse::<A>(typed.clone()) {
         Ok(args) => args,
         Err(error) => {
-            let Some(error) = error.downcast_ref::<clap::Error>() else {
-                return fail(&error);
+            let error = match error.downcast::<clap::Error>() {
+                Ok(error) => mistakes::explained::<A>(error, &typed),
+                Err(error) => return fail(&error),
             };
             // Help and version go to stdout with 0, usage errors to stderr with 2.
             let code = if error.use_stderr() { exit::USAGE } else { 0 };

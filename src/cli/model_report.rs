@@ -13,7 +13,11 @@ pub fn text(report: &ModelReport) -> String {
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "{name:<14}{value}");
     };
-    line("model", format!("{} ({})", report.model, report.model_type));
+    let kind = match &report.text_model_type {
+        Some(text) => format!("the text of {}, which is {text}", report.model_type),
+        None => report.model_type.clone(),
+    };
+    line("model", format!("{} ({kind})", report.model));
     line(
         "shape",
         format!(
@@ -39,9 +43,12 @@ pub fn text(report: &ModelReport) -> String {
     );
     line("head", head(architecture));
     let bytes: u64 = report.files.iter().map(|(_, bytes)| bytes).sum();
-    line(
-        "files",
-        format!(
+    if !report.ignored_config_fields.is_empty() {
+        line("ignored", report.ignored_config_fields.join(", "));
+    }
+    let files = match &report.weights_problem {
+        Some(problem) => format!("no weights yet: {problem}"),
+        None => format!(
             "{} of {}, stored as {}",
             match report.files.as_slice() {
                 [(name, _)] => name.clone(),
@@ -50,7 +57,8 @@ pub fn text(report: &ModelReport) -> String {
             size(bytes),
             report.dtypes
         ),
-    );
+    };
+    line("files", files);
     line(
         "parameters",
         format!(
@@ -80,15 +88,17 @@ pub fn text(report: &ModelReport) -> String {
     );
     line(
         "tensors",
-        format!(
-            "all {} are there, in shape and dtype{}",
-            report.num_tensors,
-            if report.values_checked {
-                "; every value is finite"
-            } else {
-                "; --check-values reads them too"
-            }
-        ),
+        match (&report.weights_problem, report.values_checked) {
+            (Some(_), _) => format!("{} are asked for", report.num_tensors),
+            (None, true) => format!(
+                "all {} are there, in shape and dtype; every value is finite",
+                report.num_tensors
+            ),
+            (None, false) => format!(
+                "all {} are there, in shape and dtype; --check-values reads them too",
+                report.num_tensors
+            ),
+        },
     );
     line(
         "tokenizer",

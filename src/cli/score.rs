@@ -1,18 +1,21 @@
 //! The command line of remit-score.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use chrono::NaiveDate;
 use clap::Parser;
 
 use super::progress::Console;
-use super::values::{bytes, epsilon, positive, row_length, temperature};
+use super::values::{
+    bytes, epsilon, extension, input_format, name_pattern, positive, row_length, temperature,
+};
 use super::worker::Worker;
 use super::{report, version};
 use crate::corpus::{DEFAULT_MAX_RECORD_BYTES, DEFAULT_ZSTD_WINDOW_LOG, Input};
 use crate::demo;
-use crate::fs;
+use crate::fs::{self, NamePattern, StdinCopy};
 use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::pack::Packing;
 use crate::pipeline::score::{
@@ -27,8 +30,8 @@ use crate::weight::{DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
 
 /// Score a corpus with an RL-tuned model: one log-probability per token, in Parquet shards
 ///
-/// Reads .txt and .md (one document per file), .jsonl, .ndjson, .parquet and .arrow, each plain, .gz or
-/// .zst; and token ids: lists of integers in any of these, .npy and .bin.
+/// Reads .txt and .md (one document per file), .jsonl, .ndjson and .json (one per line), .parquet and .arrow, each
+/// plain, .gz or .zst; and token ids: lists of integers in any of these, .npy and .bin.
 /// Running the same command again does only what is missing.
 #[derive(Debug, Parser)]
 #[command(
@@ -39,13 +42,25 @@ use crate::weight::{DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
     after_help = EXAMPLES
 )]
 pub struct ScoreArgs {
-    /// Files and folders to score; a pattern with *, ? or [...] is expanded, ** reaches into folders
+    /// Files and folders to score; a pattern with *, ? or [...] is expanded, ** reaches into folders; - is stdin
     #[arg(required_unless_present = "files_from", value_name = "INPUT")]
     inputs: Vec<PathBuf>,
 
     /// File that lists more files to score, one per line; - reads the list from stdin
     #[arg(long, value_name = "FILE")]
     files_from: Option<PathBuf>,
+
+    /// Ending that says what stdin holds, as jsonl, txt or parquet.zst
+    #[arg(long, value_name = "ENDING", default_value = "jsonl", value_parser = input_format)]
+    input_format: String,
+
+    /// Read only files that the pattern matches; repeatable. Without / in it, it matches names of files and folders
+    #[arg(long, value_name = "PATTERN", value_parser = name_pattern)]
+    include: Vec<NamePattern>,
+
+    /// Leave out files that the pattern matches; repeatable
+    #[arg(long, value_name = "PATTERN", value_parser = name_pattern)]
+    exclude: Vec<NamePattern>,
 
     /// Folder for the shards and the manifest
     #[arg(short, long, value_name = "DIR")]
@@ -71,9 +86,20 @@ pub struct ScoreArgs {
     #[arg(long, value_enum, default_value_t)]
     packing: Packing,
 
-    /// JSONL key or column that holds the text, or lists of token ids [default: text, else input_ids]
+    /// Key or column that holds the text, token ids or messages; a.b for nested ones [default: text, else input_ids, else messages]
     #[arg(long, value_name = "NAME")]
     text_field: Option<String>,
+
+    /// Jinja template that makes text of records of messages [default: the base's, else the RL model's]
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<PathBuf>,
+
+    /// Date that a chat template is told if it asks for the time, as 2026-01-31 [default: today]
+    #[arg(long, value_name = "DATE")]
+    chat_date: Option<NaiveDate>,
+    /// Endings of files to take for text, one document each, besides .txt and .md: py,html
+    #[arg(long, value_name = "EXT,...", value_delimiter = ',', value_parser = extension)]
+    text_ext: Vec<String>,
 
     /// Score the first N documents only
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -149,13 +175,21 @@ pub struct ScoreArgs {
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     part_bytes: Option<u64>,
 
-    /// Number of workers that share the parts [default: SLURM_ARRAY_TASK_COUNT, else 1]
+    /// Number of workers that share the parts [default: from SLURM, torchrun or MPI, else 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     num_workers: Option<u32>,
 
-    /// Number of this worker, from 0 [default: from SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX, else 0]
+    /// Number of this worker, from 0 [default: from SLURM, Kubernetes, torchrun or MPI, else 0]
     #[arg(long, value_name = "I")]
     worker_index: Option<u32>,
+
+    /// Accept this field of config.json though it is not understood; may be repeated
+    #[arg(long = "ignore-config-field", value_name = "NAME")]
+    ignore_config_fields: Vec<String>,
+
+    /// Make warnings about models and weights that can't be meant an error
+    #[arg(long)]
+    strict: bool,
 
     /// Estimate what a run would take, from a few rows that are scored; write nothing
     #[arg(long)]
@@ -178,6 +212,8 @@ Examples:
 /// The arguments and the environment, resolved.
 pub(super) struct Resolved {
     pub(super) options: ScoreOptions,
+    /// What stdin holds, if it is an input.
+    input_format: String,
     threads: Option<usize>,
     dry_run: bool,
     json: bool,
@@ -190,6 +226,9 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
     let ScoreArgs {
         inputs,
         files_from,
+        input_format,
+        include,
+        exclude,
         output,
         rl_model,
         base_model,
@@ -197,6 +236,9 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
         seq_len,
         packing,
         text_field,
+        chat_template,
+        chat_date,
+        mut text_ext,
         limit_docs,
         min_tokens,
         on_bad_record,
@@ -217,12 +259,22 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
         part_bytes,
         num_workers,
         worker_index,
+        ignore_config_fields,
+        strict,
         dry_run,
         threads,
         json,
     } = args;
     let worker = Worker::find(num_workers, worker_index, |name| std::env::var(name).ok())?;
     let mut all_inputs: Vec<Input> = inputs.into_iter().map(Input::Path).collect();
+    let stdin_inputs = all_inputs.iter().filter(|input| is_stdin(input)).count();
+    let reads_list = files_from.as_deref() == Some(Path::new("-"));
+    if stdin_inputs + usize::from(reads_list) > 1 {
+        return Err(Usage(
+            "stdin, -, was given more than once, and can be read only once".to_owned(),
+        )
+        .into());
+    }
     if let Some(list) = files_from {
         all_inputs.push(Input::List(fs::read_list(&list)?));
     }
@@ -240,7 +292,16 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
         options: ScoreOptions {
             corpus: InputOptions {
                 inputs: all_inputs,
+                include,
+                exclude,
                 text_field,
+                chat_template,
+                chat_date,
+                text_ext: {
+                    text_ext.sort_unstable();
+                    text_ext.dedup();
+                    text_ext
+                },
                 on_bad_record,
                 max_record_bytes,
                 limit_docs,
@@ -264,6 +325,7 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
                 batch_tokens,
                 dtype,
                 device,
+                ignored_fields: ignore_config_fields,
             },
             shards: SetOptions {
                 output,
@@ -275,7 +337,9 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
                 count: worker.count,
                 index: worker.index,
             },
+            strict,
         },
+        input_format,
         threads,
         dry_run,
         json,
@@ -287,7 +351,8 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
 /// Runs remit-score.
 pub fn run(args: ScoreArgs) -> Result<()> {
     let Resolved {
-        options,
+        mut options,
+        input_format,
         threads,
         dry_run,
         json,
@@ -307,6 +372,17 @@ pub fn run(args: ScoreArgs) -> Result<()> {
             "{variable} is set: this is worker {} of {}",
             options.worker.index, options.worker.count
         ));
+    }
+    // It is read at random, and more than once.
+    let mut copy = None;
+    for input in options
+        .corpus
+        .inputs
+        .iter_mut()
+        .filter(|input| is_stdin(input))
+    {
+        let stdin = copy.insert(StdinCopy::read(&format!("stdin.{input_format}"))?);
+        *input = Input::Path(stdin.path());
     }
     if dry_run {
         let estimate = pipeline::estimate::run(&options, &stop, &console)?;
@@ -332,6 +408,10 @@ pub fn run(args: ScoreArgs) -> Result<()> {
     } else {
         as_text(&options, &report)
     })
+}
+
+fn is_stdin(input: &Input) -> bool {
+    matches!(input, Input::Path(path) if path == Path::new("-"))
 }
 
 fn as_text(options: &ScoreOptions, report: &ScoreReport) -> String {

@@ -95,7 +95,9 @@ impl Scale {
     /// Returns the shade of the token at `position`; the first of a row is no target and has none.
     fn shade_at(&self, row: &ShownRow, position: usize) -> &'static str {
         let scored = &row.stored.scored;
-        let value = position.checked_sub(1).and_then(|target| {
+        let target = position.checked_sub(1);
+        let value = target.filter(|target| scored.is_target(*target));
+        let value = value.and_then(|target| {
             if self.by_weight {
                 scored.weights.as_ref()?.get(target).map(|w| w - 1.0)
             } else {
@@ -190,6 +192,7 @@ fn table(text: &mut String, row: &ShownRow) {
     let number = |values: Option<&Vec<f32>>, position: usize, digits: usize| {
         let value = position
             .checked_sub(1)
+            .filter(|target| scored.is_target(*target))
             .and_then(|target| values?.get(target));
         value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
     };
@@ -229,6 +232,7 @@ mod tests {
                     rl_logprobs: vec![-1.0; len],
                     base_logprobs: Some(vec![-1.5; len]),
                     weights: Some(weights.to_vec()),
+                    target_mask: None,
                 },
             },
             pieces: Some((0..=len).map(|i| (1, format!("t{i}"))).collect()),

@@ -1,5 +1,7 @@
 //! Parsers of single values. What they refuse is a usage error that names the flag.
 
+use crate::corpus;
+use crate::fs::NamePattern;
 use crate::pack::{Packer, Packing};
 use crate::weight::{DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
 
@@ -27,6 +29,20 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
         Some(bytes) => Ok(bytes),
         None => Err("it is not a number of bytes".to_owned()),
     }
+}
+
+/// Parses the ending of a file that can be read.
+pub(super) fn input_format(text: &str) -> Result<String, String> {
+    let ending = text.strip_prefix('.').unwrap_or(text);
+    if !ending.contains('/') && corpus::is_supported(&format!("stdin.{ending}")) {
+        return Ok(ending.to_owned());
+    }
+    Err("no file with this ending is read; jsonl, txt, parquet and arrow are, each alone or with .gz or .zst".to_owned())
+}
+
+/// Parses a pattern of file names.
+pub(super) fn name_pattern(text: &str) -> Result<NamePattern, String> {
+    NamePattern::new(text).map_err(|reason| format!("it is not a pattern of file names: {reason}"))
 }
 
 /// Parses a finite number that is not negative.
@@ -84,6 +100,22 @@ pub(super) fn temperature(text: &str) -> Result<f32, String> {
     formula
         .map(|formula| formula.temperature())
         .map_err(|error| error.to_string())
+}
+
+/// Parses the ending of a file's name: `py`, `.py`, `*.py`.
+pub(super) fn extension(text: &str) -> Result<String, String> {
+    let ext = text
+        .trim_start_matches('*')
+        .trim_start_matches('.')
+        .to_ascii_lowercase();
+    match ext.as_str() {
+        "" => Err("it is empty".to_owned()),
+        "gz" | "zst" => {
+            Err("packed files are read by what is before it: py reads .py.gz too".to_owned())
+        }
+        _ if ext.contains(['/', '*', '?']) => Err("it is not an ending, such as py".to_owned()),
+        _ => Ok(ext),
+    }
 }
 
 /// Parses a length of rows, in tokens.

@@ -6,11 +6,11 @@
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use arrow_array::{ArrayRef, RecordBatch};
+use arrow_array::RecordBatch;
 use arrow_ipc::reader::{FileReader, StreamReader};
 use arrow_schema::{ArrowError, SchemaRef};
 
-use super::columns::{self, NoColumn};
+use super::columns::{self, Batch, Choice, Kind, NoColumn};
 use super::compression::MAX_EXPANSION;
 use super::parts::RowGroup;
 use super::{Error, Place, RecordProblem};
@@ -30,6 +30,7 @@ const MAX_BUFFER_BYTES: u64 = 64 << 20;
 /// Batches of a file, one after another.
 struct Batches {
     path: PathBuf,
+    choice: Choice,
     reader: Reader,
 }
 
@@ -39,7 +40,7 @@ enum Reader {
 }
 
 impl Batches {
-    fn open(path: &Path, mut file: fs::File, field: Option<&str>) -> Result<(Self, String), Error> {
+    fn open(path: &Path, mut file: fs::File, field: Option<&str>) -> Result<Self, Error> {
         let io_error = |source| read_error(path, source);
         let is_file = is_file_format(&mut file).map_err(io_error)?;
         let mut open = |projection: Option<Vec<usize>>| -> Result<Reader, Error> {
@@ -54,7 +55,7 @@ impl Batches {
             })
         };
         let schema = open(None)?.schema();
-        let column = columns::choose(&schema, field).map_err(|problem| match problem {
+        let choice = columns::choose(&schema, field).map_err(|problem| match problem {
             NoColumn::Absent { field } => Error::NoColumn {
                 path: path.to_owned(),
                 field,
@@ -66,11 +67,11 @@ impl Batches {
                 found,
             },
         })?;
-        let batches = Self {
+        Ok(Self {
             path: path.to_owned(),
-            reader: open(Some(vec![column]))?,
-        };
-        Ok((batches, schema.field(column).name().clone()))
+            reader: open(Some(choice.columns().collect()))?,
+            choice,
+        })
     }
 
     /// Leaves out batches.
@@ -87,7 +88,7 @@ impl Batches {
         Ok(())
     }
 
-    fn next(&mut self) -> Result<Option<ArrayRef>, Error> {
+    fn next(&mut self) -> Result<Option<Batch>, Error> {
         let reader = &mut self.reader;
         let batch: Option<RecordBatch> = parse(&self.path, || {
             match reader {
@@ -96,7 +97,16 @@ impl Batches {
             }
             .transpose()
         })?;
-        Ok(batch.and_then(|batch| batch.columns().first().cloned()))
+        let Some(batch) = batch else {
+            return Ok(None);
+        };
+        match self.choice.of(&batch) {
+            Some(batch) => Ok(Some(batch)),
+            None => Err(Error::Arrow {
+                path: self.path.clone(),
+                reason: "a batch has other columns than the schema".to_owned(),
+            }),
+        }
     }
 }
 
@@ -253,7 +263,7 @@ pub(super) fn batches(
     path: &Path,
     mut file: fs::File,
     field: Option<&str>,
-) -> Result<Vec<RowGroup>, Error> {
+) -> Result<(Kind, Vec<RowGroup>), Error> {
     let bomb = parse(path, || find_bomb(&mut file).map_err(Into::into))?;
     if let Some(Bomb {
         size_bytes,
@@ -268,23 +278,22 @@ pub(super) fn batches(
             ),
         });
     }
-    let (mut batches, _) = Batches::open(path, file, field)?;
+    let mut batches = Batches::open(path, file, field)?;
     let mut groups = Vec::new();
-    while let Some(column) = batches.next()? {
+    while let Some(batch) = batches.next()? {
         groups.push(RowGroup {
-            num_rows: column.len() as u64,
-            text_bytes: columns::size_bytes(&column),
+            num_rows: batch.len() as u64,
+            text_bytes: batch.size_bytes(),
         });
     }
-    Ok(groups)
+    Ok((batches.choice.kind, groups))
 }
 
 /// Rows of consecutive batches.
 pub(super) struct Rows {
     batches: Batches,
-    field: String,
     num_ids: u64,
-    batch: Option<ArrayRef>,
+    batch: Option<Batch>,
     next_in_batch: usize,
     /// Number of the next row in the file.
     row: u64,
@@ -302,11 +311,10 @@ impl Rows {
         num_rows: u64,
         num_ids: u64,
     ) -> Result<Self, Error> {
-        let (mut batches, field) = Batches::open(path, file, field)?;
+        let mut batches = Batches::open(path, file, field)?;
         batches.skip(first_batch)?;
         Ok(Self {
             batches,
-            field,
             num_ids,
             batch: None,
             next_in_batch: 0,
@@ -325,9 +333,9 @@ impl Rows {
                 && self.next_in_batch < batch.len()
             {
                 let row = self.row;
-                let content =
-                    columns::content(batch, self.next_in_batch, &self.field, self.num_ids)
-                        .map_err(|problem| (Place::Row(row), problem));
+                let content = batch
+                    .content(self.next_in_batch, &self.batches.choice, self.num_ids)
+                    .map_err(|problem| (Place::Row(row), problem));
                 self.next_in_batch += 1;
                 self.row += 1;
                 return Ok(Some((row, content)));

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use super::Error;
 use super::compression::{Compression, MAX_EXPANSION};
+use super::gzip::Members;
 use super::options::CorpusOptions;
 use crate::fs;
 
@@ -99,8 +100,10 @@ pub(super) fn scan(
         let len = block.len();
         stream.consume(len);
     }
-    let file = stream.into_inner().into_inner().into_inner();
-    Ok(file.finish()?)
+    match stream.into_inner().into_inner() {
+        Some(packed) => Ok(packed.into_inner().finish()?),
+        None => Ok(fs::hash_file(path, |_| ())?),
+    }
 }
 
 /// What a failure to read means: the operating system's carry a number, others are the decoder's.
@@ -152,21 +155,19 @@ pub(super) struct Unpacker<R: BufRead> {
 
 enum Decoder<R: BufRead> {
     None(Counting<R>),
-    Gzip(Box<flate2::bufread::MultiGzDecoder<Counting<R>>>),
+    Gzip(Members<Counting<R>>),
     Zstd(zstd::stream::read::Decoder<'static, Counting<R>>),
 }
 
 impl<R: BufRead> Unpacker<R> {
-    fn new(packed: R, compression: Compression, window_log: u32) -> io::Result<Self> {
+    pub(super) fn new(packed: R, compression: Compression, window_log: u32) -> io::Result<Self> {
         let packed = Counting {
             inner: packed,
             consumed: 0,
         };
         let decoder = match compression {
             Compression::None => Decoder::None(packed),
-            Compression::Gzip => {
-                Decoder::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(packed)))
-            }
+            Compression::Gzip => Decoder::Gzip(Members::new(packed)),
             Compression::Zstd => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(packed)?;
                 decoder.window_log_max(window_log)?;
@@ -179,13 +180,13 @@ impl<R: BufRead> Unpacker<R> {
         })
     }
 
-    fn into_inner(self) -> R {
-        match self.decoder {
+    fn into_inner(self) -> Option<R> {
+        let packed = match self.decoder {
             Decoder::None(packed) => packed,
-            Decoder::Gzip(decoder) => decoder.into_inner(),
+            Decoder::Gzip(decoder) => decoder.into_inner()?,
             Decoder::Zstd(decoder) => decoder.finish(),
-        }
-        .inner
+        };
+        Some(packed.inner)
     }
 }
 
@@ -193,7 +194,10 @@ impl<R: BufRead> Read for Unpacker<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let (read, packed_bytes) = match &mut self.decoder {
             Decoder::None(packed) => return packed.read(buf),
-            Decoder::Gzip(decoder) => (decoder.read(buf)?, decoder.get_ref().consumed),
+            Decoder::Gzip(decoder) => {
+                let read = decoder.read(buf)?;
+                (read, decoder.get_ref().map_or(0, |packed| packed.consumed))
+            }
             Decoder::Zstd(decoder) => (decoder.read(buf)?, decoder.get_ref().consumed),
         };
         self.unpacked_bytes += read as u64;

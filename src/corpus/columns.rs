@@ -1,16 +1,18 @@
-//! Columns of tables that hold documents, as text or as lists of token ids.
+//! Columns of tables that hold documents, as text, as lists of token ids, or as messages of a chat.
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{
-    ArrowPrimitiveType, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type,
-    UInt32Type, UInt64Type,
+    ArrowPrimitiveType, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type,
+    UInt8Type, UInt16Type, UInt32Type, UInt64Type,
 };
-use arrow_array::{Array, ArrayRef};
+use arrow_array::{Array, ArrayRef, RecordBatch};
 use arrow_buffer::ArrowNativeType;
-use arrow_schema::{DataType, Schema};
+use arrow_schema::{DataType, Field, Schema};
 
 use super::RecordProblem;
-use super::options::{DEFAULT_IDS_FIELD, DEFAULT_TEXT_FIELD};
+use super::masks::{self, Masks};
+use super::nested;
+use super::options::{DEFAULT_IDS_FIELD, DEFAULT_MESSAGES_FIELD, DEFAULT_TEXT_FIELD, TOOLS_FIELD};
 use crate::types::{Content, TokenId};
 
 /// Why no column holds the documents.
@@ -29,79 +31,296 @@ pub(super) enum NoColumn {
     },
 }
 
-/// The column that holds the documents: the one that is named, else `text`, else `input_ids`.
-pub(super) fn choose(schema: &Schema, field: Option<&str>) -> Result<usize, NoColumn> {
-    let find = |name: &str| schema.index_of(name).ok();
-    let name = field.unwrap_or(DEFAULT_TEXT_FIELD);
-    let index = match (find(name), field) {
-        (Some(index), _) => Some(index),
-        (None, None) => find(DEFAULT_IDS_FIELD),
-        (None, Some(_)) => None,
+/// What a column of documents holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Text,
+    Ids,
+    Messages,
+}
+
+/// The columns that are read of a table.
+#[derive(Debug, Clone)]
+pub(super) struct Choice {
+    /// The name of the documents' field, as messages have it.
+    pub(super) field: String,
+    pub(super) kind: Kind,
+    /// Names from the column of the documents down to the field in it.
+    path: Vec<String>,
+    /// Columns by their numbers in the file, ascending, and their names.
+    columns: Vec<(usize, String)>,
+}
+
+impl Choice {
+    /// Numbers of the columns, ascending.
+    pub(super) fn columns(&self) -> impl Iterator<Item = usize> + '_ {
+        self.columns.iter().map(|(index, _)| *index)
+    }
+
+    /// Returns whether a leaf column, by the names that lead to it, is read, and whether it is of the documents.
+    pub(super) fn reads(&self, leaf: &[String]) -> (bool, bool) {
+        let is_of_documents = leaf.starts_with(&self.path);
+        let root = self.path.first();
+        let is_beside =
+            |(_, name): &(usize, String)| Some(name) != root && Some(name) == leaf.first();
+        let is_read = is_of_documents || self.columns.iter().any(is_beside);
+        (is_read, is_of_documents)
+    }
+
+    /// The columns of a batch that has just those that are read.
+    pub(super) fn of(&self, batch: &RecordBatch) -> Option<Batch> {
+        let (root, below) = self.path.split_first()?;
+        let named = |wanted: &str| {
+            let at = self.columns.iter().position(|(_, name)| name == wanted)?;
+            batch.columns().get(at).cloned()
+        };
+        let mut documents = named(root)?;
+        let mut parents = Vec::new();
+        for name in below {
+            let child = documents.as_struct_opt()?.column_by_name(name)?.clone();
+            parents.push(std::mem::replace(&mut documents, child));
+        }
+        let beside = |name: &&'static str| named(name).map(|column| (*name, column));
+        Some(Batch {
+            parents,
+            documents,
+            masks: match self.kind {
+                Kind::Ids => masks::NAMES.iter().filter_map(beside).collect(),
+                Kind::Text | Kind::Messages => Vec::new(),
+            },
+            tools: (self.kind == Kind::Messages)
+                .then(|| named(TOOLS_FIELD))
+                .flatten(),
+        })
+    }
+}
+
+/// Chooses the column that holds the documents, the one that is named, else `text`, else `input_ids`, else `messages`;
+/// and the columns that go with it. Where no column has a name with dots in it, these lead into structures.
+pub(super) fn choose(schema: &Schema, field: Option<&str>) -> Result<Choice, NoColumn> {
+    let defaults = [
+        DEFAULT_TEXT_FIELD,
+        DEFAULT_IDS_FIELD,
+        DEFAULT_MESSAGES_FIELD,
+    ];
+    let found = match field {
+        Some(field) => path_to(schema, field),
+        None => defaults.iter().find_map(|name| path_to(schema, name)),
     };
-    let Some(index) = index else {
+    let Some((index, path, data_type)) = found else {
         return Err(NoColumn::Absent {
-            field: name.to_owned(),
+            field: field.unwrap_or(DEFAULT_TEXT_FIELD).to_owned(),
         });
     };
-    let column = schema.field(index);
-    if holds_documents(column.data_type()) {
-        return Ok(index);
+    let field = field.map_or_else(|| path.join("."), str::to_owned);
+    let Some(kind) = kind_of(&data_type) else {
+        return Err(NoColumn::OtherType {
+            field,
+            found: data_type.to_string(),
+        });
+    };
+    let beside: &[&str] = match kind {
+        Kind::Ids if path.len() == 1 => &masks::NAMES,
+        Kind::Messages if path.len() == 1 => &[TOOLS_FIELD],
+        _ => &[],
+    };
+    let mut columns: Vec<(usize, String)> = beside
+        .iter()
+        .filter_map(|name| Some((schema.index_of(name).ok()?, (*name).to_owned())))
+        // A single label is the class of the whole document.
+        .filter(|(index, name)| {
+            name != masks::LABELS || element(schema.field(*index).data_type()).is_some()
+        })
+        .collect();
+    columns.extend(path.first().map(|name| (index, name.clone())));
+    columns.sort();
+    columns.dedup();
+    for (index, name) in &columns {
+        let data_type = schema.field(*index).data_type();
+        if masks::NAMES.contains(&name.as_str()) && kind == Kind::Ids && !is_mask(data_type) {
+            return Err(NoColumn::OtherType {
+                field: name.clone(),
+                found: data_type.to_string(),
+            });
+        }
     }
-    Err(NoColumn::OtherType {
-        field: column.name().to_owned(),
-        found: column.data_type().to_string(),
+    Ok(Choice {
+        field,
+        kind,
+        path,
+        columns,
     })
 }
 
-fn holds_documents(data_type: &DataType) -> bool {
+/// Finds a field: the column of the name, else what the parts of the name lead to.
+fn path_to(schema: &Schema, name: &str) -> Option<(usize, Vec<String>, DataType)> {
+    if let Ok(index) = schema.index_of(name) {
+        let data_type = schema.field(index).data_type().clone();
+        return Some((index, vec![name.to_owned()], data_type));
+    }
+    let mut parts = name.split('.').map(str::to_owned);
+    let root = parts.next()?;
+    let index = schema.index_of(&root).ok()?;
+    let mut path = vec![root];
+    let mut data_type = schema.field(index).data_type();
+    for part in parts {
+        let DataType::Struct(fields) = data_type else {
+            return None;
+        };
+        data_type = fields.find(&part)?.1.data_type();
+        path.push(part);
+    }
+    Some((index, path, data_type.clone()))
+}
+
+fn kind_of(data_type: &DataType) -> Option<Kind> {
+    if is_text(data_type) {
+        return Some(Kind::Text);
+    }
+    match element(data_type)?.data_type() {
+        element if element.is_integer() => Some(Kind::Ids),
+        DataType::Struct(fields)
+            if fields.find("role").is_some() && nested::is_supported(data_type) =>
+        {
+            Some(Kind::Messages)
+        }
+        _ => None,
+    }
+}
+
+fn is_text(data_type: &DataType) -> bool {
     match data_type {
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => true,
-        DataType::Dictionary(_, values) => {
-            matches!(**values, DataType::Utf8 | DataType::LargeUtf8)
-        }
-        DataType::List(element)
-        | DataType::LargeList(element)
-        | DataType::FixedSizeList(element, _) => element.data_type().is_integer(),
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView => true,
+        DataType::Dictionary(_, values) => is_text(values),
         _ => false,
     }
 }
 
-/// Bytes of the documents in a column: what counts towards the size of a part.
-pub(super) fn size_bytes(column: &dyn Array) -> u64 {
-    column
-        .to_data()
-        .get_slice_memory_size()
-        .map_or(0, |bytes| bytes as u64)
+fn element(data_type: &DataType) -> Option<&Field> {
+    match data_type {
+        DataType::List(element)
+        | DataType::LargeList(element)
+        | DataType::FixedSizeList(element, _) => Some(element),
+        _ => None,
+    }
 }
 
-/// The document in a row of a column that [`choose`] chose. Ids have to be below `num_ids`.
-pub(super) fn content(
-    column: &ArrayRef,
-    row: usize,
-    field: &str,
-    num_ids: u64,
-) -> Result<Content, RecordProblem> {
-    let null = || RecordProblem::NullText {
-        field: field.to_owned(),
-    };
-    if row >= column.len() || column.is_null(row) {
-        return Err(null());
+fn is_mask(data_type: &DataType) -> bool {
+    element(data_type).is_some_and(|element| {
+        let element = element.data_type();
+        element.is_integer()
+            || matches!(
+                element,
+                DataType::Boolean | DataType::Float32 | DataType::Float64
+            )
+    })
+}
+
+/// The columns of some rows.
+pub(super) struct Batch {
+    /// What the documents lie in, outermost first.
+    parents: Vec<ArrayRef>,
+    documents: ArrayRef,
+    masks: Vec<(&'static str, ArrayRef)>,
+    tools: Option<ArrayRef>,
+}
+
+impl Batch {
+    /// Number of rows.
+    pub(super) fn len(&self) -> usize {
+        self.documents.len()
     }
-    let text = |text: &str| Ok(Content::Text(text.to_owned()));
-    match column.data_type() {
-        DataType::Utf8 => text(column.as_string::<i32>().value(row)),
-        DataType::LargeUtf8 => text(column.as_string::<i64>().value(row)),
-        DataType::Utf8View => text(column.as_string_view().value(row)),
+
+    /// Bytes of the documents: what counts towards the size of a part.
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.documents
+            .to_data()
+            .get_slice_memory_size()
+            .map_or(0, |bytes| bytes as u64)
+    }
+
+    /// The document in a row. Ids have to be below `num_ids`.
+    pub(super) fn content(
+        &self,
+        row: usize,
+        choice: &Choice,
+        num_ids: u64,
+    ) -> Result<Content, RecordProblem> {
+        let null = || RecordProblem::NullText {
+            field: choice.field.clone(),
+        };
+        let column = &self.documents;
+        let is_null = |column: &ArrayRef| row >= column.len() || column.is_null(row);
+        if self.parents.iter().any(is_null) || is_null(column) {
+            return Err(null());
+        }
+        match choice.kind {
+            Kind::Text => text(column, row)
+                .unwrap_or_else(|| Err(null()))
+                .map(Content::Text),
+            Kind::Ids => {
+                let list = list(column, row).ok_or_else(null)?;
+                let mut masks = Masks::default();
+                for (name, column) in &self.masks {
+                    if let Some(slot) = masks.slot(name)
+                        && !is_null(column)
+                    {
+                        *slot = Some(mask(name, column, row)?);
+                    }
+                }
+                ids(&list, masks, num_ids)
+            }
+            Kind::Messages => Ok(Content::Messages {
+                messages: nested::json(column, row).ok_or_else(null)?,
+                tools: match &self.tools {
+                    Some(tools) if !is_null(tools) => {
+                        Some(nested::json(tools, row).ok_or_else(null)?)
+                    }
+                    _ => None,
+                },
+            }),
+        }
+    }
+}
+
+/// The list in a row.
+pub(super) fn list(column: &ArrayRef, row: usize) -> Option<ArrayRef> {
+    Some(match column.data_type() {
+        DataType::List(_) => column.as_list::<i32>().value(row),
+        DataType::LargeList(_) => column.as_list::<i64>().value(row),
+        DataType::FixedSizeList(_, _) => column.as_fixed_size_list().value(row),
+        _ => return None,
+    })
+}
+
+/// The text in a row; `None` where it is null.
+pub(super) fn text(column: &ArrayRef, row: usize) -> Option<Result<String, RecordProblem>> {
+    let of_bytes = |bytes: &[u8]| match std::str::from_utf8(bytes) {
+        Ok(text) => Ok(text.to_owned()),
+        Err(error) => Err(RecordProblem::NotUtf8Value {
+            byte_offset: error.valid_up_to(),
+        }),
+    };
+    if column.is_null(row) {
+        return None;
+    }
+    Some(match column.data_type() {
+        DataType::Utf8 => Ok(column.as_string::<i32>().value(row).to_owned()),
+        DataType::LargeUtf8 => Ok(column.as_string::<i64>().value(row).to_owned()),
+        DataType::Utf8View => Ok(column.as_string_view().value(row).to_owned()),
+        DataType::Binary => of_bytes(column.as_binary::<i32>().value(row)),
+        DataType::LargeBinary => of_bytes(column.as_binary::<i64>().value(row)),
+        DataType::BinaryView => of_bytes(column.as_binary_view().value(row)),
         DataType::Dictionary(_, _) => {
             let dictionary = column.as_any_dictionary();
-            let key = key(dictionary.keys(), row).ok_or_else(null)?;
-            content(dictionary.values(), key, field, num_ids)
+            let key = key(dictionary.keys(), row)?;
+            return (key < dictionary.values().len())
+                .then(|| text(dictionary.values(), key))
+                .flatten();
         }
-        DataType::List(_) => ids(&column.as_list::<i32>().value(row), num_ids),
-        DataType::LargeList(_) => ids(&column.as_list::<i64>().value(row), num_ids),
-        DataType::FixedSizeList(_, _) => ids(&column.as_fixed_size_list().value(row), num_ids),
-        _ => Err(null()),
-    }
+        _ => return None,
+    })
 }
 
 /// The key of a row. `normalized_keys` would make those of all rows, for each of them.
@@ -121,42 +340,88 @@ fn key(keys: &dyn Array, row: usize) -> Option<usize> {
     }
 }
 
-fn ids(list: &ArrayRef, num_ids: u64) -> Result<Content, RecordProblem> {
+fn ids(list: &ArrayRef, masks: Masks, num_ids: u64) -> Result<Content, RecordProblem> {
     if list.null_count() > 0
         && let Some(position) = (0..list.len()).find(|&position| list.is_null(position))
     {
         return Err(RecordProblem::NullId { position });
     }
     match list.data_type() {
-        DataType::Int8 => values::<Int8Type>(list, num_ids),
-        DataType::Int16 => values::<Int16Type>(list, num_ids),
-        DataType::Int32 => values::<Int32Type>(list, num_ids),
-        DataType::Int64 => values::<Int64Type>(list, num_ids),
-        DataType::UInt8 => values::<UInt8Type>(list, num_ids),
-        DataType::UInt16 => values::<UInt16Type>(list, num_ids),
-        DataType::UInt32 => values::<UInt32Type>(list, num_ids),
-        _ => values::<UInt64Type>(list, num_ids),
+        DataType::Int8 => values::<Int8Type>(list, masks, num_ids),
+        DataType::Int16 => values::<Int16Type>(list, masks, num_ids),
+        DataType::Int32 => values::<Int32Type>(list, masks, num_ids),
+        DataType::Int64 => values::<Int64Type>(list, masks, num_ids),
+        DataType::UInt8 => values::<UInt8Type>(list, masks, num_ids),
+        DataType::UInt16 => values::<UInt16Type>(list, masks, num_ids),
+        DataType::UInt32 => values::<UInt32Type>(list, masks, num_ids),
+        _ => values::<UInt64Type>(list, masks, num_ids),
     }
 }
 
-fn values<T: ArrowPrimitiveType>(list: &ArrayRef, num_ids: u64) -> Result<Content, RecordProblem>
+fn values<T: ArrowPrimitiveType>(
+    list: &ArrayRef,
+    masks: Masks,
+    num_ids: u64,
+) -> Result<Content, RecordProblem>
 where
     T::Native: Into<i128> + Copy,
 {
-    let Some(list) = list.as_primitive_opt::<T>() else {
-        return Ok(Content::Ids(Vec::new()));
-    };
-    let ids = list.values().iter().map(|&id| id.into());
-    checked_ids(ids, num_ids).map(Content::Ids)
+    let ids = list.as_primitive_opt::<T>().map(|list| list.values());
+    let ids = ids.map(|ids| &**ids).unwrap_or_default();
+    masks.apply(ids.iter().map(|&id| id.into()), num_ids)
 }
 
-/// Ids as the models count them.
+/// The values of a mask in a row.
+fn mask(name: &'static str, column: &ArrayRef, row: usize) -> Result<Vec<i64>, RecordProblem> {
+    fn of<T: ArrowPrimitiveType>(list: &ArrayRef, to: impl Fn(T::Native) -> i64) -> Vec<i64> {
+        let list = list.as_primitive_opt::<T>();
+        list.map_or_else(Vec::new, |list| {
+            list.values().iter().map(|&value| to(value)).collect()
+        })
+    }
+    let list = list(column, row).unwrap_or_else(|| column.slice(0, 0));
+    if let Some(position) = (0..list.len()).find(|&position| list.is_null(position)) {
+        return Err(RecordProblem::MaskNull {
+            mask: name,
+            position,
+        });
+    }
+    Ok(match list.data_type() {
+        DataType::Boolean => list.as_boolean().values().iter().map(i64::from).collect(),
+        DataType::Int8 => of::<Int8Type>(&list, i64::from),
+        DataType::Int16 => of::<Int16Type>(&list, i64::from),
+        DataType::Int32 => of::<Int32Type>(&list, i64::from),
+        DataType::Int64 => of::<Int64Type>(&list, |value| value),
+        DataType::UInt8 => of::<UInt8Type>(&list, i64::from),
+        DataType::UInt16 => of::<UInt16Type>(&list, i64::from),
+        DataType::UInt32 => of::<UInt32Type>(&list, i64::from),
+        DataType::UInt64 => {
+            of::<UInt64Type>(&list, |value| i64::try_from(value).unwrap_or(i64::MAX))
+        }
+        DataType::Float32 => of::<Float32Type>(&list, |value| whole(f64::from(value))),
+        _ => of::<Float64Type>(&list, whole),
+    })
+}
+
+/// A whole number as one; any other value becomes one that no mask has.
+pub(super) fn whole(value: f64) -> i64 {
+    match value {
+        0.0 => 0,
+        1.0 => 1,
+        -100.0 => -100,
+        value if value.fract() == 0.0 && value.abs() < 1e15 => value as i64,
+        _ => i64::MIN,
+    }
+}
+
+/// Ids as the models count them, those at the positions `kept` of all.
 pub(super) fn checked_ids(
     ids: impl ExactSizeIterator<Item = i128>,
+    kept: std::ops::Range<usize>,
     num_ids: u64,
 ) -> Result<Vec<TokenId>, RecordProblem> {
-    let mut checked = Vec::with_capacity(ids.len());
-    for (position, id) in ids.enumerate() {
+    let mut checked = Vec::with_capacity(kept.len());
+    for (position, id) in ids.enumerate().take(kept.end).skip(kept.start) {
         match TokenId::try_from(id) {
             Ok(token) if u64::from(token) < num_ids => checked.push(token),
             _ => {

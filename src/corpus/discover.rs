@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::columns::Kind;
 use super::compression::{ASSUMED_EXPANSION, Compression};
 use super::files::{Corpus, CorpusFile};
 use super::format::Format;
-use super::inputs::{Found, Input, find};
+use super::inputs::{Findings, Found, Input, find};
 use super::options::CorpusOptions;
 use super::parts::{self, Cuts, LineCutter};
 use super::tokens::{self, TokenCutter};
-use super::{Error, TokenFileProblem, arrow, bytes, parquet};
+use super::{Error, TokenFileProblem, arrow, bytes, parquet, sniff};
 use crate::fs;
 
 /// What is known of a file before it is hashed.
@@ -21,6 +22,8 @@ struct Sized {
     format: Format,
     /// Row groups, for Parquet; batches, for Arrow.
     row_groups: Option<Vec<parts::RowGroup>>,
+    /// Whether its column holds messages.
+    holds_messages: bool,
 }
 
 impl Sized {
@@ -44,16 +47,15 @@ impl Corpus {
     /// it was given itself; with several inputs, a folder's own name goes in front. A path that
     /// does not exist and has `*`, `?` or `[` in it is a pattern; sources are then relative to the
     /// folder in front of the first of these. Files are in byte order of their sources. Hidden
-    /// files are left out, and files of an unsupported type inside a folder are listed by
-    /// [`Corpus::skipped`].
+    /// files are left out; [`Corpus::left_out`] says which others are.
     ///
     /// Every file is read once, unpacked, to hash it and to find where it can be cut. That a table
     /// has the column is checked here, other content when it is read.
     ///
     /// # Errors
     ///
-    /// [`Error::Missing`], [`Error::NoMatch`], [`Error::Unsupported`], [`Error::NameNotUtf8`] and
-    /// [`Error::Collision`] for the inputs' names, [`Error::Empty`] when nothing is left, those
+    /// [`Error::Missing`], [`Error::NoMatch`], [`Error::Unsupported`], [`Error::NameNotUtf8`],
+    /// [`Error::SameFile`] and [`Error::Collision`] for the inputs' names, [`Error::Empty`] when nothing is left, those
     /// for damaged files, and [`Error::Io`]. Of several errors, the first in the order of the
     /// files is returned.
     pub fn discover(inputs: &[PathBuf], options: &CorpusOptions) -> Result<Self, Error> {
@@ -72,10 +74,14 @@ impl Corpus {
 }
 
 fn discover(inputs: &[Input], options: &CorpusOptions) -> Result<Corpus, Error> {
-    let (found, skipped) = find(inputs)?;
+    let Findings {
+        files: found,
+        left_out,
+    } = find(inputs, options)?;
     let empty = |num_files| Error::Empty {
         num_files,
-        num_skipped: skipped.len(),
+        num_skipped: left_out.unsupported.len(),
+        num_excluded: left_out.num_excluded,
     };
     let num_files = found.len();
     let sized = in_order(&found, |file| look_at(file, options))?;
@@ -105,7 +111,7 @@ fn discover(inputs: &[Input], options: &CorpusOptions) -> Result<Corpus, Error> 
     Ok(Corpus {
         files,
         parts,
-        skipped,
+        left_out,
         options: options.clone(),
         part_bytes,
     })
@@ -153,12 +159,24 @@ fn in_order<T: Send>(
 fn look_at(file: &Found, options: &CorpusOptions) -> Result<Sized, Error> {
     let stamp = fs::stamp(&file.path)?;
     let size_bytes = stamp.size_bytes();
+    sniff::check(
+        &file.path,
+        size_bytes,
+        file.format,
+        file.compression,
+        options.zstd_window_log,
+    )?;
     let table = || bytes::open_table(&file.path, file.compression, options);
     let field = options.text_field.as_deref();
     let mut format = file.format;
+    let mut holds_messages = false;
+    let mut table_of = |(kind, groups): (Kind, Vec<parts::RowGroup>)| {
+        holds_messages = kind == Kind::Messages;
+        Some(groups)
+    };
     let row_groups = match file.format {
-        Format::Parquet => Some(parquet::row_groups(&file.path, &table()?, field)?),
-        Format::Arrow => Some(arrow::batches(&file.path, table()?, field)?),
+        Format::Parquet => table_of(parquet::row_groups(&file.path, &table()?, field)?),
+        Format::Arrow => table_of(arrow::batches(&file.path, table()?, field)?),
         Format::Tokens(_) if size_bytes > 0 => {
             let layout = tokens::layout(&file.path, size_bytes, options.token_dtype)?;
             if layout.row_len.is_none() && options.separator.is_none() {
@@ -176,7 +194,36 @@ fn look_at(file: &Found, options: &CorpusOptions) -> Result<Sized, Error> {
         stamp,
         format,
         row_groups,
+        holds_messages,
     })
+}
+
+/// Looks through JSON for the key that every message of a chat has.
+#[derive(Default)]
+struct RoleFinder {
+    found: bool,
+    /// The last bytes of what was seen.
+    tail: Vec<u8>,
+}
+
+impl RoleFinder {
+    const KEY: &[u8] = b"\"role\"";
+
+    fn observe(&mut self, block: &[u8]) {
+        if self.found {
+            return;
+        }
+        self.tail.extend(block.iter().take(Self::KEY.len()));
+        let has = |bytes: &[u8]| memchr::memmem::find(bytes, Self::KEY).is_some();
+        self.found = has(&self.tail) || has(block);
+        // A short block was taken in as a whole.
+        let seen = match block.len() > Self::KEY.len() {
+            true => block,
+            false => &self.tail,
+        };
+        let from = seen.len().saturating_sub(Self::KEY.len() - 1);
+        self.tail = seen.get(from..).unwrap_or_default().to_vec();
+    }
 }
 
 /// Hashes a file and finds, in the same pass, where it can be cut.
@@ -196,6 +243,7 @@ fn scan(
         stamp,
         format,
         row_groups,
+        mut holds_messages,
     } = sized;
     let size_bytes = stamp.size_bytes();
     let plain = Compression::None;
@@ -206,9 +254,12 @@ fn scan(
         }
         (Format::Jsonl, _) => {
             let mut cutter = LineCutter::new(part_bytes);
+            let mut finder = RoleFinder::default();
             let hashed = bytes::scan(&path, compression, options, |block| {
                 cutter.observe(block);
+                finder.observe(block);
             })?;
+            holds_messages = finder.found;
             (hashed, cutter.finish())
         }
         (Format::Tokens(layout), _) => {
@@ -230,6 +281,7 @@ fn scan(
         size_bytes,
         digest,
         stamp,
+        may_hold_messages: holds_messages,
     };
     // The digest is of what the stamp stands for, if nothing was written in between.
     file.expect_unchanged()?;

@@ -2,20 +2,17 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ::parquet::errors::ParquetError;
 
 use super::compression::{Compression, MAX_EXPANSION};
+use super::problem::{Disguise, RecordProblem, TokenFileProblem, listed};
 use crate::fs;
 use crate::types::Reject;
 
-/// Most keys or columns that a message lists.
-const MAX_LISTED: usize = 20;
-
 /// What is supported, as the messages list it.
-const SUPPORTED: &str =
-    ".txt, .md, .jsonl, .ndjson, .parquet and .arrow (each plain, .gz or .zst), .npy and .bin";
+const SUPPORTED: &str = ".txt, .md, .jsonl, .ndjson, .json, .parquet and .arrow (each plain, .gz or .zst), .npy and .bin";
 
 /// The class of an error, for exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +28,17 @@ pub enum ErrorKind {
     Stopped,
 }
 
+/// Returns the hint of a file of an unknown type, as a line that begins with `hint:`; empty if its name has no ending.
+fn text_hint(path: &Path) -> String {
+    let ext = path.extension().and_then(|ext| ext.to_str());
+    ext.map_or_else(String::new, |ext| {
+        format!(
+            "\nhint: if it is text, --text-ext {} reads it, as one document",
+            ext.to_lowercase()
+        )
+    })
+}
+
 /// Why a corpus can't be read.
 ///
 /// Lines are counted from 1 and rows from 0; byte offsets are those of the unpacked text.
@@ -44,18 +52,39 @@ pub enum Error {
         path: PathBuf,
     },
     /// A file that was named as an input has no supported name.
-    #[error("{}: a file of this type is not supported; supported are {SUPPORTED}", path.display())]
+    #[error("{}: a file of this type is not supported; supported are {SUPPORTED}{}", path.display(), text_hint(path))]
     Unsupported {
         /// The input as given.
         path: PathBuf,
     },
     /// There is nothing to read.
-    #[error("empty corpus: {}; supported are {SUPPORTED}", empty_reason(*num_files, *num_skipped))]
+    #[error(
+        "empty corpus: {}; supported are {SUPPORTED}",
+        empty_reason(*num_files, *num_skipped, *num_excluded)
+    )]
     Empty {
         /// Supported files that were found, all of them empty.
         num_files: usize,
         /// Files that were found and are of no supported type.
         num_skipped: usize,
+        /// Files that were found, and that the patterns leave out.
+        num_excluded: usize,
+    },
+    /// One file is there twice.
+    #[error(
+        "{}; its documents would be scored twice\nhint: give it once, or leave one out with --exclude; to have \
+         documents twice on purpose, copy the file under another name",
+        if first == second {
+            format!("{} was given twice", first.display())
+        } else {
+            format!("{} and {} are the same file", first.display(), second.display())
+        }
+    )]
+    SameFile {
+        /// The file.
+        first: PathBuf,
+        /// The file again.
+        second: PathBuf,
     },
     /// Two files would be known by one name.
     #[error(
@@ -112,6 +141,24 @@ pub enum Error {
         place: Place,
         /// What is wrong with it.
         problem: Box<RecordProblem>,
+    },
+    /// A file's content is not what its name says.
+    #[error(
+        "{}: {}{}",
+        path.display(),
+        match packed {
+            Some(compression) => format!("in the {compression} data is "),
+            None => String::new(),
+        },
+        disguise.message(path, *packed)
+    )]
+    Disguised {
+        /// The file.
+        path: PathBuf,
+        /// How it is packed, when it is what is in there that is not as expected.
+        packed: Option<Compression>,
+        /// What it is.
+        disguise: Disguise,
     },
     /// A compressed file can't be unpacked to its end.
     #[error("{}: the {compression} data is damaged or cut short", path.display())]
@@ -310,140 +357,13 @@ impl fmt::Display for Place {
     }
 }
 
-/// What is wrong with a record.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum RecordProblem {
-    /// It is too long to be held in memory.
-    #[error(
-        "longer than {max_bytes} bytes, the most that a record may have; split it, or give a larger \
-         --max-record-bytes"
-    )]
-    TooLong {
-        /// The limit.
-        max_bytes: u64,
-    },
-    /// Text is not UTF-8.
-    #[error("not valid UTF-8 at byte {byte_offset} of the text; convert the file to UTF-8")]
-    NotUtf8 {
-        /// Offset of the first bad byte in the uncompressed file, from 0.
-        byte_offset: u64,
-    },
-    /// A line of a JSONL file is no JSON.
-    #[error("not valid JSON: {reason} (column {column})")]
-    Json {
-        /// Byte in the line, from 1.
-        column: usize,
-        /// What the parser says.
-        reason: String,
-    },
-    /// A line of a JSONL file is JSON, but no object.
-    #[error("expected an object like {{{field:?}: \"...\"}}, found {found}")]
-    NotObject {
-        /// The field that was looked for.
-        field: String,
-        /// What the value is.
-        found: &'static str,
-    },
-    /// A record lacks the text field.
-    #[error(
-        "no field {field:?}; the record has {}; name the field that holds the text with --text-field",
-        listed(keys)
-    )]
-    NoTextField {
-        /// The field that was looked for.
-        field: String,
-        /// The keys that the record has, in its order.
-        keys: Vec<String>,
-    },
-    /// A record's text field is no string.
-    #[error(
-        "the field {field:?} is {found}, not a string; name the field that holds the text with \
-         --text-field"
-    )]
-    TextNotString {
-        /// The field.
-        field: String,
-        /// What its value is.
-        found: &'static str,
-    },
-    /// A row has no text.
-    #[error("the text in column {field:?} is null; remove the row")]
-    NullText {
-        /// The column.
-        field: String,
-    },
-    /// A list of token ids has a hole.
-    #[error("the token id at position {position} is null")]
-    NullId {
-        /// Position in the list.
-        position: usize,
-    },
-    /// A token id that the models don't have.
-    #[error("the token id at position {position} is {id}; the models have the ids 0 to {}", num_ids.saturating_sub(1))]
-    IdOutOfRange {
-        /// Position in the document.
-        position: usize,
-        /// The id.
-        id: i128,
-        /// Number of ids that there are.
-        num_ids: u64,
-    },
-}
-
-/// What is wrong with a file of token ids.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum TokenFileProblem {
-    /// Nothing says how wide an id is.
-    #[error(
-        "a file of token ids without a header; say what they are with --token-dtype uint16 or uint32"
-    )]
-    NoDtype,
-    /// Nothing says where documents end.
-    #[error(
-        "a file of token ids in a line, and the models have no EOS; say which id ends a document with \
-         --separator"
-    )]
-    NoSeparator,
-    /// The size does not fit the dtype.
-    #[error("{size_bytes} bytes are no whole number of ids of {width} bytes")]
-    Size {
-        /// Bytes of ids in the file.
-        size_bytes: u64,
-        /// Bytes of an id.
-        width: u64,
-    },
-    /// The header of a .npy file says something that isn't supported.
-    #[error("a .npy file with {found}; expected {expected}")]
-    Header {
-        /// What is there.
-        found: String,
-        /// What is read.
-        expected: &'static str,
-    },
-}
-
-fn empty_reason(num_files: usize, num_skipped: usize) -> String {
+fn empty_reason(num_files: usize, num_skipped: usize, num_excluded: usize) -> String {
     match (num_files, num_skipped) {
+        (0, 0) if num_excluded > 0 => {
+            format!("--include and --exclude leave out all {num_excluded} files found")
+        }
         (0, 0) => "no file was found".to_owned(),
         (0, skipped) => format!("none of the {skipped} files found is of a supported type"),
         (files, _) => format!("all {files} supported files are empty"),
     }
-}
-
-fn listed(names: &[String]) -> String {
-    if names.is_empty() {
-        return "none".to_owned();
-    }
-    let mut text = names
-        .iter()
-        .take(MAX_LISTED)
-        .map(|name| format!("{name:?}"))
-        .collect::<Vec<_>>()
-        .join(", ");
-    if names.len() > MAX_LISTED {
-        text.push_str(&format!(" and {} more", names.len() - MAX_LISTED));
-    }
-    text
 }

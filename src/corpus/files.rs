@@ -1,5 +1,7 @@
 //! The files of a corpus, known by content.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,6 +10,7 @@ use super::Error;
 use super::bytes;
 use super::compression::Compression;
 use super::format::Format;
+use super::inputs::LeftOut;
 use super::options::CorpusOptions;
 use super::parts::Part;
 use crate::fs::{self, Digest, Stamp};
@@ -29,6 +32,8 @@ pub struct CorpusFile {
     pub digest: Digest,
     /// What the file looked like when it was hashed.
     pub stamp: Stamp,
+    /// Whether a record of it may be messages of a chat.
+    pub may_hold_messages: bool,
 }
 
 impl CorpusFile {
@@ -49,7 +54,7 @@ impl CorpusFile {
 pub struct Corpus {
     pub(super) files: Vec<CorpusFile>,
     pub(super) parts: Vec<Part>,
-    pub(super) skipped: Vec<PathBuf>,
+    pub(super) left_out: LeftOut,
     pub(super) options: CorpusOptions,
     pub(super) part_bytes: u64,
 }
@@ -65,9 +70,29 @@ impl Corpus {
         &self.parts
     }
 
-    /// Files inside the given folders that are of no supported type.
-    pub fn skipped(&self) -> &[PathBuf] {
-        &self.skipped
+    /// Files of the inputs that are not read.
+    pub fn left_out(&self) -> &LeftOut {
+        &self.left_out
+    }
+
+    /// Files that have the very content of another, which comes first; empty ones aside.
+    pub fn copies(&self) -> Vec<(&CorpusFile, &CorpusFile)> {
+        let mut first: BTreeMap<String, &CorpusFile> = BTreeMap::new();
+        let mut copies = Vec::new();
+        for file in self.files.iter().filter(|file| file.size_bytes > 0) {
+            match first.entry(file.digest.to_string()) {
+                Entry::Vacant(entry) => {
+                    entry.insert(file);
+                }
+                Entry::Occupied(entry) => copies.push((*entry.get(), file)),
+            }
+        }
+        copies
+    }
+
+    /// Returns whether a record may be messages of a chat; of text alone, `false`.
+    pub fn may_hold_messages(&self) -> bool {
+        self.files.iter().any(|file| file.may_hold_messages)
     }
 
     /// Target size of a part that was used, bytes.

@@ -21,8 +21,14 @@ pub enum Format {
     Tokens(TokenLayout),
 }
 
-/// Returns what a file's name says about its content; `None` when it is not supported.
-pub(super) fn classify(path: &Path) -> Option<(Format, Compression)> {
+/// Returns whether a file of this name can be read.
+pub fn is_supported(name: &str) -> bool {
+    classify(Path::new(name), &[]).is_some()
+}
+
+/// Returns what a file's name says about its content; `None` when it is not supported. Files that end in one of
+/// `text_ext` are text.
+pub(super) fn classify(path: &Path, text_ext: &[String]) -> Option<(Format, Compression)> {
     let name = path.file_name()?.as_encoded_bytes().to_ascii_lowercase();
     let (stem, compression) = if let Some(stem) = name.strip_suffix(b".gz") {
         (stem, Compression::Gzip)
@@ -31,10 +37,17 @@ pub(super) fn classify(path: &Path) -> Option<(Format, Compression)> {
     } else {
         (name.as_slice(), Compression::None)
     };
+    let is_text = |ext: &String| {
+        stem.strip_suffix(ext.as_bytes())
+            .is_some_and(|stem| stem.ends_with(b"."))
+    };
+    if text_ext.iter().any(is_text) {
+        return Some((Format::Text, compression));
+    }
     let ends = |suffix: &str| stem.ends_with(suffix.as_bytes());
     if ends(".txt") || ends(".md") {
         Some((Format::Text, compression))
-    } else if ends(".jsonl") || ends(".ndjson") {
+    } else if ends(".jsonl") || ends(".ndjson") || ends(".json") {
         Some((Format::Jsonl, compression))
     } else if ends(".parquet") {
         Some((Format::Parquet, compression))

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use super::Error;
+use super::aside::{self, DataFolders};
 use super::compression::Compression;
 use super::format::{Format, classify};
-use crate::fs;
+use super::options::CorpusOptions;
+use crate::fs::{self, NamePattern};
 
 /// One input of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,26 +29,174 @@ pub(super) struct Found {
     pub(super) compression: Compression,
 }
 
-/// The supported files of the inputs in the order of their sources, and those that are skipped.
-pub(super) fn find(inputs: &[Input]) -> Result<(Vec<Found>, Vec<PathBuf>), Error> {
-    let mut files = Files::default();
+/// What the inputs come to.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    /// The supported files, in the order of their sources.
+    pub(super) files: Vec<Found>,
+    /// What was left out.
+    pub(super) left_out: LeftOut,
+}
+
+/// Files that were found and are not read.
+#[derive(Debug, Clone, Default)]
+pub struct LeftOut {
+    /// Those of no supported type.
+    pub unsupported: Vec<PathBuf>,
+    /// Those that lie beside data and are none, as READMEs.
+    pub beside: Vec<PathBuf>,
+    /// Number of those that the patterns leave out.
+    pub num_excluded: usize,
+    /// Patterns that match no file.
+    pub idle_patterns: Vec<String>,
+}
+
+/// Finds the supported files of the inputs, as far as the patterns let them through.
+pub(super) fn find(inputs: &[Input], options: &CorpusOptions) -> Result<Findings, Error> {
+    let (include, exclude) = (&options.include, &options.exclude);
+    let mut candidates = Candidates {
+        text_ext: &options.text_ext,
+        found: Vec::new(),
+    };
     for input in inputs {
         match input {
-            Input::Path(path) => files.add_path(path, inputs.len() > 1)?,
-            Input::List(paths) => files.add_list(paths)?,
+            Input::Path(path) => candidates.add_path(path, inputs.len() > 1)?,
+            Input::List(paths) => candidates.add_list(paths)?,
         }
     }
-    // Byte order of strings is the order of a BTreeMap's keys.
-    Ok((files.by_source.into_values().collect(), files.skipped))
+    let mut left_out = LeftOut::default();
+    let mut selection = Selection::new(include, exclude);
+    let mut candidates = candidates.found;
+    candidates.retain(|candidate| {
+        let selected = selection.selects(candidate);
+        left_out.num_excluded += usize::from(!selected);
+        selected
+    });
+    left_out.idle_patterns = selection.idle();
+
+    let mut folders = DataFolders::default();
+    for candidate in &candidates {
+        if let Some((format, _)) = candidate.kind {
+            folders.add(&candidate.path, format);
+        }
+    }
+    let mut files = Files::default();
+    for candidate in candidates {
+        // What is asked for by name or by a pattern is read.
+        let chosen = candidate.named || !include.is_empty();
+        let path = &candidate.path;
+        let format = candidate.kind.map(|(format, _)| format);
+        match candidate.kind {
+            _ if !chosen && aside::may_be(path, format) && folders.hold(path) => {
+                left_out.beside.push(candidate.path);
+            }
+            Some((format, compression)) => files.add(candidate.found(format, compression)?)?,
+            None if candidate.named => {
+                return Err(Error::Unsupported {
+                    path: candidate.path,
+                });
+            }
+            None => left_out.unsupported.push(candidate.path),
+        }
+    }
+    Ok(Findings {
+        // Byte order of strings is the order of a BTreeMap's keys.
+        files: files.by_source.into_values().collect(),
+        left_out,
+    })
 }
 
-#[derive(Default)]
-struct Files {
-    by_source: BTreeMap<String, Found>,
-    skipped: Vec<PathBuf>,
+/// A file as an input leads to it.
+struct Candidate {
+    path: PathBuf,
+    /// Relative to the folder that was given; `None` when that isn't UTF-8.
+    source: Option<String>,
+    /// What its name says about its content; `None` when it is not supported.
+    kind: Option<(Format, Compression)>,
+    /// Whether it was given itself, rather than a folder or a pattern.
+    named: bool,
 }
 
-impl Files {
+impl Candidate {
+    fn found(self, format: Format, compression: Compression) -> Result<Found, Error> {
+        let Self { path, source, .. } = self;
+        match source {
+            Some(source) => Ok(Found {
+                path,
+                source,
+                format,
+                compression,
+            }),
+            None => Err(Error::NameNotUtf8 { path }),
+        }
+    }
+}
+
+/// Patterns that files are chosen by, and which of them have matched one.
+struct Selection<'a> {
+    include: Vec<(&'a NamePattern, bool)>,
+    exclude: Vec<(&'a NamePattern, bool)>,
+}
+
+impl<'a> Selection<'a> {
+    fn new(include: &'a [NamePattern], exclude: &'a [NamePattern]) -> Self {
+        let fresh = |patterns: &'a [NamePattern]| patterns.iter().map(|p| (p, false)).collect();
+        Self {
+            include: fresh(include),
+            exclude: fresh(exclude),
+        }
+    }
+
+    fn selects(&mut self, candidate: &Candidate) -> bool {
+        let matches = |patterns: &mut Vec<(&NamePattern, bool)>| {
+            let mut any = false;
+            for (pattern, has_matched) in patterns {
+                let source = candidate.source.as_deref().map(Path::new);
+                let paths = [Some(candidate.path.as_path()), source];
+                if paths
+                    .into_iter()
+                    .flatten()
+                    .any(|path| pattern.matches(path))
+                {
+                    any = true;
+                    *has_matched = true;
+                }
+            }
+            any
+        };
+        let included = self.include.is_empty() || matches(&mut self.include);
+        let excluded = matches(&mut self.exclude);
+        included && !excluded
+    }
+
+    fn idle(&self) -> Vec<String> {
+        let idle = |flag: &str, patterns: &[(&NamePattern, bool)]| -> Vec<String> {
+            let idle = patterns.iter().filter(|(_, has_matched)| !has_matched);
+            idle.map(|(pattern, _)| format!("{flag} {}", pattern.as_str()))
+                .collect()
+        };
+        let mut all = idle("--include", &self.include);
+        all.extend(idle("--exclude", &self.exclude));
+        all
+    }
+}
+
+struct Candidates<'a> {
+    /// Endings of files that are taken for text.
+    text_ext: &'a [String],
+    found: Vec<Candidate>,
+}
+
+impl Candidates<'_> {
+    fn add(&mut self, path: PathBuf, source: Option<String>, named: bool) {
+        self.found.push(Candidate {
+            kind: classify(&path, self.text_ext),
+            path,
+            source,
+            named,
+        });
+    }
+
     fn add_path(&mut self, path: &Path, has_siblings: bool) -> Result<(), Error> {
         if !fs::exists(path)? {
             return match pattern(path) {
@@ -58,17 +208,13 @@ impl Files {
         }
         if !fs::is_dir(path)? {
             let name = path.file_name().map(Path::new).unwrap_or(path);
-            return self.add_named(path, relative(Path::new(""), name, None));
+            self.add(path.to_owned(), relative(Path::new(""), name, None), true);
+            return Ok(());
         }
         let prefix = has_siblings.then(|| own_name(path)).transpose()?;
         for file in fs::walk(path)? {
-            match classify(&file) {
-                Some(_) => {
-                    let source = relative(path, &file, prefix.as_deref());
-                    self.add_named(&file, source)?;
-                }
-                None => self.skipped.push(file),
-            }
+            let source = relative(path, &file, prefix.as_deref());
+            self.add(file, source, false);
         }
         Ok(())
     }
@@ -83,18 +229,14 @@ impl Files {
             fs::GlobError::Io(error) => Error::Io(error),
         })?;
         let root = fixed_folder(pattern);
-        let mut any = false;
+        let before = self.found.len();
         for path in paths {
-            if fs::is_dir(&path)? {
-                continue;
-            }
-            any = true;
-            match classify(&path) {
-                Some(_) => self.add_named(&path, relative(root, &path, None))?,
-                None => self.skipped.push(path),
+            if !fs::is_dir(&path)? {
+                let source = relative(root, &path, None);
+                self.add(path, source, false);
             }
         }
-        if any {
+        if self.found.len() > before {
             return Ok(());
         }
         Err(Error::NoMatch {
@@ -108,36 +250,35 @@ impl Files {
             if !fs::exists(path)? {
                 return Err(Error::Missing { path: path.clone() });
             }
-            self.add_named(path, relative(&shared, path, None))?;
+            self.add(path.clone(), relative(&shared, path, None), true);
         }
         Ok(())
     }
+}
 
-    fn add_named(&mut self, path: &Path, source: Option<String>) -> Result<(), Error> {
-        let Some((format, compression)) = classify(path) else {
-            return Err(Error::Unsupported {
-                path: path.to_owned(),
-            });
-        };
-        let Some(source) = source else {
-            return Err(Error::NameNotUtf8 {
-                path: path.to_owned(),
-            });
-        };
-        if let Some(other) = self.by_source.get(&source) {
-            return Err(Error::Collision {
-                name: source,
-                first: other.path.clone(),
-                second: path.to_owned(),
+#[derive(Default)]
+struct Files {
+    by_source: BTreeMap<String, Found>,
+    by_identity: BTreeMap<String, PathBuf>,
+}
+
+impl Files {
+    fn add(&mut self, found: Found) -> Result<(), Error> {
+        let identity = fs::identity(&found.path)?;
+        if let Some(first) = self.by_identity.insert(identity, found.path.clone()) {
+            return Err(Error::SameFile {
+                first,
+                second: found.path,
             });
         }
-        let found = Found {
-            path: path.to_owned(),
-            source: source.clone(),
-            format,
-            compression,
-        };
-        self.by_source.insert(source, found);
+        if let Some(other) = self.by_source.get(&found.source) {
+            return Err(Error::Collision {
+                name: found.source,
+                first: other.path.clone(),
+                second: found.path,
+            });
+        }
+        self.by_source.insert(found.source.clone(), found);
         Ok(())
     }
 }

@@ -8,7 +8,7 @@
 //! | file name | documents |
 //! |---|---|
 //! | `*.txt`, `*.md` | the whole file is one |
-//! | `*.jsonl`, `*.ndjson` | one a line, in a field of a JSON object |
+//! | `*.jsonl`, `*.ndjson`, `*.json` | one a line, in a field of a JSON object |
 //! | `*.parquet`, `*.arrow`, `*.feather` | one a row, in a column |
 //! | `*.npy`, `*.bin` | token ids, a separator after each document |
 //!
@@ -31,6 +31,7 @@
 //! ```
 
 mod arrow;
+mod aside;
 mod bytes;
 mod columns;
 mod compression;
@@ -38,27 +39,35 @@ mod discover;
 mod error;
 mod files;
 mod format;
+mod gzip;
 mod inputs;
 mod jsonl;
+mod masks;
+mod nested;
 mod options;
 mod parquet;
 mod parts;
+mod problem;
 mod read;
+mod sniff;
 #[cfg(test)]
 mod table_tests;
 #[cfg(test)]
 mod tests;
 mod tokens;
+#[cfg(test)]
+mod wild_tests;
 
 pub use compression::{ASSUMED_EXPANSION, Compression, MAX_EXPANSION};
-pub use error::{Error, ErrorKind, Place, RecordProblem, TokenFileProblem};
+pub use error::{Error, ErrorKind, Place};
 pub use files::{Corpus, CorpusFile};
-pub use format::Format;
-pub use inputs::Input;
+pub use format::{Format, is_supported};
+pub use inputs::{Input, LeftOut};
 pub use options::{
-    CorpusOptions, DEFAULT_IDS_FIELD, DEFAULT_MAX_RECORD_BYTES, DEFAULT_TEXT_FIELD,
-    DEFAULT_ZSTD_WINDOW_LOG,
+    CorpusOptions, DEFAULT_IDS_FIELD, DEFAULT_MAX_RECORD_BYTES, DEFAULT_MESSAGES_FIELD,
+    DEFAULT_TEXT_FIELD, DEFAULT_ZSTD_WINDOW_LOG,
 };
 pub use parts::{DEFAULT_NUM_PARTS, MAX_PART_BYTES, MIN_PART_BYTES, Part, Slice, SliceRange};
+pub use problem::{Disguise, RecordProblem, TokenFileProblem};
 pub use read::Documents;
 pub use tokens::{IdType, TokenLayout};

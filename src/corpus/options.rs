@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Error;
+use crate::fs::NamePattern;
 use crate::types::{TokenDtype, TokenId};
 
 /// Name of the JSON field or column that holds the text, where none is given.
@@ -11,6 +12,12 @@ pub const DEFAULT_TEXT_FIELD: &str = "text";
 
 /// Name of the JSON field or column that holds token ids, where none is given and there is no text.
 pub const DEFAULT_IDS_FIELD: &str = "input_ids";
+
+/// Name of the JSON field or column that holds messages of a chat, where none is given and there is neither.
+pub const DEFAULT_MESSAGES_FIELD: &str = "messages";
+
+/// Name of the JSON field or column that holds the tools that messages may call.
+pub(super) const TOOLS_FIELD: &str = "tools";
 
 /// Default for [`CorpusOptions::max_record_bytes`]: 16 MiB.
 pub const DEFAULT_MAX_RECORD_BYTES: u64 = 16 << 20;
@@ -21,9 +28,17 @@ pub const DEFAULT_ZSTD_WINDOW_LOG: u32 = 27;
 /// What the inputs are taken for.
 #[derive(Debug, Clone)]
 pub struct CorpusOptions {
-    /// JSON field or column that holds the text, or lists of token ids. Default:
-    /// [`DEFAULT_TEXT_FIELD`], and where a record or table has none, [`DEFAULT_IDS_FIELD`].
+    /// JSON field or column that holds the text, lists of token ids, or messages. Default: [`DEFAULT_TEXT_FIELD`], and
+    /// where a record or table has none, [`DEFAULT_IDS_FIELD`], then [`DEFAULT_MESSAGES_FIELD`]. Where no field has a
+    /// name with dots in it, these lead into nested fields.
     pub text_field: Option<String>,
+    /// Files are read that one of these patterns matches; all, where there is none.
+    pub include: Vec<NamePattern>,
+    /// Files that one of these patterns matches are not read.
+    pub exclude: Vec<NamePattern>,
+    /// Endings of files, without the dot and in lower case, that are taken for text, one document each, whatever
+    /// they are taken for otherwise.
+    pub text_ext: Vec<String>,
     /// Target size of a part in bytes, unpacked (for Parquet and Arrow: of the text column). Where a
     /// file can't be cut finely enough, parts are larger; 0 is taken for 1. Default: a
     /// [`DEFAULT_NUM_PARTS`](super::DEFAULT_NUM_PARTS)th of the corpus, between
@@ -61,6 +76,9 @@ impl Default for CorpusOptions {
     fn default() -> Self {
         Self {
             text_field: None,
+            include: Vec::new(),
+            exclude: Vec::new(),
+            text_ext: Vec::new(),
             part_bytes: None,
             max_record_bytes: DEFAULT_MAX_RECORD_BYTES,
             limit_docs: None,

@@ -13,12 +13,11 @@ use ::parquet::arrow::arrow_reader::{
 };
 use ::parquet::basic::Compression;
 use ::parquet::errors::ParquetError;
-use ::parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
+use ::parquet::file::metadata::RowGroupMetaData;
 use ::parquet::file::reader::{ChunkReader, Length};
-use arrow_array::ArrayRef;
 use bytes::Bytes;
 
-use super::columns::{self, NoColumn};
+use super::columns::{self, Batch, Choice, Kind, NoColumn};
 use super::compression::MAX_EXPANSION;
 use super::parts::RowGroup;
 use super::{Error, Place, RecordProblem};
@@ -38,11 +37,11 @@ const MAX_ROW_GROUP_BYTES: u64 = 64 << 20;
 /// Rows of consecutive row groups.
 pub(super) struct Rows {
     path: PathBuf,
-    field: String,
+    choice: Choice,
     reader: ParquetRecordBatchReader,
     failure: fs::Failure,
     num_ids: u64,
-    batch: Option<ArrayRef>,
+    batch: Option<Batch>,
     next_in_batch: usize,
     /// Number of the next row in the file.
     row: u64,
@@ -62,7 +61,7 @@ impl Rows {
     ) -> Result<Self, Error> {
         let failure = file.failure();
         let metadata = load(path, &file)?;
-        let (root, field) = text_column(path, &metadata, field)?;
+        let choice = choose(path, &metadata, field)?;
         let bytes = metadata
             .metadata()
             .row_groups()
@@ -70,12 +69,16 @@ impl Rows {
             .unwrap_or_default()
             .iter()
             .fold(0, |sum: u64, group| {
-                sum.saturating_add(column_bytes(group, &field).0)
+                let (bytes, _) = column_bytes(group, |leaf| choice.reads(leaf).0);
+                sum.saturating_add(bytes)
             });
         let rows = BATCH_BYTES / (bytes / num_rows.max(1)).max(1);
         let batch_rows = usize::try_from(rows.clamp(1, MAX_BATCH_ROWS)).unwrap_or(1);
         let reader = guarded_at(path, || {
-            let mask = ProjectionMask::roots(metadata.parquet_schema(), [root]);
+            let schema = metadata.parquet_schema();
+            let leaves = schema.columns().iter().enumerate();
+            let leaves = leaves.filter(|(_, leaf)| choice.reads(leaf.path().parts()).0);
+            let mask = ProjectionMask::leaves(schema, leaves.map(|(index, _)| index));
             ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone())
                 .with_projection(mask)
                 .with_row_groups(row_groups.collect())
@@ -85,7 +88,7 @@ impl Rows {
         .map_err(|source| unreadable(path, &failure, || not_parquet(path, source)))?;
         Ok(Self {
             path: path.to_owned(),
-            field,
+            choice,
             num_ids,
             reader,
             failure,
@@ -106,9 +109,9 @@ impl Rows {
                 && self.next_in_batch < batch.len()
             {
                 let row = self.row;
-                let content =
-                    columns::content(batch, self.next_in_batch, &self.field, self.num_ids)
-                        .map_err(|problem| (Place::Row(row), problem));
+                let content = batch
+                    .content(self.next_in_batch, &self.choice, self.num_ids)
+                    .map_err(|problem| (Place::Row(row), problem));
                 self.next_in_batch += 1;
                 self.row += 1;
                 return Ok(Some((row, content)));
@@ -142,7 +145,13 @@ impl Rows {
         let Some(batch) = batch else {
             return Ok(false);
         };
-        self.batch = batch.columns().first().cloned();
+        let Some(batch) = self.choice.of(&batch) else {
+            return Err(damaged(
+                path,
+                "it has other columns than its footer".to_owned(),
+            ));
+        };
+        self.batch = Some(batch);
         self.next_in_batch = 0;
         Ok(true)
     }
@@ -153,9 +162,9 @@ pub(super) fn row_groups(
     path: &Path,
     file: &fs::File,
     field: Option<&str>,
-) -> Result<Vec<RowGroup>, Error> {
+) -> Result<(Kind, Vec<RowGroup>), Error> {
     let metadata = load(path, file)?;
-    let (_, field) = text_column(path, &metadata, field)?;
+    let choice = choose(path, &metadata, field)?;
     let mut groups = Vec::new();
     for (index, group) in metadata.metadata().row_groups().iter().enumerate() {
         let num_rows = u64::try_from(group.num_rows()).map_err(|_| {
@@ -164,66 +173,69 @@ pub(super) fn row_groups(
                 format!("row group {index} has {} rows", group.num_rows()),
             )
         })?;
-        if let Some(codec) = unsupported_codec(group, &field) {
+        if let Some((field, codec)) = unsupported_codec(group, &choice) {
             return Err(Error::Codec {
                 path: path.to_owned(),
                 field,
                 codec,
             });
         }
-        let (text_bytes, stored_bytes) = column_bytes(group, &field);
-        if text_bytes > MAX_ROW_GROUP_BYTES && text_bytes / MAX_EXPANSION > stored_bytes {
+        let (bytes, stored_bytes) = column_bytes(group, |leaf| choice.reads(leaf).0);
+        if bytes > MAX_ROW_GROUP_BYTES && bytes / MAX_EXPANSION > stored_bytes {
             return Err(damaged(
                 path,
                 format!(
-                    "row group {index} unpacks to more than {MAX_EXPANSION} times its size, \
-                     {text_bytes} bytes"
+                    "row group {index} unpacks to more than {MAX_EXPANSION} times its size, {bytes} bytes"
                 ),
             ));
         }
+        let (text_bytes, _) = column_bytes(group, |leaf| choice.reads(leaf).1);
         groups.push(RowGroup {
             num_rows,
             text_bytes,
         });
     }
-    Ok(groups)
+    Ok((choice.kind, groups))
 }
 
-/// The chunk of a top-level column in a row group.
-fn chunk<'a>(group: &'a RowGroupMetaData, field: &str) -> Option<&'a ColumnChunkMetaData> {
-    group.columns().iter().find(|column| {
-        let root = column.column_path().parts().first();
-        root.is_some_and(|name| name == field)
-    })
-}
-
-/// The codec of a column in a row group, if this build has none of that name. The parser would find out
-/// when it reads the first page, and call the file damaged.
-fn unsupported_codec(group: &RowGroupMetaData, field: &str) -> Option<String> {
-    match chunk(group, field)?.compression() {
-        Compression::UNCOMPRESSED
-        | Compression::SNAPPY
-        | Compression::GZIP(_)
-        | Compression::LZ4
-        | Compression::LZ4_RAW
-        | Compression::ZSTD(_) => None,
-        other => {
-            let name = other.to_string();
-            let end = name.find('(').unwrap_or(name.len());
-            name.get(..end).map(str::to_lowercase)
+/// The name and the codec of a column that is read of a row group, if this build has none of that name. The parser
+/// would find out when it reads the first page, and call the file damaged.
+fn unsupported_codec(group: &RowGroupMetaData, choice: &Choice) -> Option<(String, String)> {
+    let mut columns = group.columns().iter();
+    columns.find_map(|column| {
+        let names = column.column_path().parts();
+        if !choice.reads(names).0 {
+            return None;
         }
-    }
+        match column.compression() {
+            Compression::UNCOMPRESSED
+            | Compression::SNAPPY
+            | Compression::GZIP(_)
+            | Compression::LZ4
+            | Compression::LZ4_RAW
+            | Compression::ZSTD(_) => None,
+            other => {
+                let name = other.to_string();
+                let end = name.find('(').unwrap_or(name.len());
+                let codec = name.get(..end).map(str::to_lowercase)?;
+                Some((names.first()?.clone(), codec))
+            }
+        }
+    })
 }
 
-/// Bytes of a column in a row group, unpacked and as stored.
-fn column_bytes(group: &RowGroupMetaData, field: &str) -> (u64, u64) {
-    chunk(group, field).map_or((0, 0), |column| {
-        let bytes = |size: i64| u64::try_from(size).unwrap_or(0);
-        (
-            bytes(column.uncompressed_size()),
-            bytes(column.compressed_size()),
-        )
-    })
+/// Bytes of some columns in a row group, unpacked and as stored.
+fn column_bytes(group: &RowGroupMetaData, is_one: impl Fn(&[String]) -> bool) -> (u64, u64) {
+    let bytes = |size: i64| u64::try_from(size).unwrap_or(0);
+    let columns = group.columns().iter();
+    columns
+        .filter(|column| is_one(column.column_path().parts()))
+        .fold((0, 0), |(unpacked, stored): (u64, u64), column| {
+            (
+                unpacked.saturating_add(bytes(column.uncompressed_size())),
+                stored.saturating_add(bytes(column.compressed_size())),
+            )
+        })
 }
 
 /// Reads the footer. The Arrow schema that a writer may have embedded is left aside, so that
@@ -234,28 +246,25 @@ fn load(path: &Path, file: &fs::File) -> Result<ArrowReaderMetadata, Error> {
         .map_err(|source| unreadable(path, &file.failure(), || not_parquet(path, source)))
 }
 
-/// Index and name of the column of the documents among the file's top-level columns.
-fn text_column(
+/// The columns that are read.
+fn choose(
     path: &Path,
     metadata: &ArrowReaderMetadata,
     field: Option<&str>,
-) -> Result<(usize, String), Error> {
+) -> Result<Choice, Error> {
     let roots = metadata.parquet_schema().root_schema().get_fields();
-    let schema = metadata.schema();
-    match columns::choose(schema, field) {
-        // Both list the top-level columns in one order.
-        Ok(index) => Ok((index, schema.field(index).name().clone())),
-        Err(NoColumn::Absent { field }) => Err(Error::NoColumn {
+    columns::choose(metadata.schema(), field).map_err(|problem| match problem {
+        NoColumn::Absent { field } => Error::NoColumn {
             path: path.to_owned(),
             field,
             columns: roots.iter().map(|root| root.name().to_owned()).collect(),
-        }),
-        Err(NoColumn::OtherType { field, found }) => Err(Error::ColumnNotText {
+        },
+        NoColumn::OtherType { field, found } => Error::ColumnNotText {
             path: path.to_owned(),
             field,
             found,
-        }),
-    }
+        },
+    })
 }
 
 fn not_parquet(path: &Path, source: ParquetError) -> Error {

@@ -20,7 +20,7 @@ type Record = (u64, Result<Content, (Place, RecordProblem)>);
 /// Streams the documents of parts; made by [`Corpus::documents`].
 ///
 /// The iterator ends with the part that was begun, or after the first error other than
-/// [`Error::BadRecord`]: after one of those it goes on with the next record.
+/// [`Error::BadRecord`]: after one of those it continues with the next record.
 pub struct Documents<'a> {
     corpus: &'a Corpus,
     slices: std::slice::Iter<'a, Slice>,

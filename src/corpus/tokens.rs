@@ -395,7 +395,10 @@ impl<R: BufRead> Documents<R> {
         self.index += 1;
         let content = match problem {
             Some(problem) => Err(problem),
-            None => Ok(Content::Ids(ids)),
+            None => Ok(Content::Ids {
+                ids,
+                loss_mask: None,
+            }),
         };
         Ok(Some((index, content)))
     }

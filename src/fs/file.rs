@@ -194,9 +194,57 @@ impl Seek for File {
     }
 }
 
+/// A new temporary file without a name.
+fn temporary() -> io::Result<std::fs::File> {
+    tempfile::tempfile().map_err(no_temporary)
+}
+
+fn no_temporary(error: io::Error) -> io::Error {
+    let folder = std::env::temp_dir();
+    io::Error::new(
+        error.kind(),
+        format!(
+            "no temporary file can be made in {}: {error}\nhint: set TMPDIR to a folder that exists and has room",
+            folder.display()
+        ),
+    )
+}
+
+/// A copy of stdin in a temporary folder, which is gone with it.
+#[derive(Debug)]
+pub struct StdinCopy {
+    folder: tempfile::TempDir,
+    name: String,
+}
+
+impl StdinCopy {
+    /// Reads stdin to its end; `name` is that of the copy.
+    pub fn read(name: &str) -> Result<Self> {
+        let stdin = Path::new("stdin");
+        let folder = attempt(Operation::Spool, stdin, || {
+            let folder = tempfile::Builder::new().prefix("remit-").tempdir();
+            folder.map_err(no_temporary)
+        })?;
+        let copy = Self {
+            folder,
+            name: name.to_owned(),
+        };
+        let path = copy.path();
+        attempt(Operation::Spool, stdin, || {
+            io::copy(&mut io::stdin().lock(), &mut std::fs::File::create(&path)?)
+        })?;
+        Ok(copy)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> PathBuf {
+        self.folder.path().join(&self.name)
+    }
+}
+
 /// An object as a temporary file without a name.
 fn download(url: &Url) -> io::Result<std::fs::File> {
-    let mut file = tempfile::tempfile()?;
+    let mut file = temporary()?;
     let size_bytes = remote::size_bytes(url)?;
     let mut start = 0;
     while start < size_bytes {
@@ -220,7 +268,7 @@ impl Spool {
     pub fn create(path: &Path) -> Result<Self> {
         Ok(Self {
             path: path.to_owned(),
-            file: attempt(Operation::Spool, path, tempfile::tempfile)?,
+            file: attempt(Operation::Spool, path, temporary)?,
         })
     }
 

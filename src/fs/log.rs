@@ -53,12 +53,12 @@ impl Log {
         })
     }
 
-    /// Resumes at `size_bytes`, and drops what is behind; 0 begins anew.
+    /// Resumes at `size_bytes`, and drops what is behind; 0 starts over.
     ///
     /// # Errors
     ///
     /// When the file can't be cut.
-    pub fn go_on_at(&mut self, size_bytes: u64) -> Result<()> {
+    pub fn resume_at(&mut self, size_bytes: u64) -> Result<()> {
         attempt(Operation::Write, &self.path, || {
             self.file.set_len(size_bytes)?;
             self.file.seek(SeekFrom::Start(size_bytes)).map(|_| ())

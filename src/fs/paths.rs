@@ -85,6 +85,25 @@ pub fn canonicalize(path: &Path) -> Result<PathBuf> {
     attempt(Operation::Resolve, path, || path.canonicalize())
 }
 
+/// Returns what two paths share if they lead to one file, through links of either kind or not.
+pub fn identity(path: &Path) -> Result<String> {
+    if Url::of(path).is_some() {
+        return Ok(path.display().to_string());
+    }
+    attempt(Operation::LookAt, path, || {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            let meta = std::fs::metadata(path)?;
+            Ok(format!("{} {}", meta.dev(), meta.ino()))
+        }
+        #[cfg(not(unix))]
+        {
+            Ok(path.canonicalize()?.display().to_string())
+        }
+    })
+}
+
 /// Refuses a path where something else than a folder is, which [`create_dir_all`] would do later.
 pub fn expect_no_file(path: &Path) -> Result<()> {
     if Url::of(path).is_some() || is_dir(path)? || !exists(path)? {
@@ -146,6 +165,20 @@ pub fn canonicalize_missing(path: &Path) -> Result<PathBuf> {
         }
     }
     Ok(absolute)
+}
+
+/// Returns the nearest folder above a path that holds a folder of this name; the path itself need not exist. Object
+/// stores are not asked, since keys above a prefix may be forbidden to list.
+pub fn folder_above_with(path: &Path, name: &str) -> Result<Option<PathBuf>> {
+    if Url::of(path).is_some() {
+        return Ok(None);
+    }
+    for above in canonicalize_missing(path)?.ancestors().skip(1) {
+        if is_dir(&above.join(name))? {
+            return Ok(Some(above.to_owned()));
+        }
+    }
+    Ok(None)
 }
 
 /// Returns the folder that holds a path; the current folder for a bare name.

@@ -34,6 +34,54 @@ pub fn matches(pattern: &Path, path: &Path) -> bool {
     pattern.matches_path_with(&plain(path), OPTIONS)
 }
 
+/// A pattern that files are chosen by: one without `/` has to match a name of the path, of the file or of a
+/// folder above it; one with `/` the whole path, where `**` stands for any folders, or a folder above it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamePattern {
+    text: String,
+    compiled: ::glob::Pattern,
+}
+
+impl NamePattern {
+    /// Parses a pattern of `*`, `?`, `[...]` and `**`.
+    ///
+    /// # Errors
+    ///
+    /// When it isn't one; says why.
+    pub fn new(text: &str) -> Result<Self, &'static str> {
+        let plain = text.strip_prefix("./").unwrap_or(text);
+        let plain = match plain.trim_end_matches('/') {
+            "" => return Err("it names nothing"),
+            plain => plain,
+        };
+        Ok(Self {
+            text: text.to_owned(),
+            compiled: ::glob::Pattern::new(plain).map_err(|error| error.msg)?,
+        })
+    }
+
+    /// Returns the pattern as it was given.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Returns whether a path is meant.
+    pub fn matches(&self, path: &Path) -> bool {
+        let options = ::glob::MatchOptions {
+            require_literal_leading_dot: false,
+            ..OPTIONS
+        };
+        let is_name = !self.compiled.as_str().contains('/');
+        path.ancestors().any(|path| {
+            let path = match path.file_name() {
+                Some(name) if is_name => Path::new(name),
+                _ => path,
+            };
+            self.compiled.matches_path_with(path, options)
+        })
+    }
+}
+
 /// Returns what a pattern of `*`, `?`, `[...]` and `**` matches; names that begin with a dot only where the
 /// pattern spells the dot out. What `**` matches are files alone, and as in [`walk`] a folder that
 /// links to itself below there is an error.
@@ -152,6 +200,33 @@ mod tests {
             assert_eq!(found(dir.path(), pattern), paths, "{pattern}");
         }
         assert!(matches!(glob("a**/x"), Err(GlobError::Pattern(_))));
+    }
+
+    #[test]
+    fn a_pattern_matches_names_anywhere_and_paths_from_the_top() {
+        for (pattern, path, matches) in [
+            ("*.jsonl", "a/b/x.jsonl", true),
+            ("*.jsonl", "a/b/x.jsonl.gz", false),
+            ("old", "a/old/x.jsonl", true),
+            ("old/", "a/old/x.jsonl", true),
+            ("old", "a/older/x.jsonl", false),
+            ("a/*.txt", "a/x.txt", true),
+            ("./a/*.txt", "a/x.txt", true),
+            ("a/*.txt", "a/b/x.txt", false),
+            ("a/**", "a/b/x.txt", true),
+            ("a/b/", "a/b/c/x.txt", true),
+            ("b/*", "a/b/x.txt", false),
+            ("**/b/*", "a/b/x.txt", true),
+            ("/d/a/*", "/d/a/x.txt", true),
+        ] {
+            let compiled = NamePattern::new(pattern).unwrap();
+            assert_eq!(
+                compiled.matches(Path::new(path)),
+                matches,
+                "{pattern} {path}"
+            );
+        }
+        assert!(NamePattern::new("a**").is_err() && NamePattern::new("/").is_err());
     }
 
     #[cfg(unix)]

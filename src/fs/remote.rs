@@ -51,13 +51,71 @@ fn io_error(error: object_store::Error) -> Error {
         | object_store::Error::Unauthenticated { .. } => ErrorKind::PermissionDenied,
         _ => ErrorKind::Other,
     };
-    Error::new(kind, error)
+    Error::new(kind, StoreError { error })
+}
+
+/// An error of a store, and which variables it takes credentials from if there are none.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}{}", hint(error))]
+struct StoreError {
+    error: object_store::Error,
+}
+
+/// Schemes of the stores, as their errors name them, variables of which one gives credentials, and all to name.
+const CREDENTIALS: [(&str, &[&str], &str); 3] = [
+    (
+        "S3",
+        &[
+            "AWS_ACCESS_KEY_ID",
+            "AWS_WEB_IDENTITY_TOKEN_FILE",
+            "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        ],
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_SESSION_TOKEN, AWS_REGION and AWS_ENDPOINT_URL where they \
+         are needed (profiles in ~/.aws are not read)",
+    ),
+    (
+        "GCS",
+        &[
+            "GOOGLE_SERVICE_ACCOUNT",
+            "GOOGLE_SERVICE_ACCOUNT_PATH",
+            "GOOGLE_SERVICE_ACCOUNT_KEY",
+            "GOOGLE_APPLICATION_CREDENTIALS",
+        ],
+        "GOOGLE_SERVICE_ACCOUNT, the path of a service account's key",
+    ),
+    (
+        "MicrosoftAzure",
+        &[
+            "AZURE_STORAGE_ACCOUNT_KEY",
+            "AZURE_STORAGE_SAS_TOKEN",
+            "AZURE_CLIENT_ID",
+            "AZURE_STORAGE_TOKEN",
+        ],
+        "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+    ),
+];
+
+/// Returns the hint of an error that comes from missing credentials, as a line that begins with `hint:`.
+fn hint(error: &object_store::Error) -> String {
+    // Without any it asks the machine that it runs on, and that request fails.
+    let object_store::Error::Generic { store, .. } = error else {
+        return String::new();
+    };
+    let is_set = |variable: &&str| std::env::var_os(variable).is_some();
+    let lacking = CREDENTIALS
+        .iter()
+        .filter(|(name, ..)| store == name)
+        .find(|(_, variables, _)| !variables.iter().any(is_set));
+    lacking.map_or_else(String::new, |(_, _, named)| {
+        format!("\nhint: no credentials are in the environment; set {named}")
+    })
 }
 
 pub(super) fn is_error_of_store(error: &Error) -> bool {
     error
         .get_ref()
-        .is_some_and(|inner| inner.is::<object_store::Error>())
+        .is_some_and(|inner| inner.is::<StoreError>())
 }
 
 /// The store of a bucket; credentials and the endpoint are from the environment.

@@ -10,8 +10,10 @@ pub(super) const MAX_HEAD_DIM: usize = 1 << 16;
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Architecture {
-    /// `model_type` of config.json.
+    /// `model_type` of config.json, or of the `text_config` in it.
     pub model_type: String,
+    /// `model_type` of the multimodal model that this decoder is the text part of; `None` for a model of text.
+    pub multimodal: Option<String>,
     /// Rows of the embedding; may exceed the tokenizer's vocabulary.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -231,6 +233,11 @@ impl BlockConfig {
 }
 
 impl Architecture {
+    /// Returns the `model_type` at the top of config.json.
+    pub fn outer_model_type(&self) -> &str {
+        self.multimodal.as_deref().unwrap_or(&self.model_type)
+    }
+
     /// Checks that the sizes fit together; returns the problem if they don't.
     pub(super) fn validate(&self) -> Result<(), String> {
         for (name, size) in [
@@ -249,7 +256,7 @@ impl Architecture {
                 let rotated = self.ropes.get(rope).map(|r| 2 * r.frequencies.len());
                 if rotated.is_none_or(|rotated| rotated == 0 || rotated > block.head_dim) {
                     return Err(format!(
-                        "RoPE turns {} features of a head, which has {}",
+                        "RoPE rotates {} features of a head, which has {}",
                         rotated.unwrap_or(0),
                         block.head_dim
                     ));

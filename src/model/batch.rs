@@ -53,7 +53,7 @@ impl Batch {
     /// Returns the angles that a block asks for.
     pub fn rope(&self, index: usize) -> Result<&RopeTable, Error> {
         self.ropes.get(index).ok_or(Error::Internal(
-            "a block names a rotation that the architecture lacks",
+            "a block names an index outside the architecture's ropes",
         ))
     }
 }

@@ -1,12 +1,16 @@
 //! One decoder block, forward and backward: attention, then a gated feed-forward layer, each added to the
 //! residual stream.
 //!
-//! `T` tokens of a batch (all rows, side by side), `H` hidden size, `F` width of the feed-forward layer.
+//!     m = x + post_norm(attention(pre_norm(x)))
+//!     y = m + post_norm(mlp(pre_norm(m)))
+//!
+//! Shapes are written as in [`super::kernels`]'s trait. Tensors are dropped as soon as nothing reads them:
+//! activations decide the peak of memory.
 
 use candle_core::Tensor;
 
 use super::Error;
-use super::block_params::BlockParams;
+use super::block_params::Block;
 use super::gradients::Gradients;
 use super::kernels::Qkv;
 use super::pass::Pass;
@@ -14,32 +18,32 @@ use super::qkv::QkvTape;
 
 /// Everything that a block's backward reads of its forward.
 pub(super) struct BlockTape {
-    x: Tensor,
-    attn_in: Tensor,
+    x: Tensor,       // [T, H]
+    attn_in: Tensor, // [T, H]
     qkv: QkvTape,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    attn_out: Tensor,
+    q: Tensor,        // [T, num_heads * head_dim]
+    k: Tensor,        // [T, num_kv_heads * head_dim]
+    v: Tensor,        // [T, num_kv_heads * v_head_dim]
+    attn_out: Tensor, // [T, num_heads * v_head_dim]
     /// Input of the norm after the attention, when there is one.
     raw_attn: Option<Tensor>,
     /// The residual stream between the sublayers.
-    resid_mid: Tensor,
+    resid_mid: Tensor, // [T, H]
     mlp: MlpTape,
 }
 
 /// Everything that the backward of the feed-forward layer reads of its forward.
 struct MlpTape {
-    mlp_in: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    activated: Tensor,
+    mlp_in: Tensor,    // [T, H]
+    gate: Tensor,      // [T, F]
+    up: Tensor,        // [T, F]
+    activated: Tensor, // [T, F]
     /// Input of the norm after the feed-forward layer, when there is one.
     raw_mlp: Option<Tensor>,
 }
 
-impl BlockParams {
-    /// Computes the block for `x` `[T, H]`, which is overwritten with the result.
+impl Block {
+    /// Computes the block for `x` `[T, H]`, which is overwritten with the result. Keeps no tape.
     pub(super) fn forward(&self, x: Tensor, pass: Pass<'_>) -> Result<Tensor, Error> {
         let y = self.attention(&x, pass)?;
         let (tokens, _) = x.dims2()?;
@@ -81,8 +85,8 @@ impl BlockParams {
         Ok(y)
     }
 
-    /// Returns what the feed-forward layer adds to the residual stream, `down(activation(gate) * up)`, given
-    /// `mlp_in` `[T, H]`.
+    /// Returns what the feed-forward layer adds to the residual stream, `post_norm(down(activation(gate) * up))`,
+    /// given `mlp_in` `[T, H]`.
     fn mlp(&self, mlp_in: Tensor, pass: Pass<'_>) -> Result<(Tensor, MlpTape), Error> {
         let gate = pass.project(&mlp_in, self.gate)?;
         let up = pass.project(&mlp_in, self.up)?;
@@ -116,6 +120,7 @@ impl BlockParams {
             .attention(inputs, &pass.batch.layout, self.attention)?;
         let (resid_mid, raw_attn) =
             pass.post_norm(pass.project(&attn_out, self.o)?, self.attn_norms)?;
+        // Into the attention's output, since the backward reads `x`.
         let mlp_in = pass.add_pre_norm(&resid_mid, &x, self.mlp_norms)?;
         let (y, mlp) = self.mlp(mlp_in, pass)?;
         pass.kernels.add_assign(&y, &resid_mid)?;
@@ -143,12 +148,10 @@ impl BlockParams {
         pass: Pass<'_>,
         grads: &mut Gradients,
     ) -> Result<Tensor, Error> {
-        // y = resid_mid + mlp(pre_norm(resid_mid))
         let d_in = self.mlp_backward(&dy, tape.mlp, pass, grads)?;
         let d_mid = pass.pre_norm_backward(&d_in, &tape.resid_mid, self.mlp_norms, grads, dy)?;
         drop((d_in, tape.resid_mid));
 
-        // resid_mid = x + post_norm(o(attention(q, k, v)))
         let raw_attn = tape.raw_attn.as_ref();
         let d_o = pass.post_norm_backward(&d_mid, raw_attn, self.attn_norms, grads)?;
         let d_attn = pass.project_backward(&d_o, &tape.attn_out, self.o, grads, None)?;

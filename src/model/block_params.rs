@@ -1,7 +1,7 @@
 //! The tensors of a decoder: each is declared once, by name and shape, at its place in the
 //! computation.
 //!
-//! Declaring is pure: [`ModelParams::declare`] turns an [`Architecture`] into the places of all parameters and
+//! Declaring is pure: [`Layers::declare`] turns an [`Architecture`] into the ids of all parameters and
 //! the list of tensors that a checkpoint has to hold, in the order of the forward pass.
 
 use candle_core::Tensor;
@@ -14,7 +14,8 @@ use super::architecture::{
 use super::kernels::{AttentionShape, MlaDims, RopeLayout};
 use super::parameters::ParamId;
 
-/// Added to the mean square in the norms inside latent attention, whatever the config says.
+/// Added to the mean square in the norms inside latent attention: transformers makes them without the config's
+/// value, so that the class's default counts.
 const MLA_NORM_EPS: f32 = 1e-6;
 
 /// A linear projection: all rows of a matrix, or those that belong to it in a fused one.
@@ -91,12 +92,12 @@ pub(super) struct MlaParams {
     pub dims: MlaDims,
 }
 
-/// The places of one block's parameters, and the constants that belong to them.
+/// One decoder block: the ids of its parameters, and the constants that belong to them.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct BlockParams {
+pub(super) struct Block {
     pub attn_norms: SublayerNorms,
     pub qkv: QkvParams,
-    /// Which of the architecture's rotations turns queries and keys, and which of their features.
+    /// Index into [`Architecture::ropes`], and the features of a head that it rotates.
     pub rope: Option<(usize, RopeLayout)>,
     pub attention: AttentionShape,
     pub o: Projection,
@@ -107,11 +108,11 @@ pub(super) struct BlockParams {
     pub down: Projection,
 }
 
-/// The places of a model's parameters.
+/// All that a decoder computes with: ids of its parameters, in the order of the forward pass.
 #[derive(Debug)]
-pub(super) struct ModelParams {
+pub(super) struct Layers {
     pub embedding: ParamId,
-    pub blocks: Vec<BlockParams>,
+    pub blocks: Vec<Block>,
     pub final_norm: Norm,
     /// The embedding again where the head is tied to it.
     pub lm_head: ParamId,
@@ -120,8 +121,9 @@ pub(super) struct ModelParams {
 /// Names and shapes, in the order of their declaration.
 type Tensors = Vec<(String, Vec<usize>)>;
 
-impl ModelParams {
-    /// Declares all tensors of an architecture. Returns their places, and their names and shapes.
+impl Layers {
+    /// Declares all tensors of an architecture, in the order of the forward pass, which is that of files, of sums
+    /// over parameters and of checkpoints. Returns their ids, and their names and shapes.
     pub fn declare(architecture: &Architecture) -> (Self, Tensors) {
         let hidden = architecture.hidden_size;
         let table = [architecture.vocab_size, hidden];
@@ -145,13 +147,13 @@ impl ModelParams {
             true => embedding,
             false => declare(&mut tensors, LM_HEAD, &table),
         };
-        let places = Self {
+        let layers = Self {
             embedding,
             blocks,
             final_norm,
             lm_head,
         };
-        (places, tensors)
+        (layers, tensors)
     }
 }
 
@@ -159,7 +161,7 @@ impl Architecture {
     /// Returns the name and shape of every tensor that a checkpoint of this architecture holds, in the order
     /// of the forward pass.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        ModelParams::declare(self).1
+        Layers::declare(self).1
     }
 
     /// Returns the number of parameters.
@@ -201,7 +203,7 @@ impl BlockDeclaration<'_> {
         self.norm_with(name, width, self.architecture.norm_eps)
     }
 
-    /// A norm of the residual stream, where there is one.
+    /// Declares a norm of the residual stream, where there is one.
     fn block_norm(&mut self, name: Option<&str>) -> Option<Norm> {
         name.map(|name| self.norm(name, self.architecture.hidden_size))
     }
@@ -215,7 +217,7 @@ impl BlockDeclaration<'_> {
         }
     }
 
-    /// Projections whose rows stand below each other in one matrix.
+    /// Declares projections whose rows stand below each other in one matrix.
     fn fused<const N: usize>(
         &mut self,
         name: &str,
@@ -277,7 +279,7 @@ impl BlockDeclaration<'_> {
                 norm: self.norm_with("self_attn.kv_a_layernorm", rank, MLA_NORM_EPS),
                 up: self.projection(
                     "self_attn.kv_b_proj",
-                    block.num_kv_heads * dims.own(),
+                    block.num_kv_heads * dims.kv_width(),
                     rank,
                     false,
                 ),
@@ -292,12 +294,12 @@ impl BlockDeclaration<'_> {
         }
     }
 
-    fn block(&mut self, block: &BlockConfig) -> BlockParams {
+    fn block(&mut self, block: &BlockConfig) -> Block {
         let hidden = self.architecture.hidden_size;
         const AFTER_ATTENTION: &str = "post_attention_layernorm";
         const AFTER_MLP: &str = "post_feedforward_layernorm";
         let (pre_attn, post_attn, pre_mlp, post_mlp) = match block.norms {
-            // The norm before the feed-forward layer has its name from what it stands after.
+            // Llama's name for the norm before the feed-forward layer says what it stands after.
             NormPlacement::Pre => (Some("input_layernorm"), None, Some(AFTER_ATTENTION), None),
             NormPlacement::Post => (None, Some(AFTER_ATTENTION), None, Some(AFTER_MLP)),
             NormPlacement::PreAndPost => (
@@ -350,7 +352,7 @@ impl BlockDeclaration<'_> {
         };
         let down = self.projection("mlp.down_proj", hidden, wide, bias);
         let post_mlp = self.block_norm(post_mlp);
-        BlockParams {
+        Block {
             attn_norms: SublayerNorms {
                 pre: pre_attn,
                 post: post_attn,
@@ -358,10 +360,10 @@ impl BlockDeclaration<'_> {
             qkv,
             rope: block.rope.map(|index| (index, rope_layout)),
             attention: AttentionShape {
-                heads: block.num_heads,
-                kv_heads: block.num_kv_heads,
+                num_heads: block.num_heads,
+                num_kv_heads: block.num_kv_heads,
                 head_dim: block.head_dim,
-                value_dim: block.v_head_dim,
+                v_head_dim: block.v_head_dim,
                 scale: block.score_scale,
                 soft_cap: block.score_soft_cap,
                 window: block.window,

@@ -1,8 +1,7 @@
 //! The decoder: one forward and one backward, driven by an [`Architecture`].
 //!
 //! Scorer and trainer share this code, so that a learner at step 0 computes the very log-probs that
-//! were stored for it. Shapes: `T` tokens of a batch (all rows, side by side), `H` hidden size, `V`
-//! vocabulary.
+//! were stored for it. Shapes are written as in [`super::kernels`]'s trait.
 
 use candle_core::Tensor;
 use safetensors::Dtype;
@@ -11,13 +10,13 @@ use super::Error;
 use super::architecture::{Architecture, LM_HEAD};
 use super::batch::Batch;
 use super::block::BlockTape;
-use super::block_params::ModelParams;
+use super::block_params::Layers;
 use super::device::Compute;
 use super::files::{ModelSource, OpenModel};
 use super::gradients::Gradients;
 use super::kernels::{Kernels, LmHead, LmLoss, WeightFn};
 use super::parameters::Parameters;
-use super::pass::Pass;
+use super::pass::{OTHER_TAPE, Pass};
 use crate::types::TokenId;
 
 /// Options of [`Decoder::accumulate_gradients`].
@@ -51,7 +50,7 @@ pub struct Decoder {
     name: String,
     architecture: Architecture,
     parameters: Parameters,
-    places: ModelParams,
+    layers: Layers,
     /// Dtype of the copy of a tied head that the checkpoint stores beside the embedding.
     second_head: Option<Dtype>,
 }
@@ -83,12 +82,12 @@ impl Decoder {
     /// [`Error::NotFinite`] when a weight is NaN or infinite, and when the device has not enough memory.
     pub fn from_open(model: &OpenModel, compute: &Compute) -> Result<Self, Error> {
         let (architecture, weights) = (model.architecture().clone(), model.weights());
-        let (places, tensors) = ModelParams::declare(&architecture);
+        let (layers, tensors) = Layers::declare(&architecture);
         Ok(Self {
             name: model.source().to_string(),
             parameters: Parameters::load(tensors, weights, compute)?,
             second_head: weights.dtype(LM_HEAD).filter(|_| architecture.tied_head),
-            places,
+            layers,
             architecture,
         })
     }
@@ -113,8 +112,7 @@ impl Decoder {
         &mut self.parameters
     }
 
-    /// Returns how many tokens a batch may have that is scored: as many as the device has memory set aside
-    /// for their activations.
+    /// Returns the most tokens of a scored batch: what fits the device's budget for activations.
     pub fn max_batch_tokens(&self) -> usize {
         let per_token = self.architecture.scoring_bytes_per_token().max(1);
         (self.kernels().scoring_budget_bytes() / per_token).max(1)
@@ -122,7 +120,7 @@ impl Decoder {
 
     /// Returns what a file has to hold: every parameter, and a tied head's copy if it was stored.
     pub(crate) fn stored(&self) -> impl Iterator<Item = (&str, &Tensor, Dtype)> {
-        let embedding = &self.parameters[self.places.embedding];
+        let embedding = &self.parameters[self.layers.embedding];
         let copy = self
             .second_head
             .map(|dtype| (LM_HEAD, embedding.value(), dtype));
@@ -174,7 +172,7 @@ impl Decoder {
     /// slice to fill with one weight per target. The weights are constants to the gradient.
     ///
     /// On the CPU the sums are the same, bit for bit, however rows are divided between calls, as long as
-    /// none of the [gradient chunks](super::RowLayout::grad_chunks) of all rows is.
+    /// every call begins where a [gradient chunk](super::RowLayout::grad_chunks) of all rows does.
     ///
     /// # Errors
     ///
@@ -189,7 +187,7 @@ impl Decoder {
         let batch = self.batch(rows)?;
         let (hidden, tape) = self.forward_with_tape(&batch, how.activation_checkpointing)?;
         let head = self.lm_head();
-        let d_head = gradients.sum(self.places.lm_head, head.weight)?;
+        let d_head = gradients.sum(self.layers.lm_head, head.weight)?;
         let loss = LmLoss {
             z_loss: how.z_loss,
             token_weights: &mut |outputs, weights| {
@@ -240,13 +238,13 @@ impl Decoder {
     /// Returns the output head, `[V, H]`.
     fn lm_head(&self) -> LmHead<'_> {
         LmHead {
-            weight: self.parameters.tensor(self.places.lm_head),
+            weight: self.parameters.tensor(self.layers.lm_head),
             soft_cap: self.architecture.logit_soft_cap,
         }
     }
 
     fn embed(&self, ids: &[u32]) -> Result<Tensor, Error> {
-        let table = self.parameters.tensor(self.places.embedding);
+        let table = self.parameters.tensor(self.layers.embedding);
         self.kernels()
             .embedding(table, ids, self.architecture.embedding_scale)
     }
@@ -255,10 +253,10 @@ impl Decoder {
     fn forward(&self, batch: &Batch) -> Result<Tensor, Error> {
         let pass = self.pass(batch);
         let mut x = self.embed(&batch.ids)?;
-        for block in &self.places.blocks {
+        for block in &self.layers.blocks {
             x = block.forward(x, pass)?;
         }
-        pass.norm(&x, self.places.final_norm)
+        pass.norm(&x, self.layers.final_norm)
     }
 
     /// Returns the final hidden states, normalized: `[T, H]`; and what the backward reads. With checkpointing
@@ -269,7 +267,7 @@ impl Decoder {
         checkpointing: bool,
     ) -> Result<(Tensor, Tape), Error> {
         let pass = self.pass(batch);
-        let blocks = &self.places.blocks;
+        let blocks = &self.layers.blocks;
         let mut x = self.embed(&batch.ids)?;
         let tape = if checkpointing {
             let mut inputs = Vec::with_capacity(blocks.len());
@@ -288,7 +286,7 @@ impl Decoder {
             }
             BlocksTape::Tapes(tapes)
         };
-        let hidden = pass.norm(&x, self.places.final_norm)?;
+        let hidden = pass.norm(&x, self.layers.final_norm)?;
         let tape = Tape {
             blocks: tape,
             last: x,
@@ -306,14 +304,13 @@ impl Decoder {
     ) -> Result<(), Error> {
         let pass = self.pass(batch);
         let Tape { mut blocks, last } = tape;
-        let mut dx = pass.norm_backward(d_hidden, &last, self.places.final_norm, grads, None)?;
+        let mut dx = pass.norm_backward(d_hidden, &last, self.layers.final_norm, grads, None)?;
         drop(last);
-        const TOO_SHORT: Error = Error::Internal("a tape is too short");
-        for block in self.places.blocks.iter().rev() {
+        for block in self.layers.blocks.iter().rev() {
             let tape = match &mut blocks {
-                BlocksTape::Tapes(tapes) => tapes.pop().ok_or(TOO_SHORT)?,
+                BlocksTape::Tapes(tapes) => tapes.pop().ok_or(OTHER_TAPE)?,
                 BlocksTape::Inputs(inputs) => {
-                    let x = inputs.pop().ok_or(TOO_SHORT)?;
+                    let x = inputs.pop().ok_or(OTHER_TAPE)?;
                     block.forward_with_tape(x, pass)?.1
                 }
             };
@@ -323,8 +320,8 @@ impl Decoder {
     }
 
     fn embed_backward(&self, ids: &[u32], dx: &Tensor, grads: &mut Gradients) -> Result<(), Error> {
-        let (embedding, scale) = (self.places.embedding, self.architecture.embedding_scale);
-        if self.places.lm_head == embedding {
+        let (embedding, scale) = (self.layers.embedding, self.architecture.embedding_scale);
+        if self.layers.lm_head == embedding {
             return grads.add_lookups(embedding, ids, dx, scale);
         }
         let d_table = grads.sum(embedding, self.parameters.tensor(embedding))?;

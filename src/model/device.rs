@@ -88,13 +88,9 @@ impl ComputeDevice {
         }
     }
 
-    /// Returns the kind of device, without its number: `cpu` or `cuda`.
+    /// Returns the name of its kernels, without the device's number: `cpu` or `cuda`.
     pub fn kind(&self) -> &'static str {
-        match self.location() {
-            DeviceLocation::Cpu => "cpu",
-            DeviceLocation::Cuda { .. } => "cuda",
-            DeviceLocation::Metal { .. } => "metal",
-        }
+        self.kernels.name()
     }
 
     /// Returns whether it computes in the machine's own memory, so that what is free there is a limit.

@@ -10,10 +10,12 @@ pub enum Error {
     #[error(transparent)]
     Fs(#[from] fs::Error),
     /// The path given as a model is not a folder.
-    #[error("{model} is not a model folder; give a Hugging Face directory with config.json")]
+    #[error("{model} is not a model folder; give a Hugging Face directory with config.json{hint}")]
     NotAFolder {
         /// The path as given.
         model: String,
+        /// The way out, as a line that begins with `hint:`; empty if there is none to name.
+        hint: String,
     },
     /// A file that every model has is absent.
     #[error(
@@ -25,7 +27,19 @@ pub enum Error {
         /// The absent file.
         file: String,
         /// The way out, as a line that begins with `hint:`; empty if there is none to name.
-        hint: &'static str,
+        hint: String,
+    },
+    /// A file holds something else than its name says: what stands for it elsewhere, or an error page.
+    #[error("{file} of the model {model} is {found}\nhint: {hint}")]
+    Placeholder {
+        /// The model as given.
+        model: String,
+        /// The file in it.
+        file: String,
+        /// What it is instead.
+        found: String,
+        /// The way out.
+        hint: String,
     },
     /// A JSON file of the model is not valid.
     #[error("{file} of the model {model} is not valid JSON")]
@@ -62,6 +76,16 @@ pub enum Error {
         model: String,
         /// One line each.
         problems: Vec<String>,
+    },
+    /// The tensors are there, but under other names.
+    #[error("the tensors of the model {model} {problem}\nhint: {hint}")]
+    TensorNames {
+        /// The model as given.
+        model: String,
+        /// How the names differ.
+        problem: String,
+        /// The way out.
+        hint: String,
     },
     /// A weight is NaN or infinite.
     #[error("the tensor {tensor} of the model {model} holds {value} at element {element}")]

@@ -29,13 +29,13 @@ pub use architecture::{
     Activation, Architecture, BlockConfig, LongRopeConfig, MlaConfig, NormPlacement, Projections,
     QkNorm, RopeConfig,
 };
-pub use config::SUPPORTED_MODEL_TYPES;
+pub use config::supported_model_types;
 pub use cost::{AnnealingMemory, AnnealingShape};
 pub use decoder::{Backward, Decoder};
 pub use device::{Compute, ComputeDevice, ComputeDtype, DeviceChoice};
 pub use error::Error;
 pub use files::{Builtin, ModelFile, ModelSource, ModelWeights, OpenModel};
-pub(crate) use files::{Entry, check_exportable, widened, write_tensors, write_weights};
+pub(crate) use files::{Content, Entry, check_exportable, widened, write_tensors, write_weights};
 pub use gradients::Gradients;
 pub use kernels::cpu::SCORING_ACTIVATION_BYTES;
 pub(crate) use kernels::tensor::{set_values, zeros_f32};

@@ -50,11 +50,6 @@ impl Parameter {
         self.tensor.dims()
     }
 
-    /// Returns the number of elements.
-    pub fn num_elements(&self) -> usize {
-        self.tensor.elem_count()
-    }
-
     /// Copies the elements, row-major.
     ///
     /// # Errors

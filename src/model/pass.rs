@@ -1,6 +1,6 @@
 //! Norms and projections of a decoder's parameters, forward and backward.
 //!
-//! `T` tokens of a batch (all rows, side by side), `H` hidden size.
+//! Shapes are written as in [`super::kernels`]'s trait.
 
 use candle_core::Tensor;
 
@@ -10,6 +10,9 @@ use super::block_params::{LowRank, Norm, Projection, SublayerNorms};
 use super::gradients::Gradients;
 use super::kernels::{Kernels, RmsNorm};
 use super::parameters::Parameters;
+
+/// A tape that does not fit the block it is given to.
+pub(super) const OTHER_TAPE: Error = Error::Internal("a tape of another kind of block");
 
 /// One pass over a batch: the kernels that compute, the parameters, the batch.
 #[derive(Clone, Copy)]
@@ -21,8 +24,8 @@ pub(super) struct Pass<'a> {
 
 /// Values inside a [`LowRank`]: before and after its norm.
 pub(super) struct LowRankTape {
-    raw: Tensor,
-    normed: Tensor,
+    raw: Tensor,    // [T, rank]
+    normed: Tensor, // [T, rank]
 }
 
 impl<'a> Pass<'a> {
@@ -35,6 +38,7 @@ impl<'a> Pass<'a> {
         }
     }
 
+    /// Normalizes `x` `[T, H]`.
     pub fn norm(self, x: &Tensor, n: Norm) -> Result<Tensor, Error> {
         self.kernels.rms_norm(x, self.rms_norm(n))
     }
@@ -55,6 +59,7 @@ impl<'a> Pass<'a> {
             .rms_norm_backward(dy, x, norm, layout, &d_w, accumulate_into)
     }
 
+    /// Projects `x` `[T, in]` to `[T, out]`.
     pub fn project(self, x: &Tensor, p: Projection) -> Result<Tensor, Error> {
         let w = p.of(self.parameters.tensor(p.weight))?;
         let b = p.bias.map(|bias| p.of(self.parameters.tensor(bias)));
@@ -82,6 +87,7 @@ impl<'a> Pass<'a> {
             .linear_backward_input(dy, &p.of(w)?, accumulate_into)
     }
 
+    /// Projects `x` `[T, in]` to `[T, rank]`, normalizes, and projects to `[T, out]`.
     pub fn low_rank(self, x: &Tensor, p: LowRank) -> Result<(Tensor, LowRankTape), Error> {
         let raw = self.project(x, p.down)?;
         let normed = self.norm(&raw, p.norm)?;
@@ -128,21 +134,21 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Returns the gradient of `x` in `x + sublayer(pre_norm(x))`: `dy` of the sum, with what came through
-    /// the sublayer, `d_in`, added.
+    /// Returns the gradient of `x` in `x + sublayer(pre_norm(x))`: that of the sum, `accumulate_into`, with what
+    /// came through the sublayer, `dy`, added.
     pub fn pre_norm_backward(
         self,
-        d_in: &Tensor,
+        dy: &Tensor,
         x: &Tensor,
         norms: SublayerNorms,
         grads: &mut Gradients,
-        dy: Tensor,
+        accumulate_into: Tensor,
     ) -> Result<Tensor, Error> {
         match norms.pre {
-            Some(norm) => self.norm_backward(d_in, x, norm, grads, Some(dy)),
+            Some(norm) => self.norm_backward(dy, x, norm, grads, Some(accumulate_into)),
             None => {
-                self.kernels.add_assign(&dy, d_in)?;
-                Ok(dy)
+                self.kernels.add_assign(&accumulate_into, dy)?;
+                Ok(accumulate_into)
             }
         }
     }
@@ -170,7 +176,8 @@ impl<'a> Pass<'a> {
     ) -> Result<Tensor, Error> {
         match (norms.post, raw) {
             (Some(norm), Some(raw)) => self.norm_backward(dy, raw, norm, grads, None),
-            _ => Ok(dy.clone()),
+            (None, None) => Ok(dy.clone()),
+            _ => Err(OTHER_TAPE),
         }
     }
 }

@@ -1,17 +1,15 @@
 //! Queries, keys and values of a block, ready for the attention: by a projection each, or by multi-head
 //! latent attention (DeepSeek-V2, arXiv 2405.04434).
 //!
-//! `T` tokens of a batch (all rows, side by side), `H` hidden size.
+//! Shapes are written as in [`super::kernels`]'s trait.
 
 use candle_core::Tensor;
 
 use super::Error;
-use super::block_params::{BlockParams, MlaQuery, Norm, QkvParams};
+use super::block_params::{Block, MlaQuery, Norm, QkvParams};
 use super::gradients::Gradients;
 use super::kernels::{Rope, RopeDirection, RopeLayout};
-use super::pass::{LowRankTape, Pass};
-
-const OTHER_TAPE: Error = Error::Internal("a tape of another kind of attention");
+use super::pass::{LowRankTape, OTHER_TAPE, Pass};
 
 /// Everything that the backward of the projections reads of their forward.
 pub(super) enum QkvTape {
@@ -23,7 +21,7 @@ pub(super) enum QkvTape {
 
 impl<'a> Pass<'a> {
     /// Returns the rotation of queries and keys in a block, where there is one.
-    fn rope(self, p: &BlockParams) -> Result<Option<Rope<'a>>, Error> {
+    fn rope(self, p: &Block) -> Result<Option<Rope<'a>>, Error> {
         let Some((index, layout)) = p.rope else {
             return Ok(None);
         };
@@ -64,8 +62,9 @@ impl<'a> Pass<'a> {
                     .norm_rope_backward(dy, raw, norm, rope, layout, &d_w)
             }
             (Some(norm), Some(raw), None) => self.norm_backward(&dy, raw, norm, grads, None),
-            (_, _, Some(rope)) => self.kernels.rope(dy, rope, RopeDirection::Backward),
-            (_, _, None) => Ok(dy),
+            (None, None, Some(rope)) => self.kernels.rope(dy, rope, RopeDirection::Backward),
+            (None, None, None) => Ok(dy),
+            _ => Err(OTHER_TAPE),
         }
     }
 }
@@ -75,7 +74,7 @@ fn with_layout(rope: Option<Rope<'_>>, layout: RopeLayout) -> Option<Rope<'_>> {
     rope.map(|rope| Rope { layout, ..rope })
 }
 
-impl BlockParams {
+impl Block {
     /// Returns queries, keys and values of `x` `[T, H]`, and what the backward reads.
     pub(super) fn qkv(
         &self,
@@ -85,6 +84,7 @@ impl BlockParams {
         let rope = pass.rope(self)?;
         match self.qkv {
             QkvParams::Direct { q, k, v, qk_norms } => {
+                // First, so that raw queries and keys are not in memory any longer than they have to be.
                 let v = pass.project(x, v)?;
                 let (q, k) = (pass.project(x, q)?, pass.project(x, k)?);
                 let (q_norm, k_norm) = qk_norms.unzip();

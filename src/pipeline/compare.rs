@@ -87,7 +87,10 @@ pub fn compare(
         z_loss: None,
     };
     let open = |path: &PathBuf| -> Result<OpenModel> {
-        let model = OpenModel::open(&ModelSource::Directory(path.clone()))?;
+        let model = OpenModel::open_ignoring(
+            &ModelSource::Directory(path.clone()),
+            &set.manifest().plan.ignored_config_fields,
+        )?;
         check_tokenizer(&model, &options.weights, manifest)?;
         let positions = model.architecture().max_position_embeddings;
         check_positions(&model, longest_row(&set, positions)?)?;

@@ -1,17 +1,21 @@
 //! Estimates a run of remit-score: its files and parts; and its tokens, bytes and time, from a few rows that are
 //! encoded, scored and written to memory.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use serde::Serialize;
 
-use super::score::{Prepared, ScoreOptions, compare_plan, missing_parts, shard_options};
+use super::score::{
+    Prepared, ScoreOptions, compare_plan, is_one_model, missing_parts, shard_options,
+};
 use super::stages::RowScorer;
-use super::{Progress, StopFlag};
+use super::{Progress, StopFlag, signals};
 use crate::corpus::Part;
 use crate::fs::{self, Digest};
 use crate::pack::PackStats;
+use crate::shard::statistics::Accumulator;
 use crate::shard::write::ShardWriter;
 use crate::tokenize::DocumentTokens;
 use crate::types::Row;
@@ -106,6 +110,15 @@ pub fn run(options: &ScoreOptions, stop: &StopFlag, progress: &dyn Progress) -> 
         CALIBRATION.as_secs()
     ));
     let measured = calibrate(options, &scorer, rows, stop)?;
+    let formula = prepared.plan.formula;
+    let signals = signals::of_statistics(
+        &measured.statistics.statistics(&options.shards.formula),
+        &BTreeMap::new(),
+        formula.as_ref(),
+        prepared.models.vocab_size,
+        is_one_model(&prepared.plan),
+    );
+    signals::report(&signals, options.strict, progress)?;
 
     let size = |parts: &mut dyn Iterator<Item = &Part>| {
         parts.fold(0, |sum: u64, part| sum.saturating_add(part.size_bytes))
@@ -138,6 +151,8 @@ struct Measured {
     bytes_per_token: f64,
     /// Bytes of a shard without rows.
     bytes_per_shard: u64,
+    /// Log-probs and weights of the rows.
+    statistics: Accumulator,
 }
 
 /// Scores rows until the time is over, and writes them to memory. Rows are taken from all over the
@@ -159,6 +174,7 @@ fn calibrate(
     strides.into_iter().for_each(|rows| order.extend(rows));
 
     let mut writer = ShardWriter::new(Vec::new(), shard_options(options, Digest::of(b"")))?;
+    let mut statistics = Accumulator::default();
     let (mut tokens, mut timed_tokens) = (0_u64, 0_u64);
     let mut timed = Duration::ZERO;
     let mut batch: Vec<Row> = Vec::new();
@@ -186,6 +202,7 @@ fn calibrate(
         batch_tokens = 0;
         for row in &scored {
             writer.push(row)?;
+            statistics.add(row, &options.shards.formula);
         }
         if timed >= CALIBRATION {
             break;
@@ -200,5 +217,6 @@ fn calibrate(
             .then(|| timed_tokens as f64 / seconds),
         bytes_per_token: bytes.len().saturating_sub(empty.len()) as f64 / tokens.max(1) as f64,
         bytes_per_shard: empty.len() as u64,
+        statistics,
     })
 }

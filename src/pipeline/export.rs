@@ -11,7 +11,7 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 
 use super::inspect::tokenizer_of_set;
-use super::{Progress, StopFlag, Usage, refuse_inside_set};
+use super::{Progress, StopFlag, Usage, refuse_below_a_set, refuse_inside_set};
 use crate::fs::{self, AtomicFile};
 use crate::model::ModelSource;
 use crate::shard::manifest::Manifest;
@@ -31,8 +31,8 @@ pub struct ExportOptions {
     pub tokenizer: Option<ModelSource>,
 }
 
-/// Tokens as columns. Of the first position of a row `rl_logprob` and `base_logprob` are null and
-/// `weight` is 0, as in the shards.
+/// Tokens as columns. Of the first position of a row, and of others that are no targets, `rl_logprob` and
+/// `base_logprob` are null and `weight` is 0, as in the shards.
 #[derive(Default)]
 struct Tokens {
     row_id: Vec<u64>,
@@ -65,6 +65,7 @@ pub fn tokens(options: &ExportOptions, stop: &StopFlag, progress: &dyn Progress)
     };
     let manifest = Manifest::load(&options.set)?;
     refuse_inside_set(path, &options.set)?;
+    refuse_below_a_set(path)?;
     let exists = || {
         Usage(format!(
             "{} exists already\nhint: remove it, or give another name",
@@ -129,13 +130,16 @@ impl Tokens {
                 tokens.input_id.push(*id);
             }
             tokens.rl_logprob.push(None);
-            tokens
-                .rl_logprob
-                .extend(row.rl_logprobs.iter().copied().map(Some));
+            let of_targets = |values: &[f32]| -> Vec<Option<f32>> {
+                let values = values.iter().enumerate();
+                values
+                    .map(|(index, value)| row.is_target(index).then_some(*value))
+                    .collect()
+            };
+            tokens.rl_logprob.extend(of_targets(&row.rl_logprobs));
             if let Some((base, weight)) = &mut tokens.base {
-                let stored = row.base_logprobs.iter().flatten();
                 base.push(None);
-                base.extend(stored.copied().map(Some));
+                base.extend(of_targets(row.base_logprobs.as_deref().unwrap_or_default()));
                 weight.push(0.0);
                 weight.extend(row.weights.iter().flatten());
             }

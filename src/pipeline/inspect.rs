@@ -12,7 +12,7 @@ use super::special::TokenizerSource;
 use super::tokenizer::tokenizer_in;
 use super::{BadInput, Progress, Usage};
 use crate::demo;
-use crate::model::{AnnealingShape, Architecture, ComputeDtype, ModelSource, OpenModel};
+use crate::model::{self, AnnealingShape, Architecture, ComputeDtype, ModelSource, OpenModel};
 use crate::shard;
 use crate::shard::manifest::Manifest;
 use crate::shard::read::ShardFile;
@@ -227,11 +227,19 @@ pub struct ModelReport {
     pub architecture: Architecture,
     /// `model_type` of config.json.
     pub model_type: String,
+    /// `model_type` of the text part, if it is a multimodal model.
+    pub text_model_type: Option<String>,
+    /// Longest context, in tokens.
+    pub max_position_embeddings: usize,
+    /// Why no weights could be looked at: the folder has none yet. Everything that follows from config.json is known.
+    pub weights_problem: Option<String>,
+    /// Fields of config.json that were not understood, and accepted by name.
+    pub ignored_config_fields: Vec<String>,
     /// Weight files and their bytes.
     pub files: Vec<(String, u64)>,
     /// Dtypes of the stored tensors.
     pub dtypes: String,
-    /// Number of tensors that the architecture asks for; all are there.
+    /// Number of tensors that the architecture asks for; all are there, unless there are no weights.
     pub num_tensors: usize,
     /// Every value was read and is finite.
     pub values_checked: bool,
@@ -266,7 +274,7 @@ pub struct ModelReport {
 }
 
 /// Describes a model. Of the weights only headers are read, and both copies of a tied head that is
-/// stored twice, unless `check_values` is set.
+/// stored twice, unless `check_values` is set. A folder without weights is described by its config.json.
 ///
 /// # Errors
 ///
@@ -276,11 +284,30 @@ pub fn model(
     source: &ModelSource,
     seq_len: Option<usize>,
     check_values: bool,
+    ignored: &[String],
 ) -> Result<ModelReport> {
-    let model = OpenModel::open(source)?;
-    let (architecture, weights) = (model.architecture(), model.weights());
-    if check_values {
-        weights.check_values(architecture)?;
+    let opened = OpenModel::open_ignoring(source, ignored);
+    let (opened, weights_problem) = match opened {
+        Err(model::Error::MissingFile { file, hint, .. })
+            if !check_values && file == "model.safetensors" && hint.is_empty() =>
+        {
+            (None, Some(format!("there is no {file}")))
+        }
+        opened => (Some(opened?), None),
+    };
+    let from_config;
+    let (architecture, ignored_config_fields) = match &opened {
+        Some(model) => (model.architecture(), model.ignored_fields().to_vec()),
+        None => {
+            let config = source.require("config.json")?;
+            from_config = Architecture::from_json_ignoring(&config, &source.to_string(), ignored)?;
+            (&from_config.0, from_config.1.clone())
+        }
+    };
+    if let Some(model) = &opened
+        && check_values
+    {
+        model.weights().check_values(architecture)?;
     }
     let longest = architecture.max_position_embeddings;
     let seq_len = match seq_len {
@@ -297,7 +324,11 @@ pub fn model(
     let parameters = architecture.num_parameters();
     let embedding = architecture.vocab_size as u64 * architecture.hidden_size as u64;
     let forward = architecture.forward_flops_per_token(seq_len);
-    let tokenizer = TokenizerSource::of(&model).and_then(|source| {
+    let tokenizer = match &opened {
+        Some(model) => TokenizerSource::of(model),
+        None => TokenizerSource::in_folder(source),
+    };
+    let tokenizer = tokenizer.and_then(|source| {
         let tokens = source.document_tokens(AddToken::Auto, AddToken::Auto)?;
         Ok((source.tokenizer, tokens))
     });
@@ -313,12 +344,22 @@ pub fn model(
         .map(|(tokenizer, _)| tokenizer.warnings().to_vec());
     Ok(ModelReport {
         model: source.to_string(),
-        model_type: architecture.model_type.clone(),
-        files: weights
-            .files()
+        model_type: architecture.outer_model_type().to_owned(),
+        text_model_type: architecture
+            .multimodal
+            .is_some()
+            .then(|| architecture.model_type.clone()),
+        max_position_embeddings: longest,
+        weights_problem,
+        ignored_config_fields,
+        files: opened
+            .iter()
+            .flat_map(|model| model.weights().files())
             .map(|(name, bytes)| (name.to_owned(), bytes))
             .collect(),
-        dtypes: weights.dtype_names(),
+        dtypes: opened
+            .as_ref()
+            .map_or_else(String::new, |model| model.weights().dtype_names()),
         num_tensors: architecture.tensors().len(),
         values_checked: check_values,
         parameters,

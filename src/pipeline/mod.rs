@@ -7,6 +7,7 @@ pub mod estimate;
 pub mod export;
 pub mod inspect;
 pub mod score;
+mod signals;
 mod special;
 pub mod stages;
 mod tokenizer;
@@ -17,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::fs;
 use crate::model::{self, OpenModel};
+use crate::shard::layout::DESCRIPTION_DIR;
 
 /// Receives progress.
 pub trait Progress: Sync {
@@ -29,7 +31,7 @@ pub trait Progress: Sync {
     fn finish(&self);
     /// Shows a line of its own.
     fn note(&self, line: &str);
-    /// Shows a warning, which everyone should see.
+    /// Shows a warning that everyone should see.
     fn warn(&self, line: &str);
 }
 
@@ -88,6 +90,19 @@ fn refuse_inside_set(output: &Path, set: &Path) -> anyhow::Result<()> {
         .into());
     }
     Ok(())
+}
+
+/// Refuses an output below the folder of any set: readers of that folder would take it for shards.
+fn refuse_below_a_set(output: &Path) -> anyhow::Result<()> {
+    match fs::folder_above_with(output, DESCRIPTION_DIR)? {
+        None => Ok(()),
+        Some(set) => Err(Usage(format!(
+            "{} lies in {}, the folder of a set, whose readers would take it for shards\nhint: write it elsewhere",
+            output.display(),
+            set.display()
+        ))
+        .into()),
+    }
 }
 
 /// Parses a JSON file of a model; `None` when it has none of that name.

@@ -74,11 +74,13 @@ impl<'a> Columns<'a> {
             position: 0,
         };
         let source = self.source.get(i).ok_or(missing(columns::SOURCE))?;
+        let (rl_logprobs, target_mask) = log_probs(self.rl_logprob, i, columns::RL_LOGPROB)?;
         let base = self.base.map(|(base, weight)| {
-            Ok((
-                after_first(base, i, columns::BASE_LOGPROB, None)?,
-                after_first(weight, i, columns::WEIGHT, Some(0.0))?,
-            ))
+            let (base, mask) = log_probs(base, i, columns::BASE_LOGPROB)?;
+            if mask != target_mask {
+                return Err(RowProblem::Masks);
+            }
+            Ok((base, after_first(weight, i, columns::WEIGHT)?))
         });
         let (base_logprobs, weights) = base.transpose()?.unzip();
         Ok(StoredRow {
@@ -88,9 +90,10 @@ impl<'a> Columns<'a> {
                 doc_index: scalar(self.doc_index, i).ok_or(missing(columns::DOC_INDEX))?,
                 doc_starts: values::<UInt32Type>(self.doc_starts, i, columns::DOC_STARTS, 0)?,
                 input_ids: values::<UInt32Type>(self.input_ids, i, columns::INPUT_IDS, 0)?,
-                rl_logprobs: after_first(self.rl_logprob, i, columns::RL_LOGPROB, None)?,
+                rl_logprobs,
                 base_logprobs,
                 weights,
+                target_mask,
             },
         })
     }
@@ -123,21 +126,43 @@ fn values<T: ArrowPrimitiveType>(
         .unwrap_or_default())
 }
 
-/// The values of the targets; the first of the list has to be `first`, or null.
-fn after_first(
-    lists: &ListArray,
-    i: usize,
-    column: &'static str,
-    first: Option<f32>,
-) -> Result<Vec<f32>, RowProblem> {
+/// The values after the first, which has to be 0.
+fn after_first(lists: &ListArray, i: usize, column: &'static str) -> Result<Vec<f32>, RowProblem> {
     let targets = values::<Float32Type>(lists, i, column, 1)?;
     let list = lists.value(i);
     let list = list
         .as_primitive_opt::<Float32Type>()
         .ok_or(RowProblem::FirstValue(column))?;
-    let found = scalar(list, 0);
-    if list.is_empty() || found.map(f32::to_bits) != first.map(f32::to_bits) {
+    if scalar(list, 0).map(f32::to_bits) != Some(0.0_f32.to_bits()) {
         return Err(RowProblem::FirstValue(column));
     }
     Ok(targets)
+}
+
+/// The values after the first, which has to be null, and which of them are there, unless all are; the others are 0.
+#[expect(clippy::type_complexity, reason = "values, and which of them count")]
+fn log_probs(
+    lists: &ListArray,
+    i: usize,
+    column: &'static str,
+) -> Result<(Vec<f32>, Option<Vec<bool>>), RowProblem> {
+    let null = RowProblem::Null {
+        column,
+        position: 0,
+    };
+    if i >= lists.len() || lists.is_null(i) {
+        return Err(null);
+    }
+    let list = lists.value(i);
+    let list = list.as_primitive_opt::<Float32Type>().ok_or(null)?;
+    if list.is_empty() || list.is_valid(0) {
+        return Err(RowProblem::FirstValue(column));
+    }
+    if list.null_count() == 1 {
+        let values = list.values().get(1..).unwrap_or_default();
+        return Ok((values.to_vec(), None));
+    }
+    let values = (1..list.len()).map(|at| scalar(list, at).unwrap_or(0.0));
+    let is_there = (1..list.len()).map(|at| list.is_valid(at));
+    Ok((values.collect(), Some(is_there.collect())))
 }

@@ -52,7 +52,7 @@ pub fn read(dir: &Path, what: Description) -> Result<Option<Found>, Error> {
             return Err(Error::Damaged {
                 path,
                 reason: format!(
-                    "{} is there too, and a set has one {}",
+                    "{} is there too, and a set has one {}; were two workers started with different --format?",
                     first.path.display(),
                     what.name()
                 ),

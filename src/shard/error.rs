@@ -36,10 +36,12 @@ pub enum Error {
         dir: PathBuf,
     },
     /// The folder holds no set.
-    #[error("{} has no {DESCRIPTION_DIR}/manifest, so it is not a set of shards\nhint: remit-score INPUT -o DIR makes one", dir.display())]
+    #[error("{} has no {DESCRIPTION_DIR}/manifest, so it is not a set of shards\nhint: {hint}", dir.display())]
     NoManifest {
         /// The folder.
         dir: PathBuf,
+        /// What it is instead, if that can be told, and the way out.
+        hint: String,
     },
     /// The folder holds a set that is not finished.
     #[error("the set in {} is not finished: it has a plan in {DESCRIPTION_DIR}/, but no manifest yet\nhint: run the same remit-score command again to finish it", dir.display())]
@@ -54,7 +56,7 @@ pub enum Error {
         dir: PathBuf,
     },
     /// Shards were to be added to a set of version 1.
-    #[error("{} holds a set of version 1 of the format, which this remit reads, but does not add to\nhint: give another -o, or complete it with the remit that began it", dir.display())]
+    #[error("{} holds a set of version 1 of the format, which this remit reads, but does not add to\nhint: a finished set needs nothing more, remit-anneal trains on it as it is; else give another -o, or finish it with the remit that began it", dir.display())]
     Version1 {
         /// The folder.
         dir: PathBuf,

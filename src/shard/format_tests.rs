@@ -190,7 +190,7 @@ fn a_damaged_shard_of_either_format_is_an_error_or_keeps_the_rules() {
 fn put_unsynced(dir: &Path, format: ShardFormat, bytes: &[u8]) -> PathBuf {
     let path = dir.join("damaged").with_extension(format.extension());
     let mut log = fs::Log::open(&path).unwrap();
-    log.go_on_at(0).unwrap();
+    log.resume_at(0).unwrap();
     log.append(bytes).unwrap();
     path
 }

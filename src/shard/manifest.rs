@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Error;
 use super::description;
 use super::json::{check_version, content_digest};
-use super::layout::{Description, shard_name};
+use super::layout::{DESCRIPTION_DIR, Description, shard_name};
 use super::plan::{FORMAT_VERSION, Plan};
 use super::statistics::Statistics;
 use super::version1;
@@ -45,9 +45,9 @@ pub struct RejectsEntry {
     pub file: String,
     /// Records in it.
     pub records: u64,
-    /// Size of the file.
+    /// Size of the list as text, without the file around it.
     pub size_bytes: u64,
-    /// Digest of the file.
+    /// Digest of that text.
     pub blake3: Digest,
 }
 
@@ -69,6 +69,34 @@ pub struct Manifest {
     pub totals: Statistics,
     /// Numbers by source; a row counts for the source of its first token.
     pub sources: BTreeMap<String, Statistics>,
+}
+
+/// Tells what a folder is that holds no set, and what to do with it.
+fn hint_of_no_set(dir: &Path) -> String {
+    let has = |name: &str| fs::exists(&dir.join(name)).unwrap_or(false);
+    let shown = dir.display();
+    if has("config.json") {
+        let of_run = if has("run.json") {
+            " that remit-anneal made"
+        } else {
+            ""
+        };
+        return format!(
+            "it is a model{of_run}: remit-inspect model {shown} describes it, and remit-inspect compare A B --weights SET \
+             measures losses of two"
+        );
+    }
+    if has("run.json") {
+        return "it is a run of remit-anneal that is not finished; the same command, run again, resumes it".to_owned();
+    }
+    let below = fs::list(dir)
+        .unwrap_or_default()
+        .into_iter()
+        .find(|name| fs::is_dir(&dir.join(name).join(DESCRIPTION_DIR)).unwrap_or(false));
+    match below {
+        Some(name) => format!("there is a set further down: {}", dir.join(name).display()),
+        None => "remit-score INPUT -o DIR makes one".to_owned(),
+    }
 }
 
 impl Manifest {
@@ -93,7 +121,8 @@ impl Manifest {
         } else if version1::is_present(&dir)? {
             Error::Version1Unfinished { dir }
         } else {
-            Error::NoManifest { dir }
+            let hint = hint_of_no_set(&dir);
+            Error::NoManifest { dir, hint }
         })
     }
 

@@ -105,6 +105,12 @@ pub struct Plan {
     /// Key or column that held the text, or token ids; null for the default, which is one thing more than
     /// its first choice: where a record has none of that name, another is taken.
     pub text_field: Option<String>,
+    /// Digest of the chat template and what it is given, where the corpus may hold messages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<Digest>,
+    /// Date that the chat template is told, where it asks for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_date: Option<String>,
     /// Documents of fewer tokens were left out.
     pub min_tokens: u64,
     /// Documents after this many were left out; null for all.
@@ -119,6 +125,12 @@ pub struct Plan {
     pub separator: Option<TokenId>,
     /// Target size of a part, bytes.
     pub part_bytes: u64,
+    /// Endings of files that were taken for text besides .txt and .md.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub text_ext: Vec<String>,
+    /// Fields of config.json of the models that were not understood, and accepted by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ignored_config_fields: Vec<String>,
     /// Number of parts, which is the number of shards.
     pub num_parts: u32,
     /// The files, in byte order of their sources.
@@ -203,9 +215,11 @@ impl Plan {
             return vec!["the plans can't be compared".to_owned()];
         };
         let mut lines = Vec::new();
-        for field in mine.keys().chain(theirs.keys()).collect::<BTreeSet<_>>() {
-            let of = |plan: &Map<String, Value>| plan.get(field).cloned().unwrap_or_default();
-            let (mine, theirs) = (&of(&mine), &of(&theirs));
+        // A setting with its default may be left out of either.
+        let fields: BTreeSet<&String> = mine.keys().chain(theirs.keys()).collect();
+        for field in fields {
+            let value = |plan: &Map<String, Value>| plan.get(field).cloned().unwrap_or_default();
+            let (mine, theirs) = (&value(&mine), &value(&theirs));
             match field.as_str() {
                 "corpus" => lines.extend(corpus_difference(&self.corpus, &other.corpus)),
                 _ => compare(field, mine, theirs, &mut lines),

@@ -194,6 +194,29 @@ pub enum RowProblem {
         /// The id that was found.
         found: u64,
     },
+    /// The two log-probs disagree on which positions are targets.
+    #[error("rl_logprob and base_logprob are not null at the same positions")]
+    Masks,
+    /// A mask has another length than the row, says nothing, or leaves no target.
+    #[error(
+        "the mask of its targets has {found} values, {targets} of them true; expected {expected}, some of both"
+    )]
+    Mask {
+        /// Positions after the first.
+        expected: usize,
+        /// Values of the mask.
+        found: usize,
+        /// Those that are true.
+        targets: usize,
+    },
+    /// A position that is no target has a weight.
+    #[error("weight at position {position} is {value}; this is no target, so it has to be 0")]
+    WeightOfNone {
+        /// Position in the row.
+        position: usize,
+        /// The value.
+        value: f32,
+    },
     /// Base log-probs without weights or the other way round.
     #[error("base log-probs and weights come together or not at all")]
     HalfScored,
@@ -216,6 +239,24 @@ pub fn validate(row: &ScoredRow) -> Result<(), RowProblem> {
             });
         }
         last = Some(start);
+    }
+    if let Some(mask) = &row.target_mask {
+        let targets = row.num_targets();
+        if mask.len() != len - 1 || targets == 0 || targets == mask.len() {
+            return Err(RowProblem::Mask {
+                expected: len - 1,
+                found: mask.len(),
+                targets,
+            });
+        }
+        let mut weights = row.weights.iter().flatten().zip(mask);
+        if let Some(at) = weights.position(|(weight, is_target)| !is_target && *weight != 0.0) {
+            let value = row.weights.as_ref().and_then(|weights| weights.get(at));
+            return Err(RowProblem::WeightOfNone {
+                position: at + 1,
+                value: value.copied().unwrap_or(f32::NAN),
+            });
+        }
     }
     log_probs(columns::RL_LOGPROB, &row.rl_logprobs, len - 1)?;
     match (&row.base_logprobs, &row.weights) {

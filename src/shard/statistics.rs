@@ -3,6 +3,7 @@
 //! Sums are f64 and are taken in row order within a shard, shard after shard, so they come out the
 //! same in every run. Quantiles are read off a histogram of [`WEIGHT_BINS`] bins between the bounds.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -87,6 +88,7 @@ struct WeightSums {
 impl Accumulator {
     /// Adds a row; `formula` is the one its weights were made with.
     pub fn add(&mut self, row: &ScoredRow, formula: &WeightFormula) {
+        // Of what is no target, the value is 0.
         let sum = |values: &[f32]| values.iter().map(|v| f64::from(*v)).sum::<f64>();
         self.rows += 1;
         self.tokens += row.num_tokens() as u64;
@@ -94,6 +96,13 @@ impl Accumulator {
         self.rl_sum += sum(&row.rl_logprobs);
         self.base_sum += row.base_logprobs.as_deref().map_or(0.0, sum);
         let Some(weights) = &row.weights else { return };
+        let weights: Cow<'_, [f32]> = match &row.target_mask {
+            None => Cow::Borrowed(weights),
+            Some(mask) => {
+                let targets = weights.iter().zip(mask).filter(|(_, is)| **is);
+                targets.map(|(weight, _)| *weight).collect()
+            }
+        };
         let sums = self.weights.get_or_insert_with(|| WeightSums {
             sum: 0.0,
             min: f32::INFINITY,
@@ -104,7 +113,7 @@ impl Accumulator {
         });
         let (lower, upper) = formula.bounds();
         let scale = f32::from(WEIGHT_BINS) / (upper - lower).max(f32::MIN_POSITIVE);
-        for &weight in weights {
+        for &weight in weights.iter() {
             sums.sum += f64::from(weight);
             sums.min = sums.min.min(weight);
             sums.max = sums.max.max(weight);
@@ -112,7 +121,7 @@ impl Accumulator {
             let bin = ((weight - lower) * scale) as u16;
             *sums.bins.entry(bin.min(WEIGHT_BINS - 1)).or_default() += 1;
         }
-        let (at_lower, at_upper) = formula.at_bounds(weights);
+        let (at_lower, at_upper) = formula.at_bounds(&weights);
         sums.at_lower += at_lower as u64;
         sums.at_upper += at_upper as u64;
     }

@@ -11,7 +11,7 @@ use super::write::{ShardOptions, ShardWriter};
 use super::{Error, ErrorKind};
 use crate::fs::{self, Digest};
 use crate::pack::{PackStats, Packing};
-use crate::types::{OnBadRecord, ScoredRow, round_mantissa};
+use crate::types::{OnBadRecord, Row, ScoredRow, round_mantissa};
 use proptest::prelude::*;
 
 /// The manifest of a set of Parquet shards.
@@ -31,6 +31,7 @@ pub(super) fn row(first_id: u32, len: usize, has_base: bool) -> ScoredRow {
         rl_logprobs: log_probs(0.1),
         base_logprobs: has_base.then(|| log_probs(0.2)),
         weights: has_base.then(|| vec![1.0; len - 1]),
+        target_mask: None,
     }
 }
 
@@ -92,7 +93,11 @@ pub(super) fn plan(num_parts: u32) -> Plan {
         format: ShardFormat::Parquet,
         text_field: None,
         part_bytes: 1,
+        text_ext: Vec::new(),
+        ignored_config_fields: Vec::new(),
         min_tokens: 0,
+        chat_template: None,
+        chat_date: None,
         limit_docs: None,
         on_bad_record: OnBadRecord::Fail,
         max_record_bytes: 1 << 24,
@@ -126,15 +131,19 @@ pub(super) fn arbitrary_row(has_base: bool) -> impl Strategy<Value = ScoredRow> 
         let weights = proptest::collection::vec(0.8_f32..1.2, len - 1);
         let ids = proptest::collection::vec(any::<u32>(), len);
         let starts = proptest::collection::btree_set(0..len as u32, 0..4);
-        (floats(), floats(), weights, ids, starts).prop_map(
-            move |(rl, base, weights, ids, starts)| ScoredRow {
-                source: source.as_str().into(),
-                doc_index,
-                doc_starts: starts.into_iter().collect(),
-                input_ids: ids,
-                rl_logprobs: rl,
-                base_logprobs: has_base.then_some(base),
-                weights: has_base.then_some(weights),
+        let mask = proptest::option::of(proptest::collection::vec(any::<bool>(), len - 1));
+        (floats(), floats(), weights, ids, starts, mask).prop_map(
+            move |(rl, base, weights, ids, starts, mask)| {
+                let mask = mask.filter(|mask| mask.contains(&true) && mask.contains(&false));
+                let row = Row {
+                    source: source.as_str().into(),
+                    doc_index,
+                    doc_starts: starts.into_iter().collect(),
+                    input_ids: ids,
+                    loss_mask: mask.map(|mask| [vec![true], mask].concat()),
+                };
+                let (base, weights) = (has_base.then_some(base), has_base.then_some(weights));
+                row.scored(rl, base, weights)
             },
         )
     })
@@ -360,6 +369,20 @@ fn rows_that_break_a_rule_are_not_written() {
             "weight at position 1 is inf",
             Box::new(|r| {
                 r.weights.as_mut().unwrap()[0] = f32::INFINITY;
+            }),
+        ),
+        (
+            "the mask of its targets has 2 values",
+            Box::new(|r| r.target_mask = Some(vec![true, false])),
+        ),
+        (
+            "the mask of its targets has 9 values, 0 of them true",
+            Box::new(|r| r.target_mask = Some(vec![false; 9])),
+        ),
+        (
+            "weight at position 3 is 1; this is no target",
+            Box::new(|r| {
+                r.target_mask = Some((0..9).map(|i| i != 2).collect());
             }),
         ),
         ("doc_starts is not", Box::new(|r| r.doc_starts = vec![3, 3])),

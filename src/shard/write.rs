@@ -85,6 +85,7 @@ pub fn round_log_probs(log_probs: &mut [f32]) {
 ///     rl_logprobs: vec![-1.5],
 ///     base_logprobs: None,
 ///     weights: None,
+///     target_mask: None,
 /// })?;
 /// let (bytes, counts) = writer.finish(&PackStats::default())?;
 /// assert_eq!((counts.rows, counts.tokens, counts.targets), (1, 2, 1));
@@ -250,11 +251,12 @@ impl Group {
             (row.weights.as_ref(), Some(0.0)),
         ];
         for (builder, (values, first)) in self.floats.iter_mut().zip(columns) {
+            // As the first position, so all that are no targets.
             builder.values().append_option(first);
-            for &value in values.into_iter().flatten() {
-                builder
-                    .values()
-                    .append_value(if exact { value } else { round_mantissa(value) });
+            for (index, &value) in values.into_iter().flatten().enumerate() {
+                let value = if exact { value } else { round_mantissa(value) };
+                let value = row.is_target(index).then_some(value);
+                builder.values().append_option(value.or(first));
             }
             builder.append(true);
         }

@@ -53,6 +53,32 @@ pub enum Error {
         /// What the tokenizer says.
         reason: String,
     },
+    /// Messages can't be made text.
+    #[error(
+        "{document}, record {index}: {reason}\nhint: --on-bad-record skip leaves out what can't be read; \
+         remit-inspect rejects lists it"
+    )]
+    Render {
+        /// Source of the document.
+        document: String,
+        /// Its record number, from 0.
+        index: u64,
+        /// What the template says.
+        reason: String,
+    },
+    /// There are messages, and no template for them.
+    #[error(
+        "{document}, record {index}: a record of messages, and the tokenizer of {name} has no chat template that would \
+         make text of them\nhint: give one with --chat-template FILE, or the field that holds text with --text-field"
+    )]
+    NoChatTemplate {
+        /// The tokenizer.
+        name: String,
+        /// Source of the document.
+        document: String,
+        /// Its record number, from 0.
+        index: u64,
+    },
     /// Ids can't be decoded.
     #[error("the tokenizer of {name} can't decode {num_ids} ids: {reason}")]
     Decode {
@@ -69,19 +95,27 @@ impl Error {
     /// The document that can't be encoded, as it is listed among the rejects, when that is what is
     /// wrong.
     pub fn reject(&self) -> Option<Reject> {
-        let Self::Encode {
-            document,
-            index,
-            reason,
-            ..
-        } = self
-        else {
-            return None;
+        let (document, index, reason) = match self {
+            Self::Encode {
+                document,
+                index,
+                reason,
+                ..
+            } => {
+                let reason = format!("the tokenizer can't encode the text: {reason}");
+                (document, index, reason)
+            }
+            Self::Render {
+                document,
+                index,
+                reason,
+            } => (document, index, reason.clone()),
+            _ => return None,
         };
         Some(Reject {
             source: document.clone(),
             doc_index: *index,
-            reason: format!("the tokenizer can't encode the text: {reason}"),
+            reason,
         })
     }
 }

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
+use std::sync::Arc;
 
 use rayon::prelude::*;
-use tokenizers::{ModelWrapper, Tokenizer};
+use tokenizers::{Encoding, ModelWrapper, Tokenizer};
 
 use super::canonical::Canonical;
+use super::chat::ChatTemplate;
 use super::error::{Error, Mismatch};
 use super::special::{NamedToken, SpecialTokens, SpecialTokensInText};
 use crate::fs::Digest;
@@ -34,6 +36,9 @@ pub struct TextTokenizer {
     name: String,
     tokenizer: Tokenizer,
     special: SpecialTokens,
+    chat: Option<ChatTemplate>,
+    /// The tokenizer for messages, whose template writes special tokens, where such tokens in text stay text.
+    parsing: Option<Tokenizer>,
     pub(super) canonical: Canonical,
     pub(super) vocab_size: usize,
     /// Ids of special tokens.
@@ -94,6 +99,8 @@ impl TextTokenizer {
         Ok(Self {
             name: name.to_owned(),
             special: SpecialTokens::default(),
+            chat: None,
+            parsing: None,
             canonical,
             vocab_size,
             special_ids,
@@ -112,11 +119,13 @@ impl TextTokenizer {
         self
     }
 
-    /// Sets how text is read that spells out a special token.
+    /// Sets how text is read that spells out a special token. In messages such tokens are those of the template.
     #[must_use]
     pub fn with_special_tokens_in_text(mut self, reading: SpecialTokensInText) -> Self {
-        self.tokenizer
-            .set_encode_special_tokens(reading == SpecialTokensInText::Literal);
+        let is_literal = reading == SpecialTokensInText::Literal;
+        self.tokenizer.set_encode_special_tokens(false);
+        self.parsing = is_literal.then(|| self.tokenizer.clone());
+        self.tokenizer.set_encode_special_tokens(is_literal);
         self
     }
 
@@ -152,6 +161,16 @@ impl TextTokenizer {
         &self.warnings
     }
 
+    /// Sets the template that makes text of messages.
+    pub fn set_chat_template(&mut self, template: ChatTemplate) {
+        self.chat = Some(template);
+    }
+
+    /// The template that makes text of messages.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat.as_ref()
+    }
+
     /// The ids that are put around every document.
     pub fn special_tokens(&self) -> SpecialTokens {
         self.special
@@ -181,7 +200,8 @@ impl TextTokenizer {
     /// the same on any number of threads.
     ///
     /// A document whose text gives no ids stays empty: it gets no special tokens either, so that
-    /// it can't become a row. A document that consists of ids stays as it is.
+    /// it can't become a row. A document that consists of ids stays as it is. One of messages gets no special tokens
+    /// but those that its template writes.
     ///
     /// # Errors
     ///
@@ -198,37 +218,21 @@ impl TextTokenizer {
         } = document;
         let text = match content {
             Content::Text(text) => text,
-            Content::Ids(input_ids) => {
+            Content::Messages { messages, tools } => {
+                return self.encode_messages(source, index, &messages, tools.as_deref());
+            }
+            Content::Ids { ids, loss_mask } => {
                 return Ok(TokenizedDocument {
                     source,
                     index,
-                    input_ids,
+                    input_ids: ids,
+                    loss_mask,
                     num_spelled: 0,
                 });
             }
         };
-        let encoding = guarded(|| self.tokenizer.encode_fast(text, false)).map_err(|reason| {
-            Error::Encode {
-                name: self.name.clone(),
-                document: source.to_string(),
-                index,
-                reason,
-            }
-        })?;
+        let encoding = self.encoding(&self.tokenizer, text, &source, index)?;
         let ids = encoding.get_ids();
-        if let Some(num_rows) = self.num_rows
-            && let Some(id) = ids.iter().find(|id| **id as usize >= num_rows)
-        {
-            return Err(Error::Encode {
-                name: self.name.clone(),
-                document: source.to_string(),
-                index,
-                reason: format!(
-                    "it has the token {:?}, whose id {id} has no row in the embedding of {num_rows} rows",
-                    self.id_to_token(*id).unwrap_or_default()
-                ),
-            });
-        }
         let num_spelled = ids.iter().filter(|id| self.special_ids.contains(id));
         let num_spelled = num_spelled.count() as u64;
         let mut input_ids = Vec::with_capacity(ids.len().saturating_add(2));
@@ -241,7 +245,68 @@ impl TextTokenizer {
             source,
             index,
             input_ids,
+            loss_mask: None,
             num_spelled,
+        })
+    }
+
+    fn encoding(
+        &self,
+        tokenizer: &Tokenizer,
+        text: String,
+        source: &str,
+        index: u64,
+    ) -> Result<Encoding, Error> {
+        let failed = |reason| Error::Encode {
+            name: self.name.clone(),
+            document: source.to_owned(),
+            index,
+            reason,
+        };
+        let encoding = guarded(|| tokenizer.encode_fast(text, false)).map_err(failed)?;
+        if let Some(num_rows) = self.num_rows
+            && let Some(id) = encoding
+                .get_ids()
+                .iter()
+                .find(|id| **id as usize >= num_rows)
+        {
+            return Err(failed(format!(
+                "it has the token {:?}, whose id {id} has no row in the embedding of {num_rows} rows",
+                self.id_to_token(*id).unwrap_or_default()
+            )));
+        }
+        Ok(encoding)
+    }
+
+    fn encode_messages(
+        &self,
+        source: Arc<str>,
+        index: u64,
+        messages: &str,
+        tools: Option<&str>,
+    ) -> Result<TokenizedDocument, Error> {
+        let Some(template) = &self.chat else {
+            return Err(Error::NoChatTemplate {
+                name: self.name.clone(),
+                document: source.to_string(),
+                index,
+            });
+        };
+        let text = template
+            .render(messages, tools)
+            .map_err(|reason| Error::Render {
+                document: source.to_string(),
+                index,
+                reason,
+            })?;
+        let tokenizer = self.parsing.as_ref().unwrap_or(&self.tokenizer);
+        let encoding = self.encoding(tokenizer, text, &source, index)?;
+        Ok(TokenizedDocument {
+            source,
+            index,
+            input_ids: encoding.get_ids().to_vec(),
+            loss_mask: None,
+            num_spelled: 0,
         })
     }
 

@@ -5,6 +5,7 @@ mod corpora;
 mod models;
 mod options;
 mod sets;
+mod wild_models;
 
 use std::path::Path;
 

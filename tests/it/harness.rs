@@ -292,6 +292,14 @@ impl Run<'_> {
         }
     }
 
+    /// Runs the program; returns its exit code and stderr, without looking at the folder, which may hold links to
+    /// nothing.
+    pub fn output(mut self) -> (Option<i32>, String) {
+        let output = self.command.output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), stderr)
+    }
+
     /// Runs the program, which must succeed.
     pub fn ok(self) -> Ended {
         let ended = self.run();

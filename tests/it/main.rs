@@ -22,6 +22,7 @@ mod interface;
 mod regressions;
 mod resume;
 mod second_implementation;
+mod signals;
 mod silence;
 mod tokens;
 mod training;

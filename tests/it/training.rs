@@ -1,6 +1,7 @@
 //! Training that is configured, and that goes wrong; below it, training that is interrupted or evaluated.
 
 mod evaluation;
+mod extension;
 mod interruption;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -99,7 +99,8 @@ fn scoring_into_a_set_of_version_1_is_refused_whether_it_is_finished_or_not() {
             ended.check(
                 ended.stderr.contains(
                     "set holds a set of version 1 of the format, which this remit reads, but does not add \
-                     to\nhint: give another -o, or complete it with the remit that began it\n",
+                     to\nhint: a finished set needs nothing more, remit-anneal trains on it as it is; else give another -o, or \
+                     finish it with the remit that began it\n",
                 ),
                 "it says what to do",
             );

@@ -23,7 +23,7 @@ impl RowScorer for Constant {
 
     fn score(&self, rows: Vec<Row>) -> Result<Vec<ScoredRow>> {
         let scored = |row: Row| {
-            let log_probs = vec![-1.0; row.num_targets()];
+            let log_probs = vec![-1.0; row.num_tokens().saturating_sub(1)];
             row.scored(log_probs, None, None)
         };
         Ok(rows.into_iter().map(scored).collect())
@@ -37,7 +37,6 @@ impl Progress for Quiet {
     fn advance(&self, _: u64, _: u64, _: &str) {}
     fn finish(&self) {}
     fn note(&self, _: &str) {}
-
     fn warn(&self, _: &str) {}
 }
 

@@ -142,7 +142,8 @@ def mla(case, kv, k_rope):
 
 
 def lm_head(case, x, w):
-    """Log-probs of the targets, and what is minimised: sum of weight * -log p + z_loss * (log-sum-exp)^2."""
+    """Log-probs of the targets, and what is minimised: sum of weight * -log p + z_loss * (log-sum-exp)^2, the latter over those
+    whose weight is not 0: here these are no targets."""
     ids, weights = case.tensors["ids"], case.tensors["weights"]
     rows = case.rows(len(x))
     hidden = torch.cat([x[row.start : row.stop - 1] for row in rows])
@@ -150,7 +151,7 @@ def lm_head(case, x, w):
     logits = soft_capped(hidden @ w.T, case.number("soft_cap", "none"))
     normalizers = logits.logsumexp(-1)
     log_probs = logits.gather(-1, targets[:, None])[:, 0] - normalizers
-    loss = -(weights * log_probs).sum() + case.number("z_loss", "0") * normalizers.square().sum()
+    loss = -(weights * log_probs).sum() + case.number("z_loss", "0") * normalizers[weights != 0].square().sum()
     return {"log_probs": log_probs, "loss": loss}
 
 

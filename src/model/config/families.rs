@@ -5,7 +5,7 @@
 
 use serde_json::Value;
 
-use super::fields::Fields;
+use super::fields::{Fields, MAX_SIZE};
 use super::layers::{
     by_layer_type, num_blocks, qwen_windows, same_windows, window_if_used, windows_of,
 };
@@ -14,46 +14,45 @@ use crate::model::architecture::{
     Activation, Architecture, BlockConfig, MlaConfig, NormPlacement, Projections, QkNorm,
 };
 
-/// The families that can be scored and trained, by `model_type`.
-pub const SUPPORTED_MODEL_TYPES: [&str; 11] = [
-    "gemma2",
-    "gemma3_text",
-    "llama",
-    "mistral",
-    "olmo2",
-    "olmo3",
-    "phi3",
-    "qwen2",
-    "qwen3",
-    "smollm3",
-    "youtu",
+/// Turns the fields of config.json into a description.
+type Family = fn(&mut Fields<'_>) -> Result<Architecture, String>;
+
+/// The families that can be scored and trained.
+const FAMILIES: [(&str, Family); 11] = [
+    ("gemma2", gemma2),
+    ("gemma3_text", gemma3_text),
+    ("llama", llama),
+    ("mistral", mistral),
+    ("olmo2", olmo2),
+    ("olmo3", olmo3),
+    ("phi3", phi3),
+    ("qwen2", qwen2),
+    ("qwen3", qwen3),
+    ("smollm3", smollm3),
+    ("youtu", youtu),
 ];
+
+/// Returns the `model_type`s of the families that can be scored and trained.
+pub fn supported_model_types() -> impl Iterator<Item = &'static str> {
+    FAMILIES.iter().map(|(name, _)| *name)
+}
 
 /// Describes a decoder of a family.
 pub(super) fn architecture(
     model_type: &str,
     fields: &mut Fields<'_>,
 ) -> Result<Architecture, String> {
-    let family = match model_type {
-        "gemma2" => gemma2,
-        "gemma3_text" => gemma3_text,
-        "llama" => llama,
-        "mistral" => mistral,
-        "olmo2" => olmo2,
-        "olmo3" => olmo3,
-        "phi3" => phi3,
-        "qwen2" => qwen2,
-        "qwen3" => qwen3,
-        "smollm3" => smollm3,
-        "youtu" => youtu,
-        other => {
-            return Err(format!(
-                "model_type {other:?} is not supported; supported are {}",
-                SUPPORTED_MODEL_TYPES.join(", ")
-            ));
+    match FAMILIES.iter().find(|(name, _)| *name == model_type) {
+        Some((_, family)) => family(fields),
+        None => {
+            let supported: Vec<&str> = supported_model_types().collect();
+            Err(format!(
+                "model_type {model_type:?} is not supported; supported are {}, and the text of {}",
+                supported.join(", "),
+                super::multimodal::known()
+            ))
         }
-    };
-    family(fields)
+    }
 }
 
 /// Where the families' configuration classes have defaults of their own.
@@ -454,16 +453,20 @@ fn with_rope(
         },
         ..block
     };
+    // A config that was given a scaling often keeps the positions from before.
+    let positions = fields.required_size("max_position_embeddings")?;
+    let positions = positions.max(rope.reach.unwrap_or(0).min(MAX_SIZE));
     Ok(Architecture {
         model_type: model_type.to_owned(),
         vocab_size: fields.required_size("vocab_size")?,
         hidden_size: fields.required_size("hidden_size")?,
-        max_position_embeddings: fields.required_size("max_position_embeddings")?,
+        max_position_embeddings: positions,
         tied_head: fields.boolean("tie_word_embeddings", defaults.tied_head)?,
         embedding_scale: 1.0,
         norm_eps: fields.float("rms_norm_eps", defaults.norm_eps)? as f32,
         norm_offset: 0.0,
         logit_soft_cap: None,
+        multimodal: None,
         ropes: vec![rope.config],
         blocks: windows
             .iter()

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::ignored::is_ignored;
 
 /// Largest number that a size may be, so that products of two can't overflow.
-const MAX_SIZE: usize = i32::MAX as usize;
+pub(super) const MAX_SIZE: usize = i32::MAX as usize;
 
 /// A JSON object, with a record of the fields that were read.
 pub(super) struct Fields<'a> {
@@ -113,18 +113,49 @@ impl<'a> Fields<'a> {
 
     /// Refuses the object if a field of it was not read and may have influence.
     pub(super) fn finish(self) -> Result<(), String> {
-        let unknown: Vec<&str> = self
-            .map
+        match self.unread().as_slice() {
+            [] => Ok(()),
+            unread => Err(not_implemented(unread)),
+        }
+    }
+
+    /// Refuses the object as [`Fields::finish`] does, but for fields that are among `ignored`. Returns those of
+    /// them that it has.
+    pub(super) fn finish_ignoring(self, ignored: &[String]) -> Result<Vec<String>, String> {
+        if let Some(name) = ignored
+            .iter()
+            .find(|name| self.read.contains(name.as_str()) && self.contains(name))
+        {
+            return Err(format!(
+                "{name} is read for this model_type, so --ignore-config-field can't have it ignored"
+            ));
+        }
+        let (accepted, unread): (Vec<&str>, Vec<&str>) = self
+            .unread()
+            .into_iter()
+            .partition(|name| ignored.iter().any(|ignored| ignored == name));
+        if let Some(first) = unread.first() {
+            return Err(format!(
+                "{}\nhint: if a field changes nothing in what the model computes, --ignore-config-field {first} accepts it",
+                not_implemented(&unread)
+            ));
+        }
+        Ok(accepted.into_iter().map(str::to_owned).collect())
+    }
+
+    /// Returns the fields that were not read and may have influence.
+    fn unread(&self) -> Vec<&'a str> {
+        self.map
             .iter()
             .filter(|(name, value)| !(self.read.contains(name.as_str()) || is_ignored(name, value)))
             .map(|(name, _)| name.as_str())
-            .collect();
-        if unknown.is_empty() {
-            return Ok(());
-        }
-        Err(format!(
-            "not implemented for this model_type, and possibly of influence on its output: {}",
-            unknown.join(", ")
-        ))
+            .collect()
     }
+}
+
+fn not_implemented(fields: &[&str]) -> String {
+    format!(
+        "not implemented for this model_type, and possibly of influence on its output: {}",
+        fields.join(", ")
+    )
 }

@@ -7,12 +7,14 @@ mod families;
 mod fields;
 mod ignored;
 mod layers;
+mod multimodal;
 mod rope;
 
 use serde_json::Value;
 
-pub use families::SUPPORTED_MODEL_TYPES;
+pub use families::supported_model_types;
 use fields::Fields;
+use multimodal::TextPart;
 
 use super::Error;
 use super::architecture::Architecture;
@@ -20,25 +22,71 @@ use super::architecture::Architecture;
 impl Architecture {
     /// Reads a description from the text of config.json; `model` names it in errors.
     pub fn from_json(text: &[u8], model: &str) -> Result<Self, Error> {
+        Self::from_json_ignoring(text, model, &[]).map(|(architecture, _)| architecture)
+    }
+
+    /// Reads a description as [`Architecture::from_json`] does, and accepts fields that it does not know if they
+    /// are among `ignored`. Returns which of these there are as well.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Architecture::from_json`], and when a field that is read is to be ignored.
+    pub fn from_json_ignoring(
+        text: &[u8],
+        model: &str,
+        ignored: &[String],
+    ) -> Result<(Self, Vec<String>), Error> {
         let value: Value = serde_json::from_slice(text).map_err(|source| Error::Json {
             model: model.to_owned(),
             file: "config.json".to_owned(),
             source,
         })?;
-        Self::from_value(&value).map_err(|problem| Error::Config {
+        Self::from_value_ignoring(&value, ignored).map_err(|problem| Error::Config {
             model: model.to_owned(),
             problem,
         })
     }
 
+    #[cfg(test)]
     fn from_value(value: &Value) -> Result<Self, String> {
+        Self::from_value_ignoring(value, &[]).map(|(architecture, _)| architecture)
+    }
+
+    fn from_value_ignoring(
+        value: &Value,
+        ignored: &[String],
+    ) -> Result<(Self, Vec<String>), String> {
         let map = value.as_object().ok_or("the top level is not an object")?;
+        if let Some(quantized) = map.get("quantization_config").filter(|v| !v.is_null()) {
+            let method = quantized.get("quant_method").and_then(Value::as_str);
+            return Err(format!(
+                "the weights are quantized ({}), which is not implemented\nhint: give the model before quantization",
+                method.unwrap_or("quantization_config is set")
+            ));
+        }
         let mut fields = Fields::new(map);
         let model_type = fields.string("model_type")?.ok_or("it has no model_type")?;
-        let architecture = families::architecture(&model_type, &mut fields)?;
-        fields.finish()?;
+        let (architecture, ignored) = match TextPart::of(&model_type, map)? {
+            None => {
+                let architecture = families::architecture(&model_type, &mut fields)?;
+                (architecture, fields.finish_ignoring(ignored)?)
+            }
+            Some(part) => {
+                let in_text =
+                    |problem| format!("in the text part of the {model_type} model: {problem}");
+                let mut fields = Fields::new(&part.fields);
+                let text = families::architecture(&part.family, &mut fields).map_err(in_text)?;
+                let ignored = fields.finish_ignoring(ignored).map_err(in_text)?;
+                let architecture = Self {
+                    tied_head: part.tied_head(text.tied_head),
+                    multimodal: Some(part.wrapper.to_owned()),
+                    ..text
+                };
+                (architecture, ignored)
+            }
+        };
         architecture.validate()?;
-        Ok(architecture)
+        Ok((architecture, ignored))
     }
 }
 
@@ -151,7 +199,7 @@ mod tests {
         });
         assert_eq!(
             message,
-            "model_type \"gpt2\" is not supported; supported are gemma2, gemma3_text, llama, mistral, olmo2, olmo3, phi3, qwen2, qwen3, smollm3, youtu"
+            "model_type \"gpt2\" is not supported; supported are gemma2, gemma3_text, llama, mistral, olmo2, olmo3, phi3, qwen2, qwen3, smollm3, youtu, and the text of gemma3, idefics3, internvl, llava, llava_next, llava_next_video, llava_onevision, mistral3, qwen2_audio, qwen2_vl, qwen2_5_vl, qwen3_vl, smolvlm, video_llava, vipllava"
         );
     }
 

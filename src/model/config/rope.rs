@@ -28,6 +28,9 @@ pub(super) struct RopeParameters {
     pub config: RopeConfig,
     /// Factor on scores that DeepSeek-like models derive from `mscale_all_dim`.
     pub score_factor: f32,
+    /// Positions that the scaling reaches, where it says so itself: its factor times the context of the first
+    /// training.
+    pub reach: Option<usize>,
 }
 
 /// Returns the RoPE object of a model that has one for all layers: `rope_parameters` (newer configs), or
@@ -109,7 +112,7 @@ fn parse_fields(rope: &mut Fields<'_>, defaults: &RopeDefaults) -> Result<RopePa
         long: None,
         scale: 1.0,
     };
-    let mut score_factor = 1.0;
+    let (mut score_factor, mut reach) = (1.0, None);
     match kind.as_deref().unwrap_or("default") {
         "default" => {}
         "linear" => {
@@ -119,8 +122,11 @@ fn parse_fields(rope: &mut Fields<'_>, defaults: &RopeDefaults) -> Result<RopePa
             }
         }
         "llama3" => llama3(rope, defaults, &mut config.frequencies)?,
-        "yarn" => score_factor = yarn(rope, defaults, theta, &periods, &mut config)?,
-        "longrope" => longrope(rope, defaults, &periods, &mut config)?,
+        "yarn" => {
+            let (on_scores, positions) = yarn(rope, defaults, theta, &periods, &mut config)?;
+            (score_factor, reach) = (on_scores, Some(positions));
+        }
+        "longrope" => reach = Some(longrope(rope, defaults, &periods, &mut config)?),
         other => {
             return Err(format!(
                 "rope_type {other:?} is not implemented; default, linear, llama3, longrope and yarn are"
@@ -130,6 +136,7 @@ fn parse_fields(rope: &mut Fields<'_>, defaults: &RopeDefaults) -> Result<RopePa
     Ok(RopeParameters {
         config,
         score_factor,
+        reach,
     })
 }
 
@@ -214,14 +221,15 @@ fn magnitude(scale: f64, m: f64) -> f64 {
 }
 
 /// YaRN (arXiv 2309.00071): frequencies that turn often within the first context are kept, those
-/// that turn seldom are divided by the factor, and a ramp lies between. Returns the factor on scores.
+/// that turn seldom are divided by the factor, and a ramp lies between. Returns the factor on scores, and the
+/// positions that the scaling reaches.
 fn yarn(
     rope: &mut Fields<'_>,
     defaults: &RopeDefaults,
     theta: f64,
     periods: &[f32],
     config: &mut RopeConfig,
-) -> Result<f32, String> {
+) -> Result<(f32, usize), String> {
     let context = original_positions(rope, "yarn", defaults)?;
     let factor = optional_positive(rope, "yarn", "factor")?
         .unwrap_or(defaults.max_positions as f64 / context);
@@ -266,21 +274,28 @@ fn yarn(
         let kept = 1.0 - ramp;
         *frequency = 1.0 / (factor as f32 * period) * (1.0 - kept) + 1.0 / period * kept;
     }
-    Ok(if m_all == 0.0 {
+    let on_scores = if m_all == 0.0 {
         1.0
     } else {
         magnitude(factor, m_all).powi(2) as f32
-    })
+    };
+    Ok((on_scores, reached(context, factor)))
+}
+
+/// Returns the positions that a scaling by `factor` reaches, of a model that was first trained on rows of `context`
+/// tokens.
+fn reached(context: f64, factor: f64) -> usize {
+    (context * factor).round() as usize
 }
 
 /// LongRoPE (arXiv 2402.13753): a factor of its own for every pair of features, of which there are
-/// two lists; which one counts depends on the length of the row.
+/// two lists; which one counts depends on the length of the row. Returns the positions that it reaches.
 fn longrope(
     rope: &mut Fields<'_>,
     defaults: &RopeDefaults,
     periods: &[f32],
     config: &mut RopeConfig,
-) -> Result<(), String> {
+) -> Result<usize, String> {
     let context = original_positions(rope, "longrope", defaults)?;
     let factor = optional_positive(rope, "longrope", "factor")?
         .unwrap_or(defaults.max_positions as f64 / context);
@@ -314,5 +329,5 @@ fn longrope(
         above_tokens: context as usize,
         frequencies: frequencies("long_factor")?,
     });
-    Ok(())
+    Ok(reached(context, factor))
 }

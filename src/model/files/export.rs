@@ -8,7 +8,8 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 
 use super::names::{INDEX_FILE, SINGLE_FILE};
-use super::write::{Entry, write};
+use super::weights::ModelWeights;
+use super::write::{Content, Entry, write};
 use crate::fs;
 use crate::model::Error;
 use crate::model::kernels::tensor::on_host;
@@ -42,24 +43,34 @@ pub(crate) fn check_exportable<'a>(
 }
 
 /// Writes tensors to model.safetensors or, where that would exceed `max_shard_bytes`, to shards with an
-/// index. They are converted while they are written.
+/// index. They are converted while they are written. They get the names that they have in the files of the model
+/// that they come from, and what is no part of the decoder there is copied after them.
 ///
 /// # Errors
 ///
 /// When a file can't be written.
 pub(crate) fn write_weights<'a>(
     dir: &Path,
+    origin: &'a ModelWeights,
     tensors: impl IntoIterator<Item = StoredTensor<'a>>,
     max_shard_bytes: u64,
 ) -> Result<(), Error> {
     let mut shards: Vec<Vec<Entry<'_>>> = vec![Vec::new()];
     let (mut held, mut total) = (0, 0);
-    for (name, tensor, dtype) in tensors {
-        let entry = Entry {
-            name: name.to_owned(),
-            dtype,
-            tensor,
-        };
+    let trained = tensors.into_iter().map(|(name, tensor, dtype)| Entry {
+        name: origin.stored_name(name),
+        dtype,
+        content: Content::Tensor(tensor),
+    });
+    let others = origin.others().map(|other| Entry {
+        name: other.name.to_owned(),
+        dtype: other.dtype,
+        content: Content::Stored {
+            shape: other.shape,
+            bytes: other.bytes,
+        },
+    });
+    for entry in trained.chain(others) {
         let size_bytes = entry.size_bytes() as u64;
         if held > 0 && held + size_bytes > max_shard_bytes {
             shards.push(Vec::new());

@@ -37,6 +37,8 @@ pub struct OpenModel {
     source: ModelSource,
     config: ModelFile,
     architecture: Architecture,
+    /// Fields of config.json that were not understood, and accepted all the same.
+    ignored_fields: Vec<String>,
     weights: ModelWeights,
     /// Made when it is first asked for: it takes reading all weights, and some mistakes show before.
     fingerprint: OnceLock<Digest>,
@@ -59,13 +61,25 @@ impl OpenModel {
     /// When config.json or a weight file is absent or damaged, when config.json asks for something that is
     /// not implemented, and when the tensors do not fit it.
     pub fn open(source: &ModelSource) -> Result<Self, Error> {
+        Self::open_ignoring(source, &[])
+    }
+
+    /// Opens a model as [`OpenModel::open`] does, and accepts fields of config.json that are not understood if they
+    /// are among `ignored`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`OpenModel::open`], and when a field that is read is to be ignored.
+    pub fn open_ignoring(source: &ModelSource, ignored: &[String]) -> Result<Self, Error> {
         let config = ModelFile::from(source.require(CONFIG_FILE)?);
-        let architecture = Architecture::from_json(&config, &source.to_string())?;
-        let weights = ModelWeights::open(source, &architecture)?;
+        let (mut architecture, ignored_fields) =
+            Architecture::from_json_ignoring(&config, &source.to_string(), ignored)?;
+        let weights = ModelWeights::open(source, &mut architecture)?;
         Ok(Self {
             source: source.clone(),
             config,
             architecture,
+            ignored_fields,
             weights,
             fingerprint: OnceLock::new(),
             others: Mutex::default(),
@@ -80,6 +94,11 @@ impl OpenModel {
     /// Returns the description that config.json gives.
     pub fn architecture(&self) -> &Architecture {
         &self.architecture
+    }
+
+    /// Returns the fields of config.json that were not understood, and accepted since they were to be ignored.
+    pub fn ignored_fields(&self) -> &[String] {
+        &self.ignored_fields
     }
 
     /// Returns the weights.

@@ -6,6 +6,7 @@ use std::ops::{Deref, Range};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::hints;
 use crate::fs::{self, Digest, MappedFile};
 use crate::model::Error;
 
@@ -54,7 +55,9 @@ impl ModelSource {
                 if !fs::exists(&path)? {
                     return Ok(None);
                 }
-                Ok(Some(Cow::Owned(fs::read(&path)?)))
+                let content = fs::read(&path)?;
+                self.check_content(name, &content)?;
+                Ok(Some(Cow::Owned(content)))
             }
             Self::Builtin(builtin) => Ok(builtin.file(name).map(Cow::Borrowed)),
         }
@@ -71,6 +74,7 @@ impl ModelSource {
         {
             return Err(Error::NotAFolder {
                 model: self.to_string(),
+                hint: hints::of_no_folder(dir),
             });
         }
         self.read(name)?.ok_or_else(|| self.missing(name))
@@ -95,6 +99,19 @@ impl ModelSource {
         })
     }
 
+    /// Lists the names in a folder of the model, in byte order; none if it has no such folder.
+    pub fn list_in(&self, folder: &str) -> Result<Vec<String>, Error> {
+        match self {
+            Self::Directory(dir) if fs::is_dir(&dir.join(folder))? => {
+                Ok(fs::list(&dir.join(folder))?
+                    .into_iter()
+                    .filter_map(|name| name.into_string().ok())
+                    .collect())
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+
     /// Opens a file of the model, to be read at random; `None` when it has no such file.
     pub(super) fn open(&self, name: &str) -> Result<Option<ModelFile>, Error> {
         match self {
@@ -103,7 +120,9 @@ impl ModelSource {
                 if !fs::exists(&path)? {
                     return Ok(None);
                 }
-                Ok(Some(ModelFile(Bytes::Mapped(MappedFile::open(&path)?))))
+                let content = MappedFile::open(&path)?;
+                self.check_content(name, &content)?;
+                Ok(Some(ModelFile(Bytes::Mapped(content))))
             }
             Self::Builtin(builtin) => Ok(builtin
                 .file(name)
@@ -116,8 +135,48 @@ impl ModelSource {
         Error::MissingFile {
             model: self.to_string(),
             file: file.to_owned(),
-            hint: "",
+            hint: match self {
+                Self::Directory(dir) => hints::of_missing(dir, file),
+                Self::Builtin(_) => String::new(),
+            },
         }
+    }
+
+    /// Refuses what stands in place of a file that was not downloaded: a pointer of Git LFS, or a page of a web
+    /// site.
+    fn check_content(&self, name: &str, content: &[u8]) -> Result<(), Error> {
+        const MAX_POINTER_BYTES: usize = 1024;
+        let placeholder = |found: String, hint: String| {
+            Err(Error::Placeholder {
+                model: self.to_string(),
+                file: name.to_owned(),
+                found,
+                hint,
+            })
+        };
+        if content.len() <= MAX_POINTER_BYTES && content.starts_with(b"version https://git-lfs") {
+            let text = String::from_utf8_lossy(content);
+            let size = text.lines().find_map(|line| line.strip_prefix("size "));
+            let size = size.map_or(String::new(), |size| format!(" (size {size})"));
+            return placeholder(
+                format!("a pointer of Git LFS, which stands for a file{size}"),
+                format!("run git lfs pull in {self}, or download it with hf download"),
+            );
+        }
+        let start = content.get(..100).unwrap_or(content).trim_ascii_start();
+        let is_page = [&b"<!doctype"[..], b"<html"].iter().any(|tag| {
+            start
+                .get(..tag.len())
+                .is_some_and(|start| start.eq_ignore_ascii_case(tag))
+        });
+        if is_page {
+            return placeholder(
+                "a page of a web site, and not the file".to_owned(),
+                "download it with hf download, after hf auth login if the model asks for that"
+                    .to_owned(),
+            );
+        }
+        Ok(())
     }
 }
 

@@ -8,12 +8,16 @@ use std::path::Path;
 use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 
+use super::layout::{self, Layout};
 use super::names::{INDEX_FILE, SINGLE_FILE};
 use super::read::{self, width};
 use super::source::{ModelFile, ModelSource};
 use crate::fs::Digest;
 use crate::model::Error;
 use crate::model::architecture::{Architecture, EMBEDDING, LM_HEAD};
+
+/// Most problems of tensors that are listed one by one.
+const MAX_LISTED: usize = 20;
 
 /// Place of a tensor in a file.
 #[derive(Debug, Clone)]
@@ -28,7 +32,24 @@ struct Place {
 pub struct ModelWeights {
     model: String,
     files: Vec<(String, ModelFile)>,
+    /// By the names that a model of text has them under.
     tensors: BTreeMap<String, Place>,
+    /// How the names in the files differ from these; `None` if they do not.
+    layout: Option<&'static Layout>,
+    /// Tensors of other parts of a multimodal model, by the names in the files.
+    others: BTreeMap<String, Place>,
+}
+
+/// A tensor that is no part of the decoder, as it is stored.
+pub(crate) struct OtherTensor<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its dtype.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: &'a [usize],
+    /// Its elements.
+    pub bytes: &'a [u8],
 }
 
 impl fmt::Debug for ModelWeights {
@@ -44,15 +65,59 @@ impl fmt::Debug for ModelWeights {
 
 impl ModelWeights {
     /// Opens model.safetensors, or the shards that model.safetensors.index.json names, and checks presence,
-    /// shape and dtype of every tensor before any is read.
+    /// shape and dtype of every tensor before any is read. A multimodal model that stores a head of its own has one,
+    /// whatever `architecture` says, which is set accordingly.
     ///
     /// # Errors
     ///
     /// When a file is absent or damaged, and [`Error::Tensors`] with every problem of a tensor.
-    pub fn open(source: &ModelSource, architecture: &Architecture) -> Result<Self, Error> {
-        let weights = Self::index(source)?;
+    pub(crate) fn open(
+        source: &ModelSource,
+        architecture: &mut Architecture,
+    ) -> Result<Self, Error> {
+        let mut weights = Self::index(source)?;
+        if architecture.multimodal.is_some() {
+            weights.use_names_of_text();
+            // transformers gives a default of its own to a config that does not say whether they are tied, and
+            // unties what differs in the files.
+            let tied = architecture.tied_head;
+            architecture.tied_head = tied && weights.second_head_is_the_same(architecture)?;
+        }
         weights.check(architecture)?;
         Ok(weights)
+    }
+
+    /// Finds the text part of a multimodal model, and sets the other tensors aside.
+    fn use_names_of_text(&mut self) {
+        let Some(layout) = Layout::find(|name| self.tensors.contains_key(name)) else {
+            return;
+        };
+        self.layout = Some(layout);
+        for (name, place) in std::mem::take(&mut self.tensors) {
+            match layout.of_text(&name) {
+                Some(text) => self.tensors.insert(text, place),
+                None => self.others.insert(name, place),
+            };
+        }
+    }
+
+    /// Returns the name that a tensor has in the files.
+    pub(crate) fn stored_name(&self, name: &str) -> String {
+        self.layout
+            .map_or_else(|| name.to_owned(), |layout| layout.stored(name))
+    }
+
+    /// Returns the tensors that are no part of the decoder, which is all but those of the text of a multimodal model.
+    pub(crate) fn others(&self) -> impl Iterator<Item = OtherTensor<'_>> {
+        self.others.iter().map(|(name, place)| {
+            let (_, file) = &self.files[place.file];
+            OtherTensor {
+                name,
+                dtype: place.dtype,
+                shape: &place.shape,
+                bytes: &file[place.range.clone()],
+            }
+        })
     }
 
     fn index(source: &ModelSource) -> Result<Self, Error> {
@@ -91,15 +156,22 @@ impl ModelWeights {
             model: source.to_string(),
             files,
             tensors,
+            layout: None,
+            others: BTreeMap::new(),
         };
         weights.fit(problems)?;
         Ok(weights)
     }
 
     /// Returns an error if there are problems.
-    fn fit(&self, problems: Vec<String>) -> Result<(), Error> {
+    fn fit(&self, mut problems: Vec<String>) -> Result<(), Error> {
         if problems.is_empty() {
             return Ok(());
+        }
+        if problems.len() > MAX_LISTED {
+            let more = problems.len() - MAX_LISTED;
+            problems.truncate(MAX_LISTED);
+            problems.push(format!("and {more} more"));
         }
         Err(Error::Tensors {
             model: self.model.clone(),
@@ -122,6 +194,18 @@ impl ModelWeights {
         if architecture.tied_head && self.tensors.contains_key(LM_HEAD) {
             let shape = vec![architecture.vocab_size, architecture.hidden_size];
             asked.push((LM_HEAD.to_owned(), shape));
+        }
+        let names: Vec<&str> = asked.iter().map(|(name, _)| name.as_str()).collect();
+        let has = |name: &str| self.tensors.contains_key(name);
+        let stored: Vec<&str> = self.tensors.keys().map(String::as_str).collect();
+        if !names.iter().any(|name| *name != LM_HEAD && has(name))
+            && let Some((problem, hint)) = layout::other_names(&names, &stored)
+        {
+            return Err(Error::TensorNames {
+                model: self.model.clone(),
+                problem,
+                hint,
+            });
         }
         for (name, shape) in asked {
             match self.tensors.get(&name) {
@@ -243,24 +327,19 @@ impl ModelWeights {
 fn weight_files(source: &ModelSource) -> Result<Vec<String>, Error> {
     let names = source.list()?;
     let has = |name: &str| names.iter().any(|n| n == name);
+    if has("adapter_config.json") && (has(SINGLE_FILE) || has(INDEX_FILE)) {
+        return Err(Error::TensorNames {
+            model: source.to_string(),
+            problem: "stand beside an adapter, adapter_config.json, which transformers would apply if peft is installed"
+                .to_owned(),
+            hint: "merge the adapter, or remove its files if the weights have it merged".to_owned(),
+        });
+    }
     if has(SINGLE_FILE) {
         return Ok(vec![SINGLE_FILE.to_owned()]);
     }
     let Some(text) = source.read(INDEX_FILE)? else {
-        let pickled = names.iter().any(|n| {
-            [".bin", ".pt", ".pth"]
-                .iter()
-                .any(|ending| n.ends_with(ending))
-        });
-        return Err(Error::MissingFile {
-            model: source.to_string(),
-            file: SINGLE_FILE.to_owned(),
-            hint: if pickled {
-                "\nhint: .bin and .pt files are Python pickles, which can run code; load the model with transformers and save it again, which writes safetensors"
-            } else {
-                ""
-            },
-        });
+        return Err(source.missing(SINGLE_FILE));
     };
     let json_error = |source_error| Error::Json {
         model: source.to_string(),
@@ -281,7 +360,8 @@ fn weight_files(source: &ModelSource) -> Result<Vec<String>, Error> {
             return Err(Error::MissingFile {
                 model: source.to_string(),
                 file: file.clone(),
-                hint: "\nhint: model.safetensors.index.json names it; is the download complete?",
+                hint: "\nhint: model.safetensors.index.json names it; is the download complete?"
+                    .to_owned(),
             });
         }
     }

@@ -24,14 +24,37 @@ pub(crate) struct Entry<'a> {
     pub name: String,
     /// Its dtype there.
     pub dtype: Dtype,
-    /// Its shape and elements, on any device.
-    pub tensor: &'a Tensor,
+    /// Its shape and elements.
+    pub content: Content<'a>,
+}
+
+/// The shape and elements of a tensor on its way into a file.
+pub(crate) enum Content<'a> {
+    /// Of f32, on any device; converted while they are written.
+    Tensor(&'a Tensor),
+    /// As they are stored in another file.
+    Stored {
+        /// Shape.
+        shape: &'a [usize],
+        /// Elements.
+        bytes: &'a [u8],
+    },
 }
 
 impl Entry<'_> {
     /// Returns the bytes that it takes in a file.
     pub fn size_bytes(&self) -> usize {
-        self.tensor.elem_count() * width(self.dtype).unwrap_or(4)
+        match self.content {
+            Content::Tensor(tensor) => tensor.elem_count() * width(self.dtype).unwrap_or(4),
+            Content::Stored { bytes, .. } => bytes.len(),
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        match self.content {
+            Content::Tensor(tensor) => tensor.dims(),
+            Content::Stored { shape, .. } => shape,
+        }
     }
 }
 
@@ -51,7 +74,7 @@ pub(crate) fn write(
             end += entry.size_bytes();
             let info = TensorInfo {
                 dtype: entry.dtype,
-                shape: entry.tensor.dims().to_vec(),
+                shape: entry.shape().to_vec(),
                 data_offsets: (start, end),
             };
             (entry.name.clone(), info)
@@ -71,7 +94,16 @@ pub(crate) fn write(
     write(&header)?;
     write(&vec![b' '; padding])?;
     for entry in entries {
-        let values: &[f32] = &on_host(entry.tensor)?;
+        let tensor = match entry.content {
+            Content::Tensor(tensor) => tensor,
+            Content::Stored { bytes, .. } => {
+                for bytes in bytes.chunks(4 * WRITE_ELEMENTS) {
+                    write(bytes)?;
+                }
+                continue;
+            }
+        };
+        let values: &[f32] = &on_host(tensor)?;
         for values in values.chunks(WRITE_ELEMENTS) {
             let parts: Vec<Vec<u8>> = values
                 .par_chunks(CHUNK)

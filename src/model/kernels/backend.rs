@@ -1,16 +1,18 @@
 //! The trait of all that a device computes, and the backend that only has its defaults.
 //!
-//! Shapes in this module and below: `T` tokens of a batch (all rows, side by side, without padding), `H`
-//! hidden size, `V` vocabulary, `N` targets. A `[T, heads * dim]` tensor holds the heads of a token next to
-//! each other.
+//! Shapes, in all of [`crate::model`]: `T` tokens of a batch (all rows, side by side, without padding), `H`
+//! hidden size, `F` width of the feed-forward layer, `V` vocabulary, `N` targets. A `[T, heads * dim]` tensor
+//! holds the heads of a token next to each other.
 //!
 //! Token tensors are contiguous. A backend decides their dtype in [`Kernels::embedding`]; vectors (norm
-//! weights, biases), sums of gradients and moments are always f32, matrices f32 or bf16. A token's results
-//! depend on its own row alone.
+//! weights, biases), sums of gradients and moments are always f32, matrices f32 or bf16. Attention never
+//! leaves a row. A backend may promise more, as `Cpu` does: a token's results then depend on its own row
+//! alone, bit for bit, and gradients are added gradient chunk by gradient chunk
+//! ([`RowLayout::grad_chunks`]), so that they do not depend on how a step is cut. The portable one does not.
 
 use std::fmt::Debug;
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, DeviceLocation, Tensor};
 
 use super::portable;
 use super::portable_head;
@@ -22,7 +24,8 @@ use crate::model::Error;
 use crate::model::architecture::Activation;
 use crate::model::row_layout::RowLayout;
 
-/// Activations of a batch that is scored on a GPU, where nothing better is known.
+/// Activations of a batch that is scored, where nothing better is known: room on any GPU that holds a model of
+/// 1B parameters, and enough to keep it busy.
 const PORTABLE_SCORING_BYTES: usize = 2 << 30;
 
 /// The operations of a decoder and of its optimizer on one device.
@@ -31,6 +34,9 @@ const PORTABLE_SCORING_BYTES: usize = 2 << 30;
 /// inputs are returned; where a method takes `accumulate_into`, they are added to that tensor, which is
 /// returned.
 pub(crate) trait Kernels: Debug + Send + Sync {
+    /// Returns the backend's name, which a set records: its parts have to come from one.
+    fn name(&self) -> &'static str;
+
     /// Returns the device that tensors have to be on.
     fn device(&self) -> &Device;
 
@@ -64,14 +70,14 @@ pub(crate) trait Kernels: Debug + Send + Sync {
         portable::embedding_backward(d_table, ids, dx, scale)
     }
 
-    /// Normalizes groups of as many neighbouring features of `x` as the weight has, and keeps its shape: with one as
-    /// wide as a token the norm of a block, with one of a head's width the norm of each head.
+    /// Normalizes `x` `[T, groups * W]` in groups of `W` features, with `W` the width of the weight: `H` for a norm
+    /// of the residual stream, `head_dim` for a norm of each head. Keeps the shape.
     fn rms_norm(&self, x: &Tensor, norm: RmsNorm<'_>) -> Result<Tensor, Error> {
         portable::rms_norm(x, norm)
     }
 
     /// Returns the gradient of [`Kernels::rms_norm`] with respect to `x`, and adds that of the weight to
-    /// `d_w`, gradient chunk by gradient chunk of the layout.
+    /// `d_w`.
     fn rms_norm_backward(
         &self,
         dy: &Tensor,
@@ -81,12 +87,13 @@ pub(crate) trait Kernels: Debug + Send + Sync {
         d_w: &Tensor,
         accumulate_into: Option<Tensor>,
     ) -> Result<Tensor, Error> {
+        // Summed over all tokens at once.
         let _ = layout;
         portable::rms_norm_backward(dy, x, norm, d_w, accumulate_into)
     }
 
-    /// Adds `y` to the residual stream `x` in place and returns the norm of the sum. One pass over memory in
-    /// a backend that fuses the two.
+    /// Adds `y` to `x` in place and returns the norm of the sum, all `[T, H]`. One pass over memory in a backend
+    /// that fuses the two.
     fn add_rms_norm(&self, x: &Tensor, y: &Tensor, norm: RmsNorm<'_>) -> Result<Tensor, Error> {
         self.add_assign(x, y)?;
         self.rms_norm(x, norm)
@@ -107,7 +114,7 @@ pub(crate) trait Kernels: Debug + Send + Sync {
         portable::linear_backward_input(dy, w, accumulate_into)
     }
 
-    /// Adds `dyᵀ x`, `[out, in]`, to `d_w`, gradient chunk by gradient chunk of the layout.
+    /// Adds `dyᵀ x`, `[out, in]`, to `d_w`.
     fn linear_backward_weight(
         &self,
         d_w: &Tensor,
@@ -115,6 +122,7 @@ pub(crate) trait Kernels: Debug + Send + Sync {
         x: &Tensor,
         layout: &RowLayout,
     ) -> Result<(), Error> {
+        // Summed over all tokens at once.
         let _ = layout;
         portable::linear_backward_weight(d_w, dy, x)
     }
@@ -187,7 +195,7 @@ pub(crate) trait Kernels: Debug + Send + Sync {
         portable::mla_backward(d_keys, d_values, dims)
     }
 
-    /// Computes causal attention within each row of the layout: `[T, heads * value_dim]`.
+    /// Computes causal attention within each row of the layout: `[T, num_heads * v_head_dim]`.
     fn attention(
         &self,
         qkv: Qkv<'_>,
@@ -210,7 +218,8 @@ pub(crate) trait Kernels: Debug + Send + Sync {
         portable::attention_backward(d_out, qkv, out, layout, shape)
     }
 
-    /// Returns `log p(x_{t+1} | x_{<=t})` of every target of every row, in order, nats: `N` numbers.
+    /// Returns `log p(x_{t+1} | x_{<=t})` of every target of every row, in order, nats, `[N]`, of final hidden
+    /// states `[T, H]` and the token ids `[T]`.
     ///
     /// `N x V` logits are never held whole.
     fn lm_head_log_probs(
@@ -223,8 +232,11 @@ pub(crate) trait Kernels: Debug + Send + Sync {
         portable_head::log_probs(hidden, head, ids, layout)
     }
 
-    /// Returns the gradient of the loss over all targets, not divided by anything, with respect to `hidden`,
-    /// and adds that of the head to `d_head` `[V, H]`, gradient chunk by gradient chunk of the layout.
+    /// Returns the gradient of the loss over all targets, not divided by anything, with respect to `hidden`
+    /// `[T, H]`, and adds that of the head to `d_head` `[V, H]`.
+    ///
+    /// Calls `loss.token_weights` once per row, in order, with the log-probs and log-sum-exps that it computes
+    /// of the row's targets on the way.
     fn lm_head_backward(
         &self,
         hidden: &Tensor,
@@ -266,6 +278,14 @@ pub(crate) struct Portable {
 }
 
 impl Kernels for Portable {
+    fn name(&self) -> &'static str {
+        match self.device.location() {
+            DeviceLocation::Cpu => "portable",
+            DeviceLocation::Cuda { .. } => "cuda",
+            DeviceLocation::Metal { .. } => "metal",
+        }
+    }
+
     fn device(&self) -> &Device {
         &self.device
     }

@@ -2,11 +2,11 @@
 //!
 //! [`Kernels`] has a method for every operation of the decoder, forward and backward, and for the
 //! optimizer's step. Its defaults are composed of the tensor library's operations and run on any device
-//! ([`Portable`]); a backend overrides what it has kernels for ([`Cpu`]: all of it). The backend is chosen
-//! once, with the device; nothing above this module asks where a tensor is.
+//! ([`Portable`]); a backend overrides what it has kernels for ([`Cpu`]: all but the fusions). The backend is
+//! chosen once, with the device; nothing that computes asks where a tensor is.
 //!
 //! A new backend is a struct in a folder of its own that implements [`Kernels`], and a line in
-//! `conformance.rs`, which runs every operation of every backend against the portable one and against f64.
+//! `conformance::backends`, whose tests run every operation against the portable one and against f64.
 
 mod backend;
 #[cfg(test)]

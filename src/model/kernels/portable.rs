@@ -216,15 +216,15 @@ pub(super) fn glu_backward(
 
 pub(super) fn mla(kv: &Tensor, k_rope: &Tensor, dims: MlaDims) -> Result<(Tensor, Tensor), Error> {
     let (tokens, width) = kv.dims2()?;
-    let heads = width / (dims.own());
-    let pairs = kv.reshape((tokens, heads, dims.own()))?;
+    let heads = width / dims.kv_width();
+    let pairs = kv.reshape((tokens, heads, dims.kv_width()))?;
     let k_rope = k_rope
         .unsqueeze(1)?
         .broadcast_as((tokens, heads, dims.rope))?;
     let keys = Tensor::cat(&[pairs.narrow(2, 0, dims.nope)?, k_rope], 2)?;
     let values = pairs.narrow(2, dims.nope, dims.value)?.contiguous()?;
     Ok((
-        keys.reshape((tokens, heads * (dims.key())))?,
+        keys.reshape((tokens, heads * dims.key()))?,
         values.reshape((tokens, heads * dims.value))?,
     ))
 }
@@ -235,7 +235,7 @@ pub(super) fn mla_backward(
     dims: MlaDims,
 ) -> Result<(Tensor, Tensor), Error> {
     let (tokens, width) = d_keys.dims2()?;
-    let heads = width / (dims.key());
+    let heads = width / dims.key();
     let keys = d_keys.reshape((tokens, heads, dims.key()))?;
     let values = d_values.reshape((tokens, heads, dims.value))?;
     let d_kv = Tensor::cat(&[keys.narrow(2, 0, dims.nope)?, values], 2)?;
@@ -306,7 +306,7 @@ fn mask(tile: &Range<usize>, shape: AttentionShape, device: &Device) -> Result<T
     let zeros = Tensor::zeros((tile.len(), seen.len()), DType::F32, device)?;
     let hidden = Tensor::full(f32::NEG_INFINITY, (tile.len(), seen.len()), device)?;
     let one = visible.where_cond(&zeros, &hidden)?;
-    Ok(one.repeat((shape.heads / shape.kv_heads, 1))?)
+    Ok(one.repeat((shape.num_heads / shape.num_kv_heads, 1))?)
 }
 
 /// Probabilities of one tile, `[kv_heads, group * tile, seen]`, f32; and the slopes of the soft cap.
@@ -340,9 +340,9 @@ pub(super) fn attention(
             let seen = shape.seen(&tile);
             let queries = row.start + tile.start..row.start + tile.end;
             let keys = row.start + seen.start..row.start + seen.end;
-            let q = by_head(q, queries, shape.kv_heads, shape.head_dim)?;
-            let k = by_head(k, keys.clone(), shape.kv_heads, shape.head_dim)?;
-            let v = by_head(v, keys, shape.kv_heads, shape.value_dim)?;
+            let q = by_head(q, queries, shape.num_kv_heads, shape.head_dim)?;
+            let k = by_head(k, keys.clone(), shape.num_kv_heads, shape.head_dim)?;
+            let v = by_head(v, keys, shape.num_kv_heads, shape.v_head_dim)?;
             let (p, _) = probabilities(&q, &k, &mask(&tile, shape, q.device())?, shape)?;
             outs.push(by_token(&p.to_dtype(v.dtype())?.matmul(&v)?, tile.len())?);
         }
@@ -358,7 +358,7 @@ pub(super) fn attention_backward(
     shape: AttentionShape,
 ) -> Result<(Tensor, Tensor, Tensor), Error> {
     let (mut dqs, mut dks, mut dvs) = (Vec::new(), Vec::new(), Vec::new());
-    let (kv_heads, dim, v_dim) = (shape.kv_heads, shape.head_dim, shape.value_dim);
+    let (kv_heads, dim, v_dim) = (shape.num_kv_heads, shape.head_dim, shape.v_head_dim);
     for row in layout.rows() {
         let (mut dk_row, mut dv_row): (Option<Tensor>, Option<Tensor>) = (None, None);
         for tile in tiles(row.len()) {

@@ -123,7 +123,7 @@ pub(super) fn gradients(
         let slope_terms: Vec<f32> = sums[part.clone()]
             .iter()
             .zip(&weights[part.clone()])
-            .map(|(sum, weight)| weight + z_slope(loss.z_loss, *sum))
+            .map(|(sum, weight)| weight + z_slope(loss.z_loss, *sum, *weight))
             .collect();
         let weights = column(&weights[part.clone()])?;
         let p = logits.broadcast_sub(&column(&shifts)?)?.exp()?;

@@ -75,25 +75,25 @@ impl MlaDims {
         self.nope + self.rope
     }
 
-    /// Returns the features that a head has for itself: of its key and of its value.
-    pub fn own(self) -> usize {
+    /// Returns the features that a head has for itself: of its unrotated key and of its value.
+    pub fn kv_width(self) -> usize {
         self.nope + self.value
     }
 }
 
-/// The shape of an attention: queries are `[T, heads * head_dim]`, keys `[T, kv_heads * head_dim]`; values
-/// and the output have `value_dim` in place of `head_dim`. Query head `h` reads key head
-/// `h / (heads / kv_heads)`.
+/// The shape of an attention: queries are `[T, num_heads * head_dim]`, keys `[T, num_kv_heads * head_dim]`;
+/// values and the output have `v_head_dim` in place of `head_dim`. Query head `h` reads key head
+/// `h / (num_heads / num_kv_heads)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct AttentionShape {
-    /// Query heads; a multiple of `kv_heads`.
-    pub heads: usize,
+    /// Query heads; a multiple of `num_kv_heads`.
+    pub num_heads: usize,
     /// Key and value heads.
-    pub kv_heads: usize,
+    pub num_kv_heads: usize,
     /// Features of a head of queries and keys.
     pub head_dim: usize,
     /// Features of a head of values.
-    pub value_dim: usize,
+    pub v_head_dim: usize,
     /// Factor on the scores, before the softmax.
     pub scale: f32,
     /// Scores become `cap * tanh(score / cap)`.
@@ -105,7 +105,7 @@ pub(crate) struct AttentionShape {
 impl AttentionShape {
     /// Returns how many query heads share a key head.
     pub fn group(self) -> usize {
-        self.heads / self.kv_heads
+        self.num_heads / self.num_kv_heads
     }
 
     /// Returns the first position that the query at `position` sees.
@@ -121,33 +121,33 @@ impl AttentionShape {
 
     /// Returns the features of a token's queries.
     pub fn query_width(self) -> usize {
-        self.heads * self.head_dim
+        self.num_heads * self.head_dim
     }
 
     /// Returns the features of a token's keys.
     pub fn key_width(self) -> usize {
-        self.kv_heads * self.head_dim
+        self.num_kv_heads * self.head_dim
     }
 
     /// Returns the features of a token's values.
     pub fn value_width(self) -> usize {
-        self.kv_heads * self.value_dim
+        self.num_kv_heads * self.v_head_dim
     }
 
     /// Returns the features of a token's output.
     pub fn out_width(self) -> usize {
-        self.heads * self.value_dim
+        self.num_heads * self.v_head_dim
     }
 }
 
 /// Queries, keys and values of an attention.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Qkv<'a> {
-    /// `[T, heads * head_dim]`.
+    /// `[T, num_heads * head_dim]`.
     pub q: &'a Tensor,
-    /// `[T, kv_heads * head_dim]`.
+    /// `[T, num_kv_heads * head_dim]`.
     pub k: &'a Tensor,
-    /// `[T, kv_heads * value_dim]`.
+    /// `[T, num_kv_heads * v_head_dim]`.
     pub v: &'a Tensor,
 }
 

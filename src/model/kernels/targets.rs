@@ -2,6 +2,7 @@
 
 use crate::model::Error;
 use crate::model::row_layout::RowLayout;
+use crate::types::is_of_target;
 
 /// What the learner says about the targets of a row.
 #[derive(Debug, Clone, Copy)]
@@ -17,7 +18,7 @@ pub struct RowOutputs<'a> {
 /// Decides what a row's targets count for, given what the learner says.
 ///
 /// Called once per row, in order; has to fill one weight per target. The weights are constants to the
-/// gradient.
+/// gradient. A position with the weight [`NO_TARGET`](crate::types::NO_TARGET) has no part in the z-loss either.
 pub type WeightFn<'a> = dyn FnMut(RowOutputs<'_>, &mut [f32]) -> Result<(), Error> + 'a;
 
 /// Returns the positions whose hidden state predicts a target, and the targets' ids.
@@ -36,7 +37,8 @@ pub(super) fn targets(ids: &[u32], layout: &RowLayout) -> (Vec<usize>, Vec<u32>)
 /// Returns what a z-loss adds to the factor of a target's probabilities in the gradient of its logits: the
 /// slope of `z_loss * s²`, with `s` the log-sum-exp, whose own gradient is the probabilities.
 #[inline]
-pub(super) fn z_slope(z_loss: Option<f32>, log_normalizer: f64) -> f32 {
+pub(super) fn z_slope(z_loss: Option<f32>, log_normalizer: f64, weight: f32) -> f32 {
+    let z_loss = z_loss.filter(|_| is_of_target(weight));
     z_loss.map_or(0.0, |z_loss| {
         (2.0 * f64::from(z_loss) * log_normalizer) as f32
     })

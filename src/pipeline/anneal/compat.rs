@@ -22,11 +22,13 @@ use crate::weight::{Center, DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula}
 /// Opens the initial model: the one that was given, else the base that the set in `dir` was scored with.
 pub(super) fn learner(
     given: Option<&ModelSource>,
+    ignored: &[String],
     dir: &Path,
     manifest: &Manifest,
 ) -> Result<OpenModel> {
+    let ignored = [ignored, &manifest.plan.ignored_config_fields].concat();
     if let Some(source) = given {
-        return Ok(OpenModel::open(source)?);
+        return Ok(OpenModel::open_ignoring(source, &ignored)?);
     }
     let Some(base) = &manifest.plan.base else {
         return Err(Usage(format!(
@@ -37,7 +39,7 @@ pub(super) fn learner(
     };
     let source = demo::by_name(&base.path)
         .unwrap_or_else(|| ModelSource::Directory(PathBuf::from(&base.path)));
-    let model = OpenModel::open(&source).with_context(|| {
+    let model = OpenModel::open_ignoring(&source, &ignored).with_context(|| {
         format!(
             "cannot open the base model {} of the manifest; give --model DIR if it has moved",
             base.path
@@ -227,7 +229,7 @@ pub(super) fn objective(options: &LossOptions, manifest: &Manifest) -> Result<Ob
     .map_err(|error| Usage(error.to_string()))?;
     let default_normalize = match weighting {
         Weighting::ExcessTopK => Normalize::Weights,
-        _ => Normalize::Targets,
+        Weighting::Dynamic | Weighting::Static | Weighting::Uniform => Normalize::Targets,
     };
     Ok(Objective {
         weighting,

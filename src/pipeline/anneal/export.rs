@@ -7,15 +7,15 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::files::{
-    CARD_FILE, CARRIED_OVER, COMPLETION_MARKER, METRICS_FILE, PROVENANCE_FILE, RUN_FILE,
-    is_exported,
+    CARD_FILE, COMPLETION_MARKER, METRICS_FILE, PROVENANCE_FILE, RUN_FILE, is_exported,
 };
 use super::loss_change::LossChange;
 use super::plan::Plan;
+use super::settings::Extended;
 use super::train::Trained;
 use crate::fs;
 use crate::loss::Objective;
-use crate::model::{self, OpenModel};
+use crate::model;
 use crate::optim::DecayOn;
 use crate::schedule::Decay;
 use crate::shard::plan::ModelIdentity;
@@ -48,6 +48,17 @@ pub(super) struct Provenance<'a> {
     device: &'a str,
     dtype: &'a str,
     tokens: u64,
+    /// The run that this one went on from, and after which step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    extends: Option<Extends<'a>>,
+}
+
+/// The run that another went on from, as remit.json has it.
+#[derive(Serialize)]
+struct Extends<'a> {
+    run: String,
+    #[serde(flatten)]
+    checkpoint: &'a Extended,
 }
 
 impl<'a> Provenance<'a> {
@@ -79,17 +90,25 @@ impl<'a> Provenance<'a> {
             device: &settings.device,
             dtype: &settings.dtype,
             tokens: trained.tokens,
+            extends: plan
+                .extended_run
+                .as_ref()
+                .zip(settings.extends.as_ref())
+                .map(|(run, checkpoint)| Extends {
+                    run: run.run.display().to_string(),
+                    checkpoint,
+                }),
         }
     }
 
     /// Returns the text of a model card for the folder of a model.
-    fn card(&self, dir: &Path, losses: Option<&LossChange>) -> String {
+    fn card(&self, dir: &Path, licence: &str, losses: Option<&LossChange>) -> String {
         let name = dir.file_name().map_or_else(
             || "Annealed model".to_owned(),
             |name| name.to_string_lossy().into_owned(),
         );
         format!(
-            "---\nbase_model: {base}\ntags:\n  - remit\n  - mid-training\n---\n\n# {name}\n\n\
+            "---\nbase_model: {base}\n{licence}tags:\n  - remit\n  - mid-training\n---\n\n# {name}\n\n\
              `{model}`, annealed with [ReMiT](https://arxiv.org/abs/2602.03075) by remit {version}: {weighting} weighting \
              of the next-token loss by `{rl}`, {steps} steps, {tokens} tokens, learning rate {lr:e} ({schedule}).\n\
              {losses}\n\
@@ -138,18 +157,6 @@ fn sentence(losses: &LossChange) -> String {
     }
 }
 
-/// Opens the files that an export carries over, so that it has them whatever becomes of the folder meanwhile.
-///
-/// # Errors
-///
-/// When one of them can't be read.
-pub(super) fn open_carried_over(initial: &OpenModel) -> Result<()> {
-    for name in CARRIED_OVER {
-        initial.file(name)?;
-    }
-    Ok(())
-}
-
 /// Writes a Hugging Face directory. config.json comes last: without it no library takes the folder for a
 /// model, and an interrupted run resumes.
 ///
@@ -164,14 +171,20 @@ pub(super) fn write(plan: &Plan<'_>, trained: &Trained, losses: Option<&LossChan
             fs::remove_file(&dir.join(&name))?;
         }
     }
-    model::write_weights(dir, trained.model.stored(), plan.output.max_shard_bytes)?;
-    for name in CARRIED_OVER {
-        if let Some(content) = plan.initial.file(name)? {
-            fs::write_atomic(&dir.join(name), &content)?;
+    model::write_weights(
+        dir,
+        plan.initial.weights(),
+        trained.model.stored(),
+        plan.output.max_shard_bytes,
+    )?;
+    for (name, content) in plan.carried.files() {
+        if let Some((folder, _)) = name.split_once('/') {
+            fs::create_dir_all(&dir.join(folder))?;
         }
+        fs::write_atomic(&dir.join(name), content)?;
     }
     let provenance = Provenance::new(plan, trained);
-    let card = provenance.card(dir, losses);
+    let card = provenance.card(dir, plan.carried.licence(), losses);
     fs::write_atomic(&dir.join(CARD_FILE), card.as_bytes())?;
     let mut text = serde_json::to_vec_pretty(&provenance)?;
     text.push(b'\n');
@@ -185,10 +198,9 @@ pub(super) fn write(plan: &Plan<'_>, trained: &Trained, losses: Option<&LossChan
     ] {
         fs::remove_stale_temps(dir, name)?;
     }
-    for name in CARRIED_OVER {
+    for (name, _) in plan.carried.files() {
         fs::remove_stale_temps(dir, name)?;
     }
-    let marker = plan.initial.require(COMPLETION_MARKER)?;
-    fs::write_atomic(&dir.join(COMPLETION_MARKER), &marker)?;
+    fs::write_atomic(&dir.join(COMPLETION_MARKER), plan.carried.config())?;
     Ok(())
 }

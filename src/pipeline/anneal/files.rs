@@ -23,19 +23,56 @@ pub(super) const CARD_FILE: &str = "README.md";
 /// run is finished.
 pub(super) const COMPLETION_MARKER: &str = "config.json";
 
-/// Other files of a Hugging Face directory that are carried over, where the model has them.
-pub(super) const CARRIED_OVER: [&str; 10] = [
+/// Other files of a Hugging Face directory that are carried over, where the model has them: of generation, of its
+/// tokenizer, its chat templates, and what prepares images and sound for it.
+const CARRIED_OVER: [&str; 24] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
+    "vocab.txt",
+    "vocab.bpe",
     "merges.txt",
     "tokenizer.model",
+    "tokenizer.model.v3",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
     "chat_template.jinja",
-    "LICENSE",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "image_processor_config.json",
+    "video_preprocessor_config.json",
+    "audio_preprocessor_config.json",
+    "feature_extractor_config.json",
+    "SYSTEM_PROMPT.txt",
+    "normalizer.json",
 ];
+
+/// Beginnings of the names of licences and notices, in any case.
+const LEGAL: [&str; 10] = [
+    "license",
+    "licence",
+    "notice",
+    "copying",
+    "copyright",
+    "patents",
+    "use_policy",
+    "usage_policy",
+    "acceptable_use",
+    "third_party",
+];
+
+/// Returns whether a file of a model is carried over into an export, by its name.
+pub(super) fn is_carried_over(name: &str) -> bool {
+    let lower = name.to_ascii_lowercase().replace('-', "_");
+    CARRIED_OVER.contains(&name)
+        || name.ends_with(".tiktoken")
+        || LEGAL.iter().any(|beginning| lower.starts_with(beginning))
+}
 
 /// Returns whether a file holds weights of a model, or lists the files that do.
 fn holds_weights(name: &str) -> bool {
@@ -46,7 +83,7 @@ fn holds_weights(name: &str) -> bool {
 /// Returns whether an export writes a file of this name.
 pub(super) fn is_exported(name: &str) -> bool {
     holds_weights(name)
-        || CARRIED_OVER.contains(&name)
+        || is_carried_over(name)
         || [CARD_FILE, PROVENANCE_FILE, COMPLETION_MARKER].contains(&name)
 }
 

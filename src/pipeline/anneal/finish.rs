@@ -20,7 +20,7 @@ pub(super) fn finish(
     progress: &dyn Progress,
 ) -> Result<AnnealReport> {
     let dir = &plan.output.dir;
-    let losses = LossChange::read(dir, plan.num_steps())?;
+    let losses = LossChange::read(dir, plan.first_step(), plan.num_steps())?;
     progress.note(&format!("writing {}", dir.display()));
     export::write(plan, trained, losses.as_ref())?;
     Ok(AnnealReport {

@@ -5,10 +5,12 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::super::device::open_device;
-use super::super::{BadInput, Progress, refuse_inside_set};
+use super::super::signals;
+use super::super::{BadInput, Progress, refuse_below_a_set};
+use super::carried::Carried;
 use super::compat::{check_special_tokens, check_tokenizer, check_weighting, learner};
 use super::options::{AnnealOptions, EvalOptions, EvalRows};
-use super::{export, run_file};
+use super::run_file;
 use crate::model::{ComputeDevice, OpenModel};
 use crate::shard::read::ShardSet;
 
@@ -22,6 +24,8 @@ pub(super) struct Inputs {
     pub eval_set: Option<ShardSet>,
     /// The initial model.
     pub initial: OpenModel,
+    /// What an export carries over from it.
+    pub carried: Carried,
 }
 
 impl Inputs {
@@ -33,11 +37,18 @@ impl Inputs {
     /// When the output folder holds files of another origin, when the device can't be used, when a set or the
     /// model is missing or damaged, and when they don't fit together.
     pub fn open(options: &AnnealOptions, progress: &dyn Progress) -> Result<Self> {
+        refuse_below_a_set(&options.output.dir)?;
         run_file::refuse_foreign_files(&options.output.dir)?;
         let device = open_device(options.compute.device, progress)?;
         let set = ShardSet::open(&options.weights)?;
-        refuse_inside_set(&options.output.dir, &options.weights)?;
-        let initial = learner(options.model.as_ref(), &options.weights, set.manifest())?;
+        let initial = learner(
+            options.model.as_ref(),
+            &options.ignored_fields,
+            &options.weights,
+            set.manifest(),
+        )?;
+        let signals = signals::of_learner(&initial, &options.weights, set.manifest());
+        signals::report(&signals, options.strict, progress)?;
         let check = |dir: &Path, set: &ShardSet| -> Result<()> {
             let manifest = set.manifest();
             let own = check_tokenizer(&initial, dir, manifest)?;
@@ -61,12 +72,20 @@ impl Inputs {
             }
             _ => None,
         };
-        export::open_carried_over(&initial)?;
+        let carried = Carried::open(&initial)?;
+        run_file::refuse_overwriting(&options.output.dir, carried.files().map(|(name, _)| name))?;
+        if !carried.dropped().is_empty() {
+            progress.note(&format!(
+                "auto_map names code that is not in {initial}, so the export does without: {}",
+                carried.dropped().join(", ")
+            ));
+        }
         Ok(Self {
             device,
             set,
             eval_set,
             initial,
+            carried,
         })
     }
 }

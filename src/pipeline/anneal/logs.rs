@@ -14,7 +14,7 @@ use crate::fs::{self, Log};
 use crate::tensorboard::EventLog;
 
 /// Most sources that TensorBoard gets curves of.
-const MAX_SOURCE_CURVES: usize = 50;
+pub(super) const MAX_SOURCE_CURVES: usize = 50;
 
 /// Sizes of the logs in bytes, to cut them to when a run resumes from a checkpoint.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,7 +133,7 @@ fn cut(log: &mut Log, size_bytes: u64) -> Result<()> {
         ))
         .into());
     }
-    log.go_on_at(size_bytes)?;
+    log.resume_at(size_bytes)?;
     Ok(())
 }
 

@@ -79,12 +79,12 @@ struct Step {
 }
 
 impl LossChange {
-    /// Reads what a run of `num_steps` changed from its logs; `None` if every step was skipped, or the logs are gone.
+    /// Reads what a run up to step `num_steps`, after `first_step` of another, changed from its logs; `None` if every step was skipped, or the logs are gone.
     ///
     /// # Errors
     ///
     /// When a log can't be read, or is not what a run writes.
-    pub(super) fn read(output: &Path, num_steps: u64) -> Result<Option<Self>> {
+    pub(super) fn read(output: &Path, first_step: u64, num_steps: u64) -> Result<Option<Self>> {
         let evaluations: Vec<EvaluationLosses> = lines(&output.join(EVAL_FILE))?;
         if let (Some(first), Some(last)) = (evaluations.first(), evaluations.last())
             && first.step < last.step
@@ -95,17 +95,17 @@ impl LossChange {
             }));
         }
         let steps: Vec<Step> = lines(&output.join(METRICS_FILE))?;
-        Ok(Self::of_steps(&steps, num_steps))
+        Ok(Self::of_steps(&steps, first_step, num_steps))
     }
 
-    fn of_steps(steps: &[Step], num_steps: u64) -> Option<Self> {
-        let tenth = num_steps.div_ceil(TENTHS);
-        let first = mean(steps, 1, tenth);
+    fn of_steps(steps: &[Step], first_step: u64, num_steps: u64) -> Option<Self> {
+        let tenth = num_steps.saturating_sub(first_step).div_ceil(TENTHS);
+        let first = mean(steps, first_step + 1, first_step + tenth);
         let last = mean(steps, num_steps.saturating_sub(tenth) + 1, num_steps);
         match (first, last) {
             // The loss of a single step is only that of some rows.
             (Some(first), Some(last)) if tenth > 1 => Some(Self::TrainingRows { first, last }),
-            _ => mean(steps, 1, num_steps).map(|all| Self::AllTrainingRows { all }),
+            _ => mean(steps, first_step + 1, num_steps).map(|all| Self::AllTrainingRows { all }),
         }
     }
 }
@@ -176,7 +176,7 @@ mod tests {
         steps[0] = step(1, 30, 1.0);
         steps[1] = step(2, 10, f64::NAN);
         steps[2] = step(3, 10, 3.0);
-        let Some(LossChange::TrainingRows { first, last }) = LossChange::of_steps(&steps, 30)
+        let Some(LossChange::TrainingRows { first, last }) = LossChange::of_steps(&steps, 0, 30)
         else {
             panic!("30 steps have tenths");
         };
@@ -191,11 +191,11 @@ mod tests {
         let steps: Vec<Step> = (1..=10)
             .map(|number| step(number, 1, number as f64))
             .collect();
-        let Some(LossChange::AllTrainingRows { all }) = LossChange::of_steps(&steps, 10) else {
+        let Some(LossChange::AllTrainingRows { all }) = LossChange::of_steps(&steps, 0, 10) else {
             panic!("a tenth of 10 steps is a single one");
         };
         assert_eq!((all.targets, all.loss), (10, 5.5));
         let skipped = [step(1, 1, f64::NAN)];
-        assert_eq!(LossChange::of_steps(&skipped, 1), None);
+        assert_eq!(LossChange::of_steps(&skipped, 0, 1), None);
     }
 }

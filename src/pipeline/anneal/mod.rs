@@ -3,9 +3,11 @@
 //! A run has three parts. `prepare` opens, checks and plans; whatever can refuse a run is there. `train` takes the
 //! steps of the plan, and writes logs and checkpoints. `finish` exports the model and reports.
 
+mod carried;
 mod compat;
 mod evaluate;
 mod export;
+mod extend;
 mod files;
 mod finish;
 mod inputs;
@@ -40,6 +42,7 @@ pub use metrics::StepMetrics;
 pub use nonfinite::NonFinite;
 pub use options::*;
 pub use report::AnnealReport;
+pub use settings::Extended;
 
 use finish::finish;
 use inputs::Inputs;

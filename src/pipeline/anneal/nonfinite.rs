@@ -58,7 +58,7 @@ pub(super) fn log_prob_error(error: model::Error, step: u64, rows: &[StoredRow])
             value,
         } => {
             let what = format!(
-                "the learner, begun as {model}, gives {value} as the log-probability of token {position} of a row"
+                "the learner, trained from {model}, gives {value} as the log-probability of token {position} of a row"
             );
             NonFinite::new(step, what, rows.get(row..=row).unwrap_or(rows)).into()
         }

@@ -72,10 +72,17 @@ pub struct AnnealOptions {
     pub model: Option<ModelSource>,
     /// Takes a set even if BOS and EOS of its documents are not those of the initial model.
     pub keep_special_tokens: bool,
+    /// Fields of its config.json that are accepted though they are not understood, besides those that the set was
+    /// scored with.
+    pub ignored_fields: Vec<String>,
+    /// Makes signals that mean nothing an error.
+    pub strict: bool,
     /// The loss to minimise.
     pub loss: LossOptions,
     /// The optimizer and its schedule.
     pub optimization: OptimizationOptions,
+    /// Another run to go on with; `None` to begin with the initial model.
+    pub extend: Option<ExtendOptions>,
     /// The device, dtypes and memory.
     pub compute: ComputeOptions,
     /// Checkpoints and evaluations.
@@ -86,6 +93,15 @@ pub struct AnnealOptions {
     pub output: OutputOptions,
     /// The command line and its effective options, for run.json.
     pub invocation: Invocation,
+}
+
+/// Another run to go on with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExtendOptions {
+    /// Its output folder.
+    pub run: PathBuf,
+    /// Optimizer steps to take after those of its newest checkpoint.
+    pub steps: u64,
 }
 
 /// The loss to minimise.

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
+use super::carried::Carried;
 use super::evaluate::Rows;
+use super::extend::ExtendedRun;
 use super::options::{CheckpointOptions, Invocation, OutputOptions};
 use super::resume::ResumePoint;
 use super::settings::Settings;
@@ -17,6 +19,8 @@ use crate::shard::read::ShardSet;
 pub(super) struct Plan<'a> {
     /// The initial model.
     pub initial: &'a OpenModel,
+    /// What the export carries over from it.
+    pub carried: &'a Carried,
     /// The set to train on, as its manifest describes it.
     pub manifest: &'a Manifest,
     /// Its rows, in the order of training.
@@ -27,6 +31,8 @@ pub(super) struct Plan<'a> {
     pub eval_every: u64,
     /// Everything that decides the result.
     pub settings: Settings,
+    /// The run that this one goes on from, for the record.
+    pub extended_run: Option<ExtendedRun>,
     /// Device and dtype that the learner computes in.
     pub compute: Compute,
     /// Tokens in memory at a time.
@@ -39,6 +45,8 @@ pub(super) struct Plan<'a> {
     pub output: &'a OutputOptions,
     /// The set's folder as it was given, for the record.
     pub weights: &'a Path,
+    /// Makes signals that mean nothing an error.
+    pub strict: bool,
     /// The command that was invoked, for the record.
     pub invocation: &'a Invocation,
 }
@@ -53,7 +61,12 @@ impl Plan<'_> {
         }
     }
 
-    /// Returns the number of optimizer steps of the whole run.
+    /// Returns the number of steps that another run took before this one.
+    pub fn first_step(&self) -> u64 {
+        self.settings.schedule.first_step
+    }
+
+    /// Returns the number of optimizer steps of the whole run, those that another took before included.
     pub fn num_steps(&self) -> u64 {
         self.settings.schedule.num_steps
     }

@@ -4,6 +4,7 @@ use anyhow::Result;
 
 use super::super::{BadInput, Progress, StopFlag, Usage};
 use super::compat::{check_positions, longest_row, objective};
+use super::extend::Extension;
 use super::inputs::Inputs;
 use super::length::num_steps;
 use super::options::{AnnealOptions, EvalOptions, EvalRows};
@@ -51,6 +52,7 @@ pub(super) fn prepare<'a>(
         set,
         eval_set,
         initial,
+        carried,
     } = inputs;
     let holdout = match &options.eval {
         Some(EvalOptions {
@@ -73,7 +75,15 @@ pub(super) fn prepare<'a>(
         None => order.longest_held_out_row() as usize,
     };
     check_positions(initial, longest_scored_row)?;
-    let num_steps = num_steps(optimization, &order, stop)?;
+    let extension = options
+        .extend
+        .as_ref()
+        .map(|extend| Extension::open(extend, &output.dir, progress))
+        .transpose()?;
+    let first_step = extension
+        .as_ref()
+        .map_or(0, |extension| extension.extended.after_step);
+    let num_steps = first_step.saturating_add(num_steps(optimization, &order, stop)?);
     let settings = Settings {
         manifest_blake3: set.manifest().content_blake3.to_string(),
         eval_manifest_blake3: eval_set
@@ -87,6 +97,7 @@ pub(super) fn prepare<'a>(
             min_lr: optimization.min_lr,
             warmup_steps: optimization.warmup_steps,
             num_steps,
+            first_step,
         },
         optimizer: optimization.adamw,
         batch_tokens: optimization.batch_tokens,
@@ -95,6 +106,9 @@ pub(super) fn prepare<'a>(
         on_nonfinite: optimization.on_nonfinite,
         dtype: compute.dtype.to_string(),
         device: device.kind().to_owned(),
+        extends: extension
+            .as_ref()
+            .map(|extension| extension.extended.clone()),
     };
     let needs = memory::Needs {
         architecture: initial.architecture(),
@@ -116,18 +130,26 @@ pub(super) fn prepare<'a>(
         return Ok(Prepared::Finished(Box::new(report)));
     }
     let resumed = resume::find(&output.dir, checkpoints.resume, &settings, progress)?;
-    let (checkpoint, state) = match resumed {
-        Some((point, state)) => (Some(point), state),
-        None => (None, State::initial(settings.clone())),
+    let begun = match (extension, &options.extend) {
+        (Some(extension), Some(extend)) => Some(extension.begin(&extend.run, &settings)?),
+        _ => None,
+    };
+    let (checkpoint, state, extended_run) = match (resumed, begun) {
+        (Some((point, state)), begun) => (Some(point), state, begun.map(|(_, _, run)| run)),
+        (None, Some((point, state, run))) => (Some(point), state, Some(run)),
+        (None, None) => (None, State::initial(settings.clone()), None),
     };
     let eval_every = options.eval.as_ref().and_then(|eval| eval.every);
     let plan = Plan {
         initial,
+        carried,
         manifest: set.manifest(),
         order,
         eval_set: eval_set.as_ref(),
-        eval_every: eval_every.unwrap_or(num_steps.div_ceil(DEFAULT_NUM_EVALUATIONS)),
+        eval_every: eval_every
+            .unwrap_or((num_steps - first_step).div_ceil(DEFAULT_NUM_EVALUATIONS)),
         settings,
+        extended_run,
         compute: Compute {
             device: device.clone(),
             dtype: compute.dtype,
@@ -139,6 +161,7 @@ pub(super) fn prepare<'a>(
         output,
         invocation: &options.invocation,
         weights: &options.weights,
+        strict: options.strict,
     };
     let start = Start {
         metrics_log,

@@ -80,7 +80,7 @@ pub(super) fn finished(
         tokens,
         own_tokens: 0,
         seconds: 0.0,
-        losses: LossChange::read(output, steps)?,
+        losses: LossChange::read(output, settings.schedule.first_step, steps)?,
         evaluation: last_evaluation(output)?,
     })
 }

@@ -40,7 +40,28 @@ pub(super) fn find(
         ))
         .into());
     }
-    let checkpoint::Newest { intact, damaged } = TrainingCheckpoint::newest(&dir)?;
+    let Some((point, state)) = newest(&dir, progress)? else {
+        return Ok(None);
+    };
+    let differences = state.settings.differences(settings);
+    if !differences.is_empty() {
+        return Err(Usage(format!(
+            "the run in {} was started with other settings:\n  {}\nhint: give the settings it was started with to resume it, or another -o",
+            output.display(),
+            differences.join("\n  ")
+        ))
+        .into());
+    }
+    Ok(Some((point, state)))
+}
+
+/// Returns the newest intact checkpoint in a folder and its state, if there is one.
+///
+/// # Errors
+///
+/// When none of those that are there is intact.
+pub(super) fn newest(dir: &Path, progress: &dyn Progress) -> Result<Option<(ResumePoint, State)>> {
+    let checkpoint::Newest { intact, damaged } = TrainingCheckpoint::newest(dir)?;
     for (_, problem) in &damaged {
         let cause = std::error::Error::source(problem).map(|cause| format!(": {cause}"));
         let cause = cause.unwrap_or_default();
@@ -56,15 +77,6 @@ pub(super) fn find(
         };
     };
     let state: State = newest.state()?;
-    let differences = state.settings.differences(settings);
-    if !differences.is_empty() {
-        return Err(Usage(format!(
-            "the run in {} was started with other settings:\n  {}\nhint: give the settings it was started with to resume it, or another -o",
-            output.display(),
-            differences.join("\n  ")
-        ))
-        .into());
-    }
     let damaged_steps = damaged.into_iter().map(|(step, _)| step).collect();
     let point = ResumePoint {
         checkpoint: newest,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::super::Usage;
+use super::extend::ExtendedRun;
 use super::files::{COMPLETION_MARKER, METRICS_FILE, RUN_FILE, holds_finished_model, is_written};
 use super::plan::Plan;
 use super::settings::Settings;
@@ -25,6 +26,9 @@ struct RunFile {
     model: String,
     /// Everything that decides the result, in numbers.
     settings: Settings,
+    /// The run that this one goes on from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    extends: Option<ExtendedRun>,
     /// Every start of the run, and the step after which it was.
     starts: Vec<Start>,
 }
@@ -62,15 +66,34 @@ pub(super) fn refuse_foreign_files(output: &Path) -> Result<()> {
         // A run that was killed at its start leaves an empty log.
         let is_empty = || Ok::<bool, fs::Error>(fs::size_bytes(&output.join(&*name))? == 0);
         if is_written(&name) && !(name == METRICS_FILE && is_empty()?) {
-            return Err(Usage(format!(
-                "{} holds {name}, but no {RUN_FILE} that says it is of a run of remit-anneal\nhint: give another -o, or an \
-                 empty folder",
-                output.display()
-            ))
-            .into());
+            return Err(holds_foreign_file(output, &name));
         }
     }
     Ok(())
+}
+
+/// Refuses a folder that holds one of the files that an export is going to write, and no run.json that says that it is
+/// a run's.
+pub(super) fn refuse_overwriting<'a>(
+    output: &Path,
+    mut names: impl Iterator<Item = &'a str>,
+) -> Result<()> {
+    if !fs::is_dir(output)? || load(output)?.is_some() {
+        return Ok(());
+    }
+    names.try_for_each(|name| match fs::exists(&output.join(name))? {
+        true => Err(holds_foreign_file(output, name)),
+        false => Ok(()),
+    })
+}
+
+fn holds_foreign_file(output: &Path, name: &str) -> anyhow::Error {
+    Usage(format!(
+        "{} holds {name}, but no {RUN_FILE} that says it is of a run of remit-anneal\nhint: give another -o, or an empty \
+         folder",
+        output.display()
+    ))
+    .into()
 }
 
 /// Returns whether a folder holds the finished model of a run with these settings.
@@ -98,7 +121,9 @@ pub(super) fn is_finished(output: &Path, settings: &Settings) -> Result<bool> {
 
 fn holds_a_model(output: &Path, differences: &str) -> anyhow::Error {
     Usage(format!(
-        "{} holds a model already{differences}\nhint: remit never writes over one; give another -o, or remove it",
+        "{} holds a model already{differences}\nhint: remit never writes over one; give another -o, or remove it; to go on with it, --resume-from {} --extend-steps N and \
+         another -o",
+        output.display(),
         output.display()
     ))
     .into()
@@ -123,6 +148,7 @@ pub(super) fn write(plan: &Plan<'_>, after_step: u64) -> Result<()> {
         config: plan.invocation.config.clone(),
         model: plan.initial.to_string(),
         settings: plan.settings.clone(),
+        extends: plan.extended_run.clone(),
         starts,
     };
     let mut text = serde_json::to_vec_pretty(&run)?;

@@ -3,9 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::options::OnNonFinite;
-use crate::loss::Objective;
+use crate::loss::{Normalize, Objective, Weighting};
 use crate::optim::AdamWOptions;
-use crate::schedule::Schedule;
+use crate::schedule::{Decay, Schedule};
+use crate::weight::{Center, WeightFormula};
 
 /// Everything that decides weights and metrics. Paths, threads, activation checkpointing and when checkpoints are
 /// written are not here, since they change nothing on the CPU. Nor is the micro-batch: it moves last bits only
@@ -37,10 +38,23 @@ pub struct Settings {
     pub dtype: String,
     /// Kind of device.
     pub device: String,
+    /// The checkpoint of another run that this one goes on from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extends: Option<Extended>,
+}
+
+/// The checkpoint that a run goes on from, as its settings have it: it decides the result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Extended {
+    /// The step after which it was written.
+    pub after_step: u64,
+    /// Its BLAKE3, as in the file beside it.
+    pub checkpoint_blake3: String,
 }
 
 /// Fields of [`Settings`] and the flags that set them.
-const FLAGS: [(&str, &str); 27] = [
+const FLAGS: [(&str, &str); 30] = [
     ("manifest_blake3", "the set of --weights"),
     ("eval_manifest_blake3", "the set of --eval-weights"),
     ("model_fingerprint", "the initial model"),
@@ -68,6 +82,12 @@ const FLAGS: [(&str, &str); 27] = [
     ("on_nonfinite", "--on-nonfinite"),
     ("dtype", "--dtype"),
     ("device", "--device"),
+    ("schedule.first_step", "the step to go on after"),
+    ("extends.after_step", "--resume-from"),
+    (
+        "extends.checkpoint_blake3",
+        "the checkpoint of --resume-from",
+    ),
 ];
 
 impl Settings {
@@ -81,6 +101,40 @@ impl Settings {
         collect("", &mine, &others, &mut lines);
         lines
     }
+
+    /// Returns a copy in which everything but the rows, their order and the initial model is at its default, to
+    /// compare these alone.
+    pub(super) fn of_rows_and_model(&self) -> Self {
+        Self {
+            manifest_blake3: self.manifest_blake3.clone(),
+            eval_manifest_blake3: None,
+            model_fingerprint: self.model_fingerprint.clone(),
+            objective: Objective {
+                weighting: Weighting::default(),
+                formula: WeightFormula::default(),
+                center: Center::default(),
+                normalize: Normalize::Targets,
+                top_k_fraction: 1.0,
+                z_loss: None,
+            },
+            schedule: Schedule {
+                decay: Decay::default(),
+                lr: 0.0,
+                min_lr: 0.0,
+                warmup_steps: 0,
+                num_steps: 0,
+                first_step: 0,
+            },
+            optimizer: AdamWOptions::default(),
+            batch_tokens: 0,
+            seed: self.seed,
+            holdout: self.holdout,
+            on_nonfinite: OnNonFinite::default(),
+            dtype: String::new(),
+            device: String::new(),
+            extends: None,
+        }
+    }
 }
 
 /// Compares two values of the same shape; `path` names them.
@@ -89,8 +143,11 @@ fn collect(path: &str, old: &serde_json::Value, new: &serde_json::Value, lines: 
     match (old, new) {
         _ if old == new => {}
         (Value::Object(old), Value::Object(new)) => {
-            for (key, old) in old {
+            // What is left out has its default.
+            let added = new.keys().filter(|key| !old.contains_key(*key));
+            for key in old.keys().chain(added) {
                 let separator = if path.is_empty() { "" } else { "." };
+                let old = old.get(key).unwrap_or(&Value::Null);
                 let new = new.get(key).unwrap_or(&Value::Null);
                 collect(&format!("{path}{separator}{key}"), old, new, lines);
             }
@@ -101,11 +158,19 @@ fn collect(path: &str, old: &serde_json::Value, new: &serde_json::Value, lines: 
             }
         }
         _ => {
-            let flag = FLAGS.iter().find(|(field, _)| *field == path);
+            let is_or_holds = |field: &str| {
+                let rest = field.strip_prefix(path);
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            };
+            let flag = FLAGS.iter().find(|(field, _)| is_or_holds(field));
             let name = flag.map_or(path, |(_, flag)| flag);
             let word = |value: &Value| match value {
                 Value::Null => "none".to_owned(),
                 Value::String(text) => text.clone(),
+                Value::Object(fields) => match fields.get("after_step") {
+                    Some(step) => format!("a checkpoint after step {step}"),
+                    None => value.to_string(),
+                },
                 other => other.to_string(),
             };
             lines.push(format!(
@@ -120,9 +185,6 @@ fn collect(path: &str, old: &serde_json::Value, new: &serde_json::Value, lines: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loss::{Normalize, Weighting};
-    use crate::schedule::Decay;
-    use crate::weight::{Center, WeightFormula};
 
     fn settings() -> Settings {
         Settings {
@@ -143,6 +205,7 @@ mod tests {
                 min_lr: 0.0,
                 warmup_steps: 0,
                 num_steps: 10,
+                first_step: 4,
             },
             optimizer: AdamWOptions::default(),
             batch_tokens: 2048,
@@ -151,6 +214,10 @@ mod tests {
             on_nonfinite: OnNonFinite::Stop,
             dtype: "f32".to_owned(),
             device: "cpu".to_owned(),
+            extends: Some(Extended {
+                after_step: 4,
+                checkpoint_blake3: "cc".to_owned(),
+            }),
         }
     }
 
@@ -163,15 +230,37 @@ mod tests {
         new.optimizer.betas.1 = 0.99;
         new.optimizer.clip = None;
         new.holdout = Some(0.1);
+        new.extends = None;
         assert_eq!(
             old.differences(&new),
             [
+                "--resume-from: it was a checkpoint after step 4, now it is none",
                 "--holdout: it was none, now it is 0.1",
                 "--epsilon: it was 0.2, now it is 0.3",
                 "--beta2: it was 0.95, now it is 0.99",
                 "--clip: it was 1.0, now it is none",
             ]
         );
+        let mut back = old.clone();
+        back.extends = None;
+        assert_eq!(
+            back.differences(&old),
+            ["--resume-from: it was none, now it is a checkpoint after step 4"]
+        );
+    }
+
+    /// Checkpoints and run.json of runs that earlier builds started have other names, and 0 for no z-loss.
+    #[test]
+    fn settings_of_earlier_runs_are_read_as_they_were_meant() {
+        let mut earlier = serde_json::to_value(settings()).unwrap();
+        let schedule = earlier["schedule"].as_object_mut().unwrap();
+        for (now, before) in [("lr", "peak"), ("min_lr", "floor")] {
+            let value = schedule.remove(now).unwrap();
+            schedule.insert(before.to_owned(), value);
+        }
+        assert_eq!(earlier["objective"]["z_loss"], 0.0);
+        let read: Settings = serde_json::from_value(earlier).unwrap();
+        assert_eq!(read, settings());
     }
 
     #[test]

@@ -4,9 +4,10 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use super::super::{Interrupted, Progress, StopFlag};
+use super::super::{Interrupted, Progress, StopFlag, signals};
 use super::evaluate::{Rows, evaluation, losses};
-use super::logs::Logs;
+use super::files::EVAL_FILE;
+use super::logs::{Logs, MAX_SOURCE_CURVES};
 use super::nonfinite::{NonFinite, check_weights};
 use super::options::OnNonFinite;
 use super::plan::Plan;
@@ -14,6 +15,7 @@ use super::state::{RESUMES, State};
 use super::trainer::Trainer;
 use crate::batch::{Cursor, Step};
 use crate::checkpoint::{self, CHECKPOINTS_DIR};
+use crate::loss::Weighting;
 
 /// Steps that may be skipped one after another; the one after them stops the run.
 const MAX_SKIPPED_IN_A_ROW: u64 = 10;
@@ -85,6 +87,14 @@ impl Run<'_> {
             }
             outcome => outcome?,
         };
+        let weighting = self.plan.settings.objective.weighting;
+        if number == self.plan.first_step() + 1
+            && matches!(weighting, Weighting::Dynamic | Weighting::Static)
+        {
+            let formula = &self.plan.settings.objective.formula;
+            let signal = signals::of_first_step(metrics.weight_at_bounds, formula);
+            signals::report(signal.as_slice(), self.plan.strict, self.progress)?;
+        }
         logs.step(&metrics)?;
         self.state.step = number;
         self.state.cursor = step.end;
@@ -118,7 +128,8 @@ impl Run<'_> {
     /// last, and at the intervals asked for.
     fn evaluate_if_due(&mut self, trainer: &Trainer<'_>, logs: &mut Logs) -> Result<()> {
         let step = self.state.step;
-        let is_due = step == self.plan.num_steps() || step.is_multiple_of(self.plan.eval_every);
+        let is_end = [self.plan.first_step(), self.plan.num_steps()].contains(&step);
+        let is_due = is_end || step.is_multiple_of(self.plan.eval_every);
         let Some(rows) = self.eval_rows.as_ref().filter(|_| is_due) else {
             return Ok(());
         };
@@ -148,6 +159,13 @@ impl Run<'_> {
         };
         let evaluation = evaluation(step, &sums, objective, started);
         logs.evaluation(&evaluation)?;
+        let num_sources = evaluation.sources.len();
+        if self.state.evaluated_step.is_none() && num_sources > MAX_SOURCE_CURVES {
+            self.progress.warn(&format!(
+                "TensorBoard gets no curves by source: there are {num_sources} sources, more than {MAX_SOURCE_CURVES}; {EVAL_FILE} \
+                 has all of them"
+            ));
+        }
         self.state.evaluated_step = Some(step);
         self.progress.note(&format!(
             "after step {}: loss {:.4}, plain {:.4} on {} evaluation targets of {} sources",

@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::super::{Progress, StopFlag};
 use super::logs::Logs;
+use super::options::DEFAULT_BATCH_TOKENS;
 use super::plan::{Plan, Start};
 use super::run_file;
 use super::steps::Run;
@@ -105,10 +106,21 @@ pub(super) fn train(
 
 /// Notes what is about to be trained.
 fn announce(plan: &Plan<'_>, progress: &dyn Progress) {
+    let (batch_tokens, available) = (plan.settings.batch_tokens, plan.order.num_tokens());
+    let whole_set = usize::try_from(available).is_ok_and(|available| batch_tokens > available);
+    if whole_set && batch_tokens != DEFAULT_BATCH_TOKENS {
+        progress.warn(&format!(
+            "--batch-tokens {batch_tokens} is more than the {available} tokens there are to train on, so every step takes all \
+             of them: look at --batch-tokens"
+        ));
+    }
     progress.note(&format!(
-        "{} steps of about {} tokens, {} rows in the set, {} held out; {} weights",
+        "{} steps of {} tokens, {} rows in the set, {} held out; {} weights",
         plan.num_steps(),
-        plan.settings.batch_tokens,
+        match whole_set {
+            true => available.to_string(),
+            false => format!("about {batch_tokens}"),
+        },
         plan.manifest.totals.rows,
         plan.order.num_held_out(),
         plan.settings.objective.weighting

@@ -4,19 +4,23 @@
 //! all parts are there, the manifest is made from them, and from nothing else: it is the same whoever computed
 //! them, in however many attempts.
 
+mod chat;
+mod left_out;
 mod models;
 mod options;
 mod prepare;
 mod resume;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 
+use super::signals;
 use super::stages::{self, ShardSink};
 use super::{Progress, StopFlag};
 use crate::corpus::Part;
 use crate::fs::{self, Digest};
 use crate::shard::manifest::Manifest;
+use crate::shard::plan::Plan;
 use crate::shard::write::ShardOptions;
 
 pub use options::*;
@@ -99,10 +103,27 @@ pub fn run(
         missing = missing_parts(output, *format, corpus.parts())?;
     }
     if missing.is_empty() {
-        report.manifest = Some(complete(output, plan, &mine, progress)?);
+        let manifest = complete(output, plan, &mine, progress)?;
+        let signals = signals::of_statistics(
+            &manifest.totals,
+            &manifest.sources,
+            manifest.plan.formula.as_ref(),
+            models.vocab_size,
+            is_one_model(&manifest.plan),
+        );
+        signals::report(&signals, options.strict, progress)
+            .with_context(|| format!("{} is complete, but", output.display()))?;
+        report.manifest = Some(manifest);
     }
     report.missing_parts = missing;
     Ok(report)
+}
+
+/// Returns whether the RL model and the base are the same files, which was told before.
+pub(super) fn is_one_model(plan: &Plan) -> bool {
+    plan.base
+        .as_ref()
+        .is_some_and(|base| base.fingerprint == plan.rl.fingerprint)
 }
 
 /// Returns what every shard is made with; the part is filled in for each.

@@ -12,7 +12,7 @@ use crate::pack::Packer;
 use crate::shard::write::round_log_probs;
 use crate::tokenize::{DocumentTokens, NamedToken, SpecialTokensInText, TextTokenizer};
 use crate::types::{OnBadRecord, Row, ScoredRow, TokenId};
-use crate::weight::WeightFormula;
+use crate::weight::{WeightFormula, of_targets};
 
 /// Tokens that end documents in pre-training. Any other that an RL model names may be the end of its turns.
 const ENDS_OF_DOCUMENTS: [&str; 8] = [
@@ -53,8 +53,10 @@ impl Models {
         options: &ComputeOptions,
         progress: &dyn Progress,
     ) -> Result<Self> {
-        let rl = OpenModel::open(&options.rl)?;
-        let base = options.base.as_ref().map(OpenModel::open).transpose()?;
+        let open = |source| OpenModel::open_ignoring(source, &options.ignored_fields);
+        let rl = open(&options.rl)?;
+        let base = options.base.as_ref().map(open).transpose()?;
+        refuse_absent(&options.ignored_fields, [Some(&rl), base.as_ref()])?;
         let models = || std::iter::once(&rl).chain(&base);
         let least = |of: fn(&Architecture) -> usize| {
             models().fold(usize::MAX, |least, model| {
@@ -186,6 +188,22 @@ impl Models {
     }
 }
 
+/// Refuses a field to ignore that no model has: it would be misspelled.
+fn refuse_absent(ignored: &[String], models: [Option<&OpenModel>; 2]) -> Result<()> {
+    let found: Vec<&String> = models
+        .into_iter()
+        .flatten()
+        .flat_map(OpenModel::ignored_fields)
+        .collect();
+    match ignored.iter().find(|name| !found.contains(name)) {
+        None => Ok(()),
+        Some(name) => Err(Usage(format!(
+            "--ignore-config-field {name}: no config.json has a field of this name that is not understood\nhint: leave it out"
+        ))
+        .into()),
+    }
+}
+
 struct Scorer {
     exact: bool,
     formula: WeightFormula,
@@ -223,7 +241,11 @@ impl RowScorer for Scorer {
                 .map(|((row, rl_logprobs), base_logprobs)| {
                     let weights = base_logprobs.as_ref().map(|base| {
                         let mut weights = vec![0.0; base.len()];
-                        self.formula.weights(&rl_logprobs, base, &mut weights);
+                        let formula = &mut |rl: &[f32], base: &[f32], weights: &mut [f32]| {
+                            self.formula.weights(rl, base, weights);
+                        };
+                        let mask = row.target_mask();
+                        of_targets(mask, &rl_logprobs, base, &mut weights, formula);
                         weights
                     });
                     row.scored(rl_logprobs, base_logprobs, weights)

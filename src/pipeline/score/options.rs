@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
+use chrono::NaiveDate;
+
 use crate::corpus::Input;
+use crate::fs::NamePattern;
 use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::pack::Packing;
 use crate::shard::schema::ShardFormat;
@@ -41,6 +44,8 @@ pub struct ScoreOptions {
     pub shards: SetOptions,
     /// This worker's part of the work.
     pub worker: WorkerOptions,
+    /// Makes signals that mean nothing an error.
+    pub strict: bool,
 }
 
 /// The corpus to score.
@@ -48,8 +53,18 @@ pub struct ScoreOptions {
 pub struct InputOptions {
     /// Files, folders, patterns, lists of files.
     pub inputs: Vec<Input>,
+    /// Patterns of which a file has to match one; none for all files.
+    pub include: Vec<NamePattern>,
+    /// Patterns of which a file may match none.
+    pub exclude: Vec<NamePattern>,
     /// Key or column that holds the text, or token ids; `None` for the default.
     pub text_field: Option<String>,
+    /// File of the chat template; `None` for that of a model.
+    pub chat_template: Option<PathBuf>,
+    /// Date that the chat template is told; `None` for that of the set that is there, else today.
+    pub chat_date: Option<NaiveDate>,
+    /// Endings of files that are taken for text, without the dot.
+    pub text_ext: Vec<String>,
     /// Reaction to records that can't be read.
     pub on_bad_record: OnBadRecord,
     /// Most bytes of one record.
@@ -98,6 +113,8 @@ pub struct ComputeOptions {
     pub dtype: ComputeDtype,
     /// Device that the models compute on.
     pub device: DeviceChoice,
+    /// Fields of config.json that are accepted though they are not understood.
+    pub ignored_fields: Vec<String>,
 }
 
 /// The set to write.

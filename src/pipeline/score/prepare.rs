@@ -1,15 +1,22 @@
 //! Everything that touches the world before scoring and can refuse a run.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
+use chrono::{Local, NaiveDate};
 
 use super::super::device::open_device;
-use super::super::{Progress, StopFlag};
+use super::super::signals;
+use super::super::{Progress, StopFlag, refuse_below_a_set};
 use super::models::Models;
 use super::options::ScoreOptions;
 use super::resume::{check_places, refuse_output_in_corpus, refuse_output_inside_input};
+use super::{chat, left_out};
 use crate::corpus::{Corpus, CorpusOptions, Format};
+use crate::fs;
 use crate::model::{Compute, OpenModel};
 use crate::shard::plan::{CorpusEntry, FORMAT_VERSION, ModelIdentity, Plan, TokenizerIdentity};
+use crate::tokenize::ChatTemplate;
 
 /// Everything that is known before weights are loaded and anything is written.
 pub(in super::super) struct Prepared {
@@ -36,12 +43,16 @@ impl Prepared {
         } = options;
         check_places(&input.inputs, &shards.output)?;
         refuse_output_inside_input(&input.inputs, &shards.output)?;
+        refuse_below_a_set(&shards.output)?;
         let device = open_device(compute.device, progress)?;
-        let models = Models::examine(rows, compute, progress)?;
+        let mut models = Models::examine(rows, compute, progress)?;
         let corpus = Corpus::discover_inputs(
             &input.inputs,
             &CorpusOptions {
                 text_field: input.text_field.clone(),
+                include: input.include.clone(),
+                exclude: input.exclude.clone(),
+                text_ext: input.text_ext.clone(),
                 part_bytes: input.part_bytes,
                 max_record_bytes: input.max_record_bytes,
                 limit_docs: input.limit_docs,
@@ -53,19 +64,21 @@ impl Prepared {
             },
         )?;
         refuse_output_in_corpus(&input.inputs, &shards.output, shards.format, &corpus)?;
-        if let Some(first) = corpus.skipped().first() {
-            progress.note(&format!(
-                "{} files of other types are left out, the first being {}",
-                corpus.skipped().len(),
-                first.display()
-            ));
-        }
+        left_out::tell(&corpus, progress);
+        let chat_date = match corpus.may_hold_messages() {
+            true => set_chat_template(options, &mut models, progress)?,
+            false => None,
+        };
         let compute = Compute {
             device,
             dtype: compute.dtype,
             trained: false,
         };
-        let plan = plan(options, &models, &corpus, &compute)?;
+        let plan = plan(options, &models, &corpus, &compute, chat_date)?;
+        if let Some(base) = &models.base {
+            let signals = signals::of_pair(&models.rl, base)?;
+            signals::report(&signals, options.strict, progress)?;
+        }
         Ok(Self {
             corpus,
             models,
@@ -75,12 +88,53 @@ impl Prepared {
     }
 }
 
+/// Gives the tokenizer the template that makes text of messages; returns the date that it is told, if it asks for one.
+fn set_chat_template(
+    options: &ScoreOptions,
+    models: &mut Models,
+    progress: &dyn Progress,
+) -> Result<Option<NaiveDate>> {
+    let ScoreOptions { corpus, shards, .. } = options;
+    let date = match corpus.chat_date {
+        Some(date) => date,
+        // A set that was begun yesterday is finished with its own date.
+        None => match planned_date(&shards.output)? {
+            Some(date) => date,
+            None => Local::now().date_naive(),
+        },
+    };
+    let sources: Vec<&OpenModel> = models.base.iter().chain([&models.rl]).collect();
+    let found = chat::find(corpus.chat_template.as_deref(), &sources, date)?;
+    let Some(chat::Found { template, file }) = found else {
+        return Ok(None);
+    };
+    let date = template.uses_date().then_some(date);
+    let told = date.map_or_else(String::new, |date| {
+        format!(", which is told that it is {date}")
+    });
+    progress.note(&format!(
+        "records of messages become text by the chat template of {file}{told}; neither BOS nor EOS is put around them"
+    ));
+    models.tokenizer.set_chat_template(template);
+    Ok(date)
+}
+
+/// Returns the date in the plan of a set, if there is one.
+fn planned_date(dir: &Path) -> Result<Option<NaiveDate>> {
+    if !fs::is_dir(dir)? {
+        return Ok(None);
+    }
+    let date = Plan::load(dir)?.and_then(|plan| plan.chat_date);
+    Ok(date.and_then(|date| date.parse().ok()))
+}
+
 /// Returns what decides the shards.
 fn plan(
     options: &ScoreOptions,
     models: &Models,
     corpus: &Corpus,
     compute: &Compute,
+    chat_date: Option<NaiveDate>,
 ) -> Result<Plan> {
     let ScoreOptions {
         corpus: input,
@@ -91,10 +145,17 @@ fn plan(
     let identity = |model: &OpenModel| ModelIdentity {
         path: model.to_string(),
         fingerprint: model.fingerprint(),
-        model_type: model.architecture().model_type.clone(),
+        model_type: model.architecture().outer_model_type().to_owned(),
         dtype: compute.dtype.to_string(),
         device: compute.device.kind().to_owned(),
     };
+    let mut ignored_config_fields: Vec<String> = [Some(&models.rl), models.base.as_ref()]
+        .into_iter()
+        .flatten()
+        .flat_map(|model| model.ignored_fields().to_vec())
+        .collect();
+    ignored_config_fields.sort_unstable();
+    ignored_config_fields.dedup();
     let has_token_files = corpus
         .files()
         .iter()
@@ -120,6 +181,11 @@ fn plan(
         exact: shards.exact,
         format: shards.format,
         text_field: input.text_field.clone(),
+        chat_template: models
+            .tokenizer
+            .chat_template()
+            .map(ChatTemplate::fingerprint),
+        chat_date: chat_date.map(|date| date.to_string()),
         min_tokens: rows.min_tokens as u64,
         limit_docs: input.limit_docs,
         on_bad_record: input.on_bad_record,
@@ -127,6 +193,8 @@ fn plan(
         token_dtype: input.token_dtype.filter(|_| has_token_files),
         separator: corpus.options().separator.filter(|_| has_token_files),
         part_bytes: corpus.part_bytes(),
+        text_ext: input.text_ext.clone(),
+        ignored_config_fields,
         num_parts: u32::try_from(corpus.parts().len()).context("the corpus has too many parts")?,
         corpus: corpus
             .files()

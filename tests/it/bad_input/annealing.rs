@@ -24,7 +24,20 @@ const OPTIONS: &[Case] = &[
         prepare: nothing,
         command: "remit-anneal --weights set -o set/annealed",
         exit: USAGE,
-        stderr: &["error: set/annealed lies in the set itself, "],
+        stderr: &[
+            "error: set/annealed lies in ",
+            "/set, the folder of a set, whose readers would take it for shards\n",
+        ],
+    },
+    Case {
+        input: "an output inside the set that losses are measured on",
+        prepare: nothing,
+        command: "remit-anneal --weights set --eval-weights without-base -o without-base/annealed",
+        exit: USAGE,
+        stderr: &[
+            "error: without-base/annealed lies in ",
+            "/without-base, the folder of a set, ",
+        ],
     },
     Case {
         input: "a temperature of 0",

@@ -180,7 +180,9 @@ const CONTAINERS: &[Case] = &[
         prepare: |w| w.write("corpus/plain.jsonl.gz", DOCUMENT),
         command: SCORE_CORPUS,
         exit: BAD_DATA,
-        stderr: &["error: corpus/plain.jsonl.gz: the gzip data is damaged or cut short: "],
+        stderr: &[
+            "error: corpus/plain.jsonl.gz: no compressed data, which its name does not say\nhint: rename it to plain.jsonl\n",
+        ],
     },
     Case {
         input: "a .parquet that is plain text",
@@ -265,7 +267,9 @@ const LISTS: &[Case] = &[
         prepare: |w| w.write("files.txt", "corpus/good.jsonl\n./corpus/good.jsonl\n"),
         command: "remit-score --files-from files.txt -o out --rl-model rl",
         exit: BAD_DATA,
-        stderr: &[" would both be called "],
+        stderr: &[
+            "corpus/good.jsonl and ./corpus/good.jsonl are the same file; its documents would be",
+        ],
     },
 ];
 

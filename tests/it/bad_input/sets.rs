@@ -410,6 +410,30 @@ const LOOKING: &[Case] = &[
         stderr: &["error: set/_remit/tokens.csv lies in the set itself, "],
     },
     Case {
+        input: "an export into another set",
+        prepare: |w| w.copy_folder(&w.path("set"), "other"),
+        command: "remit-inspect export set --tokens other/tokens.parquet",
+        exit: USAGE,
+        stderr: &[
+            "error: other/tokens.parquet lies in ",
+            "/other, the folder of a set, ",
+        ],
+    },
+    Case {
+        input: "a set inside another set",
+        prepare: |w| w.write_corpus("more/a.jsonl", 2),
+        command: "remit-score more -o set/more",
+        exit: USAGE,
+        stderr: &["error: set/more lies in ", "/set, the folder of a set, "],
+    },
+    Case {
+        input: "a set inside the description of another",
+        prepare: |w| w.write_corpus("more/a.jsonl", 2),
+        command: "remit-score more -o set/_remit --dry-run",
+        exit: USAGE,
+        stderr: &["error: set/_remit lies in ", "/set, the folder of a set, "],
+    },
+    Case {
         input: "an export over a file",
         prepare: |w| w.write("tokens.csv", "mine"),
         command: "remit-inspect export set --tokens tokens.csv",

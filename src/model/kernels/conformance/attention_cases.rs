@@ -4,6 +4,7 @@ use super::case::{Case, Shapes, dot, joined, named, taken, wide};
 use crate::model::kernels::tensor::zeros_f32;
 use crate::model::kernels::{AttentionShape, Kernels, LmHead, LmLoss, MlaDims, Qkv, RowOutputs};
 use crate::model::row_layout::RowLayout;
+use crate::types::{NO_TARGET, is_of_target};
 
 fn soft_capped(x: f64, cap: Option<f32>) -> f64 {
     cap.map_or(x, |cap| f64::from(cap) * (x / f64::from(cap)).tanh())
@@ -19,18 +20,18 @@ pub fn attention_case(kernels: &dyn Kernels, seed: u64) -> Case {
     let tokens: usize = lengths.iter().sum();
     let kv_heads = shapes.pick(1, 2);
     let shape = AttentionShape {
-        heads: kv_heads * shapes.pick(1, 3),
-        kv_heads,
+        num_heads: kv_heads * shapes.pick(1, 3),
+        num_kv_heads: kv_heads,
         head_dim: shapes.pick(1, 20),
-        value_dim: shapes.pick(1, 20),
+        v_head_dim: shapes.pick(1, 20),
         scale: 0.4,
         soft_cap: shapes.coin().then_some(1.5),
         window: shapes.coin().then(|| shapes.pick(1, 30)),
     };
-    let q = shapes.array("q", &[tokens, shape.heads * shape.head_dim]);
+    let q = shapes.array("q", &[tokens, shape.num_heads * shape.head_dim]);
     let k = shapes.array("k", &[tokens, kv_heads * shape.head_dim]);
-    let v = shapes.array("v", &[tokens, kv_heads * shape.value_dim]);
-    let dy = shapes.array("dy", &[tokens, shape.heads * shape.value_dim]);
+    let v = shapes.array("v", &[tokens, kv_heads * shape.v_head_dim]);
+    let dy = shapes.array("dy", &[tokens, shape.num_heads * shape.v_head_dim]);
     let layout = RowLayout::new(lengths.iter().copied());
     let (tq, tk, tv) = (taken(&q, kernels), taken(&k, kernels), taken(&v, kernels));
     let qkv = Qkv {
@@ -46,7 +47,7 @@ pub fn attention_case(kernels: &dyn Kernels, seed: u64) -> Case {
     Case {
         op: "attention",
         settings: vec![
-            ("heads", shape.heads.to_string()),
+            ("heads", shape.num_heads.to_string()),
             ("kv_heads", kv_heads.to_string()),
             ("scale", shape.scale.to_string()),
             ("soft_cap", option_text(shape.soft_cap)),
@@ -61,7 +62,7 @@ pub fn attention_case(kernels: &dyn Kernels, seed: u64) -> Case {
         ids: None,
         loss: Box::new(move |inputs| {
             let (q, k, v) = (&inputs[0], &inputs[1], &inputs[2]);
-            let (dim, v_dim) = (shape.head_dim, shape.value_dim);
+            let (dim, v_dim) = (shape.head_dim, shape.v_head_dim);
             let part = |x: &[f64], token: usize, heads: usize, head: usize, dim: usize| {
                 x[(token * heads + head) * dim..][..dim].to_vec()
             };
@@ -71,9 +72,9 @@ pub fn attention_case(kernels: &dyn Kernels, seed: u64) -> Case {
                     let first = shape
                         .window
                         .map_or(0, |window| (query + 1).saturating_sub(window));
-                    for h in 0..shape.heads {
-                        let kv = h / (shape.heads / kv_heads);
-                        let one = part(q, start + query, shape.heads, h, dim);
+                    for h in 0..shape.num_heads {
+                        let kv = h / (shape.num_heads / kv_heads);
+                        let one = part(q, start + query, shape.num_heads, h, dim);
                         let scores: Vec<f64> = (first..=query)
                             .map(|key| {
                                 let key = part(k, start + key, kv_heads, kv, dim);
@@ -84,7 +85,7 @@ pub fn attention_case(kernels: &dyn Kernels, seed: u64) -> Case {
                             })
                             .collect();
                         let sum: f64 = scores.iter().map(|s| s.exp()).sum();
-                        let d = part(&upstream, start + query, shape.heads, h, v_dim);
+                        let d = part(&upstream, start + query, shape.num_heads, h, v_dim);
                         for (key, score) in (first..=query).zip(scores) {
                             let value = part(v, start + key, kv_heads, kv, v_dim);
                             total += score.exp() / sum * dot(value, &d);
@@ -106,7 +107,7 @@ pub fn mla_case(kernels: &dyn Kernels, seed: u64) -> Case {
         rope: shapes.pick(1, 8),
         value: shapes.pick(1, 8),
     };
-    let (key, own) = (dims.key(), dims.own());
+    let (key, own) = (dims.key(), dims.kv_width());
     let kv = shapes.array("kv", &[tokens, heads * own]);
     let k_rope = shapes.array("k_rope", &[tokens, dims.rope]);
     let dy_keys = shapes.array("dy_keys", &[tokens, heads * key]);
@@ -158,7 +159,10 @@ pub fn lm_head_case(kernels: &dyn Kernels, seed: u64) -> Case {
         .map(|_| shapes.pick(0, vocab - 1) as u32)
         .collect();
     let layout = RowLayout::new(lengths.iter().copied());
-    let weights = shapes.array("weights", &[tokens - lengths.len()]);
+    let mut weights = shapes.array("weights", &[tokens - lengths.len()]);
+    for weight in weights.2.iter_mut().skip(1).step_by(3) {
+        *weight = NO_TARGET;
+    }
     let (tx, tw) = (taken(&x, kernels), taken(&w, kernels));
     let head = LmHead {
         weight: &tw,
@@ -185,7 +189,9 @@ pub fn lm_head_case(kernels: &dyn Kernels, seed: u64) -> Case {
     let mut found_loss = 0.0;
     for ((log_prob, weight), s) in log_probs.iter().zip(&weights.2).zip(normalizers) {
         found_loss -= f64::from(*weight) * f64::from(*log_prob);
-        found_loss += f64::from(z_loss.unwrap_or(0.0)) * s * s;
+        if is_of_target(*weight) {
+            found_loss += f64::from(z_loss.unwrap_or(0.0)) * s * s;
+        }
     }
     let (factors, row_lengths, targets) = (wide(&weights), lengths.clone(), ids.clone());
     Case {
@@ -218,8 +224,11 @@ pub fn lm_head_case(kernels: &dyn Kernels, seed: u64) -> Case {
                         .collect();
                     let normalizer = logits.iter().map(|l| l.exp()).sum::<f64>().ln();
                     let target = logits[targets[token + 1] as usize];
-                    total -= factors.next().unwrap() * (target - normalizer);
-                    total += f64::from(z_loss.unwrap_or(0.0)) * normalizer * normalizer;
+                    let factor = factors.next().unwrap();
+                    total -= factor * (target - normalizer);
+                    if *factor != 0.0 {
+                        total += f64::from(z_loss.unwrap_or(0.0)) * normalizer * normalizer;
+                    }
                 }
                 start += len;
             }

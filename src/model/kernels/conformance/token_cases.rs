@@ -65,13 +65,16 @@ pub fn linear_case(kernels: &dyn Kernels, seed: u64) -> Case {
     let w = shapes.array("w", &[out, inner]);
     let b = shapes.coin().then(|| shapes.array("b", &[out]));
     let dy = shapes.array("dy", &[tokens, out]);
-    let added = shapes.array("added", &[tokens, inner]);
+    // What is in the gradient of x already.
+    let added = shapes
+        .coin()
+        .then(|| shapes.array("added", &[tokens, inner]));
     let layout = RowLayout::new(lengths);
     let (tx, tw, tdy) = (taken(&x, kernels), taken(&w, kernels), taken(&dy, kernels));
     let tb = b.as_ref().map(|b| taken(b, kernels));
     let y = kernels.linear(&tx, &tw, tb.as_ref()).unwrap();
     let dx = kernels
-        .linear_backward_input(&tdy, &tw, Some(taken(&added, kernels)))
+        .linear_backward_input(&tdy, &tw, added.as_ref().map(|added| taken(added, kernels)))
         .unwrap();
     let dw = zeros_f32(&tw).unwrap();
     kernels
@@ -83,14 +86,18 @@ pub fn linear_case(kernels: &dyn Kernels, seed: u64) -> Case {
         kernels.linear_backward_bias(&db, &tdy).unwrap();
         gradients.push(named("db", &db));
     }
-    let (upstream, added_wide) = (wide(&dy), wide(&added));
+    let upstream = wide(&dy);
+    let added_wide = match &added {
+        Some(added) => wide(added),
+        None => vec![0.0; tokens * inner],
+    };
     Case {
         op: "linear",
         settings: Vec::new(),
         gradients,
-        found_loss: dot(wide(&named("y", &y)), &wide(&dy)) + dot(wide(&x), &wide(&added)),
+        found_loss: dot(wide(&named("y", &y)), &wide(&dy)) + dot(wide(&x), &added_wide),
         outputs: vec![named("y", &y)],
-        constants: vec![dy, added],
+        constants: [dy].into_iter().chain(added).collect(),
         inputs: [x, w].into_iter().chain(b).collect(),
         ids: None,
         loss: Box::new(move |inputs| {

@@ -102,7 +102,7 @@ pub(super) fn forward(
 ) -> Result<Tensor, Error> {
     let (q, k, v): (&[f32], &[f32], &[f32]) = (&view(qkv.q)?, &view(qkv.k)?, &view(qkv.v)?);
     let (width, k_width, dim) = (shape.query_width(), shape.key_width(), shape.head_dim);
-    let (v_width, out_width, v_dim) = (shape.value_width(), shape.out_width(), shape.value_dim);
+    let (v_width, out_width, v_dim) = (shape.value_width(), shape.out_width(), shape.v_head_dim);
     let tokens = layout.num_tokens();
     let mut out = zeros(tokens * out_width);
     // One task a query tile, each with its own slice of the output.
@@ -120,7 +120,7 @@ pub(super) fn forward(
         let mut scores = vec![0.0; tile.len() * seen.len()];
         let queries = start + tile.start..start + tile.end;
         let keys = start + seen.start..start + seen.end;
-        for h in 0..shape.heads {
+        for h in 0..shape.num_heads {
             let kv = h / shape.group();
             probabilities(
                 &mut scores,
@@ -143,7 +143,7 @@ pub(super) fn forward(
 }
 
 /// Gradients of one key head of one row, contiguous: `dq` is `[group, len, head_dim]`, `dk`
-/// `[len, head_dim]`, `dv` `[len, value_dim]`.
+/// `[len, head_dim]`, `dv` `[len, v_head_dim]`.
 struct HeadGradients {
     dq: Vec<f32>,
     dk: Vec<f32>,
@@ -163,12 +163,12 @@ pub(super) fn backward(
     shape: AttentionShape,
 ) -> Result<(Tensor, Tensor, Tensor), Error> {
     let (width, k_width, dim) = (shape.query_width(), shape.key_width(), shape.head_dim);
-    let (v_width, out_width, v_dim) = (shape.value_width(), shape.out_width(), shape.value_dim);
+    let (v_width, out_width, v_dim) = (shape.value_width(), shape.out_width(), shape.v_head_dim);
     let (d_out, out): (&[f32], &[f32]) = (&view(d_out)?, &view(out)?);
     let (q, k, v): (&[f32], &[f32], &[f32]) = (&view(qkv.q)?, &view(qkv.k)?, &view(qkv.v)?);
     let rows: Vec<Range<usize>> = layout.rows().collect();
     let tasks: Vec<(usize, usize)> = (0..rows.len())
-        .flat_map(|row| (0..shape.kv_heads).map(move |kv| (row, kv)))
+        .flat_map(|row| (0..shape.num_kv_heads).map(move |kv| (row, kv)))
         .collect();
     let heads: Vec<HeadGradients> = tasks
         .par_iter()
@@ -258,7 +258,7 @@ pub(super) fn backward(
         .collect();
 
     // The heads of a row follow each other in `heads`.
-    let of_row = |row: usize| &heads[row * shape.kv_heads..][..shape.kv_heads];
+    let of_row = |row: usize| &heads[row * shape.num_kv_heads..][..shape.num_kv_heads];
     let group = shape.group();
     let dq = gathered(&rows, width, dim, |row, head| {
         let len = rows[row].len();

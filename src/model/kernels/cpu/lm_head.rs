@@ -266,7 +266,7 @@ impl Tile<'_> {
                         // The fraction that f32 cannot hold of the sum goes into the factor.
                         let shift = sum as f32;
                         let rest = (f64::from(shift) - sum).exp() as f32;
-                        let slope_term = rest * (weight + z_slope(z_loss, sum));
+                        let slope_term = rest * (weight + z_slope(z_loss, sum, weight));
                         let Some(cap) = cap else {
                             for logit in logits.iter_mut() {
                                 *logit = exp(*logit - shift) * slope_term;

@@ -16,7 +16,7 @@ pub(super) fn forward(
     dims: MlaDims,
 ) -> Result<(Tensor, Tensor), Error> {
     let (tokens, width) = kv.dims2()?;
-    let heads = width / dims.own();
+    let heads = width / dims.kv_width();
     let (kv, k_rope): (&[f32], &[f32]) = (&view(kv)?, &view(k_rope)?);
     let mut keys = vec![0.0; tokens * heads * dims.key()];
     let mut values = vec![0.0; tokens * heads * dims.value];
@@ -28,7 +28,7 @@ pub(super) fn forward(
         .for_each(|(((keys, values), kv), k_rope)| {
             let keys = keys.chunks_exact_mut(dims.key());
             let values = values.chunks_exact_mut(dims.value);
-            let pairs = kv.chunks_exact(dims.own()).zip(keys.zip(values));
+            let pairs = kv.chunks_exact(dims.kv_width()).zip(keys.zip(values));
             for (i, (pair, (key, value))) in pairs.enumerate() {
                 let at = i / heads * dims.rope;
                 key[..dims.nope].copy_from_slice(&pair[..dims.nope]);
@@ -51,17 +51,19 @@ pub(super) fn backward(
     let (tokens, width) = d_keys.dims2()?;
     let heads = width / dims.key();
     let (d_keys, d_values): (&[f32], &[f32]) = (&view(d_keys)?, &view(d_values)?);
-    let mut d_kv = vec![0.0; tokens * heads * dims.own()];
+    let mut d_kv = vec![0.0; tokens * heads * dims.kv_width()];
     let mut d_k_rope = vec![0.0; tokens * dims.rope];
     let task = rows_per_task(width);
-    d_kv.par_chunks_mut(task * heads * dims.own())
+    d_kv.par_chunks_mut(task * heads * dims.kv_width())
         .zip(d_k_rope.par_chunks_mut(task * dims.rope))
         .zip(d_keys.par_chunks(task * width))
         .zip(d_values.par_chunks(task * heads * dims.value))
         .for_each(|(((d_kv, d_k_rope), d_keys), d_values)| {
             let d_keys = d_keys.chunks_exact(dims.key());
             let d_values = d_values.chunks_exact(dims.value);
-            let pairs = d_kv.chunks_exact_mut(dims.own()).zip(d_keys.zip(d_values));
+            let pairs = d_kv
+                .chunks_exact_mut(dims.kv_width())
+                .zip(d_keys.zip(d_values));
             for (i, (pair, (key, value))) in pairs.enumerate() {
                 let at = i / heads * dims.rope;
                 pair[..dims.nope].copy_from_slice(&key[..dims.nope]);
@@ -73,7 +75,7 @@ pub(super) fn backward(
             }
         });
     Ok((
-        tensor(d_kv, (tokens, heads * dims.own()))?,
+        tensor(d_kv, (tokens, heads * dims.kv_width()))?,
         tensor(d_k_rope, (tokens, dims.rope))?,
     ))
 }

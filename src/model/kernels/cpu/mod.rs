@@ -43,6 +43,10 @@ const MLP_TILE_TOKENS: usize = 1024;
 pub(crate) struct Cpu;
 
 impl Kernels for Cpu {
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
     fn device(&self) -> &Device {
         &Device::Cpu
     }

@@ -1,7 +1,7 @@
 //! Rotary position embedding (Su et al., arXiv 2104.09864).
 //!
-//! In the half-split layout of most Hugging Face models feature `i` of the rotated ones turns together
-//! with feature `i + half`; in the interleaved layout neighbours turn together.
+//! In the half-split layout of most Hugging Face models feature `i` of the rotated ones is rotated
+//! together with feature `i + half`; in the interleaved layout neighbours are.
 
 use candle_core::Tensor;
 use rayon::prelude::*;
