@@ -104,7 +104,7 @@ impl Objective {
             Weighting::Static => row.weights.as_ref().ok_or(NoStoredWeights)?,
             _ => &row.rl_logprobs,
         };
-        of_targets(mask, rl, learner, weights, &mut |rl, learner, weights| {
+        of_targets(mask, rl, learner, weights, |rl, learner, weights| {
             match self.weighting {
                 Weighting::Dynamic => {
                     self.formula.weights_from(self.center, rl, learner, weights);

@@ -174,7 +174,7 @@ pub fn of_targets(
     rl: &[f32],
     current: &[f32],
     weights: &mut [f32],
-    formula: &mut dyn FnMut(&[f32], &[f32], &mut [f32]),
+    formula: impl FnOnce(&[f32], &[f32], &mut [f32]),
 ) {
     let Some(mask) = mask else {
         return formula(rl, current, weights);

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use super::masks::{self, Masks};
 use super::options::{DEFAULT_IDS_FIELD, DEFAULT_MESSAGES_FIELD, DEFAULT_TEXT_FIELD, TOOLS_FIELD};
-use super::{RecordProblem, columns};
+use super::{RecordProblem, cells};
 use crate::types::Content;
 
 /// The content of one record: the field that is named, else `text`, else `input_ids`, else `messages`. Ids have to be
@@ -311,7 +311,7 @@ impl<'de> Visitor<'de> for ElementSeed {
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Element, E> {
-        Ok(Element::Flag(columns::whole(value)))
+        Ok(Element::Flag(cells::whole(value)))
     }
 
     fn visit_bool<E>(self, value: bool) -> Result<Element, E> {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::RecordProblem;
-use super::columns::checked_ids;
+use super::cells::checked_ids;
 use crate::types::Content;
 
 /// Field or column that says which ids are padding.

@@ -33,6 +33,7 @@
 mod arrow;
 mod aside;
 mod bytes;
+mod cells;
 mod columns;
 mod compression;
 mod discover;

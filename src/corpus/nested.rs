@@ -9,7 +9,7 @@ use arrow_array::types::{
 use arrow_array::{Array, ArrayRef};
 use arrow_schema::DataType;
 
-use super::columns::{list, text};
+use super::cells::{list, text};
 
 /// Returns whether values of this type can be written.
 pub(super) fn is_supported(data_type: &DataType) -> bool {

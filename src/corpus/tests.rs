@@ -357,7 +357,8 @@ fn inputs_that_are_missing_unsupported_or_empty_are_told_apart() {
     assert_eq!(
         message("x.html", "{}"),
         "x.html: a file of this type is not supported; supported are .txt, .md, .jsonl, \
-         .ndjson, .json, .parquet and .arrow (each plain, .gz or .zst), .npy and .bin"
+         .ndjson, .json, .parquet and .arrow (each plain, .gz or .zst), .npy and .bin\nhint: if it \
+         is text, --text-ext html reads it, as one document"
     );
     let empty = || {
         let error = discover(&[root], None).unwrap_err();

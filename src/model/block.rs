@@ -1,8 +1,10 @@
 //! One decoder block, forward and backward: attention, then a gated feed-forward layer, each added to the
 //! residual stream.
 //!
-//!     m = x + post_norm(attention(pre_norm(x)))
-//!     y = m + post_norm(mlp(pre_norm(m)))
+//! ```text
+//! m = x + post_norm(attention(pre_norm(x)))
+//! y = m + post_norm(mlp(pre_norm(m)))
+//! ```
 //!
 //! Shapes are written as in [`super::kernels`]'s trait. Tensors are dropped as soon as nothing reads them:
 //! activations decide the peak of memory.

@@ -140,7 +140,6 @@ fn after_first(lists: &ListArray, i: usize, column: &'static str) -> Result<Vec<
 }
 
 /// The values after the first, which has to be null, and which of them are there, unless all are; the others are 0.
-#[expect(clippy::type_complexity, reason = "values, and which of them count")]
 fn log_probs(
     lists: &ListArray,
     i: usize,

@@ -120,11 +120,13 @@ pub(super) fn is_finished(output: &Path, settings: &Settings) -> Result<bool> {
 }
 
 fn holds_a_model(output: &Path, differences: &str) -> anyhow::Error {
+    let output = output.display();
+    let go_on = match differences {
+        "" => String::new(),
+        _ => format!("; to go on with it, --resume-from {output} --extend-steps N and another -o"),
+    };
     Usage(format!(
-        "{} holds a model already{differences}\nhint: remit never writes over one; give another -o, or remove it; to go on with it, --resume-from {} --extend-steps N and \
-         another -o",
-        output.display(),
-        output.display()
+        "{output} holds a model already{differences}\nhint: remit never writes over one; give another -o, or remove it{go_on}"
     ))
     .into()
 }

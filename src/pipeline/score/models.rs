@@ -241,11 +241,13 @@ impl RowScorer for Scorer {
                 .map(|((row, rl_logprobs), base_logprobs)| {
                     let weights = base_logprobs.as_ref().map(|base| {
                         let mut weights = vec![0.0; base.len()];
-                        let formula = &mut |rl: &[f32], base: &[f32], weights: &mut [f32]| {
-                            self.formula.weights(rl, base, weights);
-                        };
-                        let mask = row.target_mask();
-                        of_targets(mask, &rl_logprobs, base, &mut weights, formula);
+                        of_targets(
+                            row.target_mask(),
+                            &rl_logprobs,
+                            base,
+                            &mut weights,
+                            |rl, base, weights| self.formula.weights(rl, base, weights),
+                        );
                         weights
                     });
                     row.scored(rl_logprobs, base_logprobs, weights)

@@ -218,8 +218,15 @@ const OPTIONS: &[Case] = &[
         command: "remit-anneal --config run.toml",
         exit: USAGE,
         stderr: &[
-            "error: run.toml: learning-rate is no option of remit-anneal\nhint: keys are the names of the flags",
+            "error: run.toml: learning-rate is no option of remit-anneal\nhint: here it is lr\n",
         ],
+    },
+    Case {
+        input: "a config with a key that nothing is like",
+        prepare: |w| w.write("run.toml", "weights = \"set\"\nwhatever = 1e-3\n"),
+        command: "remit-anneal --config run.toml",
+        exit: USAGE,
+        stderr: &["hint: keys are the names of the flags, without the dashes before them"],
     },
     Case {
         input: "a config with a key in another spelling",

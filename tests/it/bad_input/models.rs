@@ -92,7 +92,7 @@ const FILES: &[Case] = &[
         stderr: &[
             "error: the model rl has no model.safetensors;",
             "\nhint: .bin and .pt files are Python pickles, which can run code; load the model with \
-             transformers and save it again, which writes safetensors\n",
+             transformers and save it again, which writes safetensors: ",
         ],
     },
     Case {
