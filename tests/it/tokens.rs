@@ -95,7 +95,10 @@ fn without_a_base_the_end_of_a_chat_models_turns_is_a_warning_and_such_a_set_is_
             .args("corpus --rl-model rl")
             .args(args);
         let ended = run.args(&format!("-o {out}")).ok();
-        ended.check(!ended.stderr.contains("documents end with"), "the base decides");
+        ended.check(
+            !ended.stderr.contains("documents end with"),
+            "the base decides",
+        );
         assert_eq!(special(&workspace, out), json!({"bos": null, "eos": 0}));
         let ended = anneal(out, &format!("of-{out}"), "");
         ended.check(ended.status.success(), "the set is as the base has it");
@@ -348,6 +351,28 @@ fn special_tokens_that_text_spells_out_are_counted_or_stay_text() {
     score("default", "");
     let plan = workspace.description("default", Description::Plan);
     assert_eq!(plan["special_tokens_in_text"], "literal");
+}
+
+#[test]
+fn a_chat_template_writes_special_tokens_also_where_text_does_not() {
+    let workspace = chat_model();
+    workspace.edit_json("base/tokenizer_config.json", |config| {
+        config["chat_template"] =
+            "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}".into();
+    });
+    workspace.write(
+        "corpus/a.jsonl",
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"hello\"}]}\n",
+    );
+    let tokens = |reading: &str| {
+        let run = workspace
+            .command(SCORE)
+            .args("corpus --rl-model rl --base-model base");
+        run.args(&format!("-o {reading} --special-tokens-in-text {reading}"))
+            .ok();
+        workspace.description(reading, Description::Manifest)["totals"]["tokens"].clone()
+    };
+    assert_eq!(tokens("parse"), tokens("literal"));
 }
 
 #[test]
