@@ -76,6 +76,16 @@ pub struct PackStats {
     pub short_tokens: u64,
     /// Records that were left out since they can't be read; they are no documents.
     pub rejected_records: u64,
+    /// Special tokens that the text of documents spelled out, and that became tokens.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub spelled_tokens: u64,
+    /// Documents with such tokens.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub spelled_documents: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl AddAssign for PackStats {
@@ -91,6 +101,8 @@ impl AddAssign for PackStats {
             short_documents,
             short_tokens,
             rejected_records,
+            spelled_tokens,
+            spelled_documents,
         } = other;
         self.documents += documents;
         self.empty_documents += empty_documents;
@@ -102,6 +114,8 @@ impl AddAssign for PackStats {
         self.short_documents += short_documents;
         self.short_tokens += short_tokens;
         self.rejected_records += rejected_records;
+        self.spelled_tokens += spelled_tokens;
+        self.spelled_documents += spelled_documents;
     }
 }
 
@@ -117,6 +131,7 @@ impl AddAssign for PackStats {
 ///     index,
 ///     input_ids,
 ///     loss_mask: None,
+///     num_spelled: 0,
 /// };
 /// let mut rows = packer.push(document(0, vec![1, 2, 3, 4, 5, 6, 0]));
 /// rows.extend(packer.push(document(1, vec![7, 8, 0])));
@@ -176,6 +191,8 @@ impl Packer {
             self.stats.short_tokens += document.input_ids.len() as u64;
             return Vec::new();
         }
+        self.stats.spelled_tokens += document.num_spelled;
+        self.stats.spelled_documents += u64::from(document.num_spelled > 0);
         match self.packing {
             Packing::Document => self.push_document(document),
             Packing::Window => self.push_window(&document),
@@ -194,6 +211,7 @@ impl Packer {
             index,
             input_ids,
             loss_mask,
+            num_spelled: _,
         } = document;
         let row_tokens = self.row_tokens();
         let row = |doc_starts, input_ids, loss_mask| Row {
@@ -305,6 +323,7 @@ mod tests {
             index,
             input_ids,
             loss_mask: None,
+            num_spelled: 0,
         }
     }
 

@@ -102,6 +102,8 @@ pub struct TokenizedDocument {
     pub input_ids: Vec<TokenId>,
     /// For each token whether it is to be predicted; `None` when all are.
     pub loss_mask: Option<Vec<bool>>,
+    /// Number of special tokens that its text spelled out; BOS and EOS around it are none.
+    pub num_spelled: u64,
 }
 
 /// One attention context: the unit that is scored, stored and trained on.

@@ -55,6 +55,10 @@ pub struct AnnealArgs {
     #[serde(serialize_with = "lossy_option")]
     model: Option<PathBuf>,
 
+    /// Train on a set even if its documents begin or end with other tokens than the initial model's own
+    #[arg(long)]
+    keep_special_tokens: bool,
+
     /// Accept this field of config.json though it is not understood; may be repeated [default: as scored]
     #[arg(long = "ignore-config-field", value_name = "NAME")]
     #[serde(rename = "ignore-config-field", skip_serializing_if = "Vec::is_empty")]
@@ -331,6 +335,7 @@ pub(super) fn resolve(args: AnnealArgs) -> Result<Resolved> {
     let AnnealArgs {
         weights,
         model,
+        keep_special_tokens,
         ignore_config_fields,
         strict,
         output,
@@ -412,6 +417,7 @@ pub(super) fn resolve(args: AnnealArgs) -> Result<Resolved> {
         options: AnnealOptions {
             weights,
             model: model.map(ModelSource::Directory),
+            keep_special_tokens,
             ignored_fields: ignore_config_fields,
             strict,
             loss: LossOptions {

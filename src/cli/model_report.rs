@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::report::grouped;
+use super::report::{document_token, grouped};
 use crate::escape::Show as _;
 use crate::model::{Activation, Architecture, BlockConfig, NormPlacement, Projections, QkNorm};
 use crate::pipeline::inspect::ModelReport;
@@ -108,6 +108,11 @@ pub fn text(report: &ModelReport) -> String {
     line(
         "tokenizer",
         match (&report.tokenizer_ids, &report.tokenizer_problem) {
+            (Some(ids), _) if report.ids_without_row > 0 => format!(
+                "{} ids; the last {} have no row in the embedding: a document that uses one is a bad record",
+                grouped(*ids as u64),
+                grouped(report.ids_without_row as u64)
+            ),
             (Some(ids), _) => format!("{} ids", grouped(*ids as u64)),
             (None, reason) => format!(
                 "not usable: {}",
@@ -115,6 +120,14 @@ pub fn text(report: &ModelReport) -> String {
             ),
         },
     );
+    if let Some(tokens) = &report.document_tokens {
+        for (name, token) in [("BOS", &tokens.bos), ("EOS", &tokens.eos)] {
+            line(name, document_token(token));
+        }
+    }
+    for warning in &report.tokenizer_warnings {
+        line("warning", warning.replace('\n', "\n              "));
+    }
     text
 }
 

@@ -10,6 +10,8 @@ use crate::pipeline::inspect::Verification;
 use crate::shard::ErrorKind;
 use crate::shard::manifest::Manifest;
 use crate::shard::statistics::Statistics;
+use crate::tokenize::{DocumentTokens, NamedToken, SpecialTokens, SpecialTokensInText};
+use crate::types::TokenId;
 
 /// Writes `1234567` as `1,234,567`.
 pub fn grouped(n: u64) -> String {
@@ -22,6 +24,30 @@ pub fn grouped(n: u64) -> String {
         text.push(digit);
     }
     text
+}
+
+/// Writes a token that documents begin or end with.
+pub fn document_token(token: &Option<NamedToken>) -> String {
+    token
+        .as_ref()
+        .map_or_else(|| "none".to_owned(), ToString::to_string)
+}
+
+/// Returns BOS and EOS of a set as lines of a table.
+fn document_tokens(manifest: &Manifest) -> [(&'static str, String); 2] {
+    let of = |token: fn(&DocumentTokens) -> &Option<NamedToken>, id: Option<TokenId>| match (
+        &manifest.plan.tokenizer.document_tokens,
+        id,
+    ) {
+        (Some(tokens), _) => document_token(token(tokens)),
+        (None, Some(id)) => format!("id {id}"),
+        (None, None) => "none".to_owned(),
+    };
+    let SpecialTokens { bos, eos } = manifest.plan.special_tokens;
+    [
+        ("BOS", of(|tokens| &tokens.bos, bos)),
+        ("EOS", of(|tokens| &tokens.eos, eos)),
+    ]
 }
 
 fn number(value: Option<f64>, decimals: usize) -> String {
@@ -51,6 +77,9 @@ pub fn summary(manifest: &Manifest) -> String {
         "packing",
         format!("{}, rows of up to {} tokens", plan.packing, plan.seq_len),
     );
+    for (name, token) in document_tokens(manifest) {
+        line(name, token);
+    }
     if let Some(formula) = &plan.formula {
         line(
             "weights",
@@ -82,6 +111,20 @@ pub fn summary(manifest: &Manifest) -> String {
                 plan.min_tokens
             ),
         );
+    }
+    if documents.spelled_documents > 0 {
+        line(
+            "spelled out",
+            format!(
+                "{} special tokens in the text of {} documents, which became those tokens; with \
+                 --special-tokens-in-text literal they stay text",
+                grouped(documents.spelled_tokens),
+                grouped(documents.spelled_documents)
+            ),
+        );
+    }
+    if plan.special_tokens_in_text == SpecialTokensInText::Literal {
+        line("spelled out", "special tokens in text stay text".to_owned());
     }
     if let Some(rejects) = &manifest.rejects {
         line(
@@ -142,6 +185,12 @@ pub fn estimate(estimate: &Estimate) -> String {
             grouped(estimate.sampled_tokens)
         ),
     );
+    for (name, token) in [
+        ("BOS", &estimate.document_tokens.bos),
+        ("EOS", &estimate.document_tokens.eos),
+    ] {
+        line(name, document_token(token));
+    }
     line(
         "output",
         format!("about {} bytes", grouped(estimate.output_bytes)),

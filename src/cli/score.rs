@@ -25,6 +25,7 @@ use crate::pipeline::score::{
 };
 use crate::pipeline::{self, Progress, StopFlag, Usage};
 use crate::shard::schema::ShardFormat;
+use crate::tokenize::SpecialTokensInText;
 use crate::types::{OnBadRecord, TokenDtype, TokenId};
 use crate::weight::{DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
 
@@ -73,6 +74,10 @@ pub struct ScoreArgs {
     /// The model before RL; with it, static weights are stored as well
     #[arg(long, value_name = "DIR", requires = "rl_model")]
     base_model: Option<PathBuf>,
+
+    /// Folder whose tokenizer decides the ids [default: the base, or the RL model without one]
+    #[arg(long, value_name = "DIR", requires = "rl_model")]
+    tokenizer: Option<PathBuf>,
 
     /// Longest row in tokens [default: 4096, or what the models allow]
     #[arg(long, value_name = "TOKENS", value_parser = row_length)]
@@ -129,9 +134,14 @@ pub struct ScoreArgs {
     #[arg(long, value_enum, default_value_t)]
     bos: AddToken,
 
-    /// End documents with EOS; auto: if the model has one
+    /// End documents with EOS; auto: if the tokenizer or config.json names one
     #[arg(long, value_enum, default_value_t)]
     eos: AddToken,
+
+    /// Reading of text that spells out a special token, such as <|endoftext|> [default: parse, or literal where
+    /// tokenizer_config.json sets split_special_tokens]
+    #[arg(long, value_enum, value_name = "HOW")]
+    special_tokens_in_text: Option<SpecialTokensInText>,
 
     /// Most tokens in a batch; the results do not depend on it
     #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT_BATCH_TOKENS, value_parser = positive)]
@@ -227,6 +237,7 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
         output,
         rl_model,
         base_model,
+        tokenizer,
         seq_len,
         packing,
         text_field,
@@ -242,6 +253,7 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
         separator,
         bos,
         eos,
+        special_tokens_in_text,
         batch_tokens,
         dtype,
         device,
@@ -310,10 +322,12 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
                 min_tokens,
                 bos,
                 eos,
+                special_tokens_in_text,
             },
             compute: ComputeOptions {
                 rl,
                 base,
+                tokenizer: tokenizer.map(ModelSource::Directory),
                 batch_tokens,
                 dtype,
                 device,

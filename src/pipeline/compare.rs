@@ -12,7 +12,7 @@ use super::anneal::{
     Evaluation, Rows, check_positions, check_tokenizer, evaluation, longest_row, losses,
 };
 use super::device::open_device;
-use super::{BadInput, Progress, StopFlag, tokenizer_of};
+use super::{BadInput, Progress, StopFlag};
 use crate::batch::Order;
 use crate::escape::Show as _;
 use crate::loss::{LossSums, Normalize, Objective, Weighting};
@@ -92,8 +92,7 @@ pub fn compare(
             &ModelSource::Directory(path.clone()),
             &set.manifest().plan.ignored_config_fields,
         )?;
-        let tokenizer = tokenizer_of(&model)?.fingerprint();
-        check_tokenizer(&model, tokenizer, &options.weights, manifest)?;
+        check_tokenizer(&model, &options.weights, manifest)?;
         let positions = model.architecture().max_position_embeddings;
         check_positions(&model, longest_row(&set, positions)?)?;
         Ok(model)

@@ -17,6 +17,7 @@ use crate::fs::{self, Digest};
 use crate::pack::PackStats;
 use crate::shard::statistics::Accumulator;
 use crate::shard::write::ShardWriter;
+use crate::tokenize::DocumentTokens;
 use crate::types::Row;
 
 /// Parts that are sampled, evenly over the corpus.
@@ -47,6 +48,8 @@ pub struct Estimate {
     pub sampled_documents: u64,
     /// Tokens of these.
     pub sampled_tokens: u64,
+    /// Tokens that documents begin and end with.
+    pub document_tokens: DocumentTokens,
     /// Tokens of all rows, about.
     pub tokens: u64,
     /// Rows, about.
@@ -133,6 +136,7 @@ pub fn run(options: &ScoreOptions, stop: &StopFlag, progress: &dyn Progress) -> 
         parts_of_this_worker: mine.len(),
         sampled_documents: documents,
         sampled_tokens,
+        document_tokens: prepared.models.document_tokens.clone(),
         tokens: tokens.round() as u64,
         rows: scaled(sampled_rows as f64, text_bytes).round() as u64,
         output_bytes: (tokens * measured.bytes_per_token).round() as u64

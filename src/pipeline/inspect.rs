@@ -6,8 +6,11 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::anneal::DEFAULT_MICRO_BATCH_TOKENS;
+use super::score::AddToken;
 use super::score::{DEFAULT_BATCH_TOKENS, DEFAULT_SEQ_LEN};
-use super::{BadInput, Progress, Usage, tokenizer_in, tokenizer_of};
+use super::special::TokenizerSource;
+use super::tokenizer::tokenizer_in;
+use super::{BadInput, Progress, Usage};
 use crate::demo;
 use crate::escape::Show as _;
 use crate::model::{self, AnnealingShape, Architecture, ComputeDtype, ModelSource, OpenModel};
@@ -15,7 +18,7 @@ use crate::shard;
 use crate::shard::manifest::Manifest;
 use crate::shard::read::ShardFile;
 use crate::shard::row::StoredRow;
-use crate::tokenize::TextTokenizer;
+use crate::tokenize::{DocumentTokens, TextTokenizer};
 use crate::types::Reject;
 
 /// Reads the manifest of a set; no shard is opened.
@@ -253,8 +256,14 @@ pub struct ModelReport {
     pub annealing_bytes: u64,
     /// Tokens of the micro-batch that `annealing_bytes` is for.
     pub micro_batch_tokens: usize,
-    /// Number of ids of the tokenizer, if there is one that fits.
+    /// Number of ids of the tokenizer, if there is one that can be used.
     pub tokenizer_ids: Option<usize>,
+    /// Number of these that the embedding has no row for: documents that use one can't be scored.
+    pub ids_without_row: usize,
+    /// Tokens that documents begin and end with unless options say otherwise.
+    pub document_tokens: Option<DocumentTokens>,
+    /// What a user should know of how the tokenizer's files were read.
+    pub tokenizer_warnings: Vec<String>,
     /// Why there is none.
     pub tokenizer_problem: Option<String>,
 }
@@ -310,18 +319,24 @@ pub fn model(
     let parameters = architecture.num_parameters();
     let embedding = architecture.vocab_size as u64 * architecture.hidden_size as u64;
     let forward = architecture.forward_flops_per_token(seq_len);
-    let tokenizer = match opened
-        .as_ref()
-        .map_or_else(|| tokenizer_in(source), tokenizer_of)
-    {
-        Err(error) => Err(format!("{error:#}")),
-        Ok(tokenizer) if tokenizer.vocab_size() > architecture.vocab_size => Err(format!(
-            "it has ids up to {}, but the model has {} embeddings",
-            tokenizer.vocab_size() - 1,
-            architecture.vocab_size
-        )),
-        Ok(tokenizer) => Ok(tokenizer.vocab_size()),
+    let tokenizer = match &opened {
+        Some(model) => TokenizerSource::of(model),
+        None => TokenizerSource::in_folder(source),
     };
+    let tokenizer = tokenizer.and_then(|source| {
+        let tokens = source.document_tokens(AddToken::Auto, AddToken::Auto)?;
+        Ok((source.tokenizer, tokens))
+    });
+    let (tokenizer, tokenizer_problem) = match tokenizer {
+        Ok(tokenizer) => (Some(tokenizer), None),
+        Err(error) => (None, Some(format!("{error:#}"))),
+    };
+    let tokenizer_ids = tokenizer
+        .as_ref()
+        .map(|(tokenizer, _)| tokenizer.vocab_size());
+    let tokenizer_warnings = tokenizer
+        .as_ref()
+        .map(|(tokenizer, _)| tokenizer.warnings().to_vec());
     Ok(ModelReport {
         model: source.name(),
         model_type: architecture.outer_model_type().to_owned(),
@@ -359,8 +374,13 @@ pub fn model(
             })
             .total_bytes(),
         micro_batch_tokens,
-        tokenizer_ids: tokenizer.as_ref().ok().copied(),
-        tokenizer_problem: tokenizer.err(),
+        tokenizer_ids,
+        ids_without_row: tokenizer_ids
+            .unwrap_or_default()
+            .saturating_sub(architecture.vocab_size),
+        document_tokens: tokenizer.map(|(_, tokens)| tokens),
+        tokenizer_warnings: tokenizer_warnings.unwrap_or_default(),
+        tokenizer_problem,
         architecture: architecture.clone(),
     })
 }

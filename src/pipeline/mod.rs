@@ -8,7 +8,9 @@ pub mod export;
 pub mod inspect;
 pub mod score;
 mod signals;
+mod special;
 pub mod stages;
+mod tokenizer;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,9 +18,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::escape::Show as _;
 use crate::fs;
-use crate::model::{self, ModelSource, OpenModel};
+use crate::model::{self, OpenModel};
 use crate::shard::layout::DESCRIPTION_DIR;
-use crate::tokenize::TextTokenizer;
 
 /// Receives progress.
 pub trait Progress: Sync {
@@ -80,9 +81,6 @@ pub struct Usage(pub String);
 #[error("{0}")]
 pub struct BadInput(pub String);
 
-/// Name of the file that holds a model's tokenizer.
-const TOKENIZER_FILE: &str = "tokenizer.json";
-
 /// Refuses an output inside the folder of a set, where readers of the folder would take it for shards.
 fn refuse_inside_set(output: &Path, set: &Path) -> anyhow::Result<()> {
     if fs::canonicalize_missing(output)?.starts_with(fs::canonicalize(set)?) {
@@ -106,20 +104,6 @@ fn refuse_below_a_set(output: &Path) -> anyhow::Result<()> {
         ))
         .into()),
     }
-}
-
-/// Loads the tokenizer of a model, without special tokens.
-pub(crate) fn tokenizer_of(model: &OpenModel) -> anyhow::Result<TextTokenizer> {
-    let json = model.require(TOKENIZER_FILE)?;
-    let tokenizer = TextTokenizer::from_bytes(&json, &model.to_string())?;
-    json.release(0..json.len());
-    Ok(tokenizer)
-}
-
-/// Loads the tokenizer of a folder that need hold nothing else of a model.
-pub(crate) fn tokenizer_in(source: &ModelSource) -> anyhow::Result<TextTokenizer> {
-    let json = source.require(TOKENIZER_FILE)?;
-    Ok(TextTokenizer::from_bytes(&json, &source.to_string())?)
 }
 
 /// Parses a JSON file of a model; `None` when it has none of that name.

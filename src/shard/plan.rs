@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::Error;
 use super::description;
@@ -17,7 +17,7 @@ use super::schema::ShardFormat;
 use super::version1;
 use crate::fs::{self, Digest};
 use crate::pack::Packing;
-use crate::tokenize::SpecialTokens;
+use crate::tokenize::{DocumentTokens, SpecialTokens, SpecialTokensInText};
 use crate::types::{OnBadRecord, TokenDtype, TokenId};
 use crate::weight::WeightFormula;
 
@@ -53,6 +53,12 @@ pub struct TokenizerIdentity {
     pub fingerprint: Digest,
     /// One more than its largest id.
     pub vocab_size: u64,
+    /// Digest of which tokens are special, where that decides ids too: where text that spells one out stays text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub special_fingerprint: Option<Digest>,
+    /// BOS and EOS of documents with their spelling and where they are from; absent in older plans.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub document_tokens: Option<DocumentTokens>,
 }
 
 /// A file of the corpus.
@@ -87,6 +93,9 @@ pub struct Plan {
     pub seq_len: u32,
     /// Ids put around documents.
     pub special_tokens: SpecialTokens,
+    /// How text was read that spells out a special token; left out where it became the token.
+    #[serde(default, skip_serializing_if = "SpecialTokensInText::is_default")]
+    pub special_tokens_in_text: SpecialTokensInText,
     /// Formula of the static weights; null without a base.
     pub formula: Option<WeightFormula>,
     /// Whether floats keep all 23 bits of their mantissas.
@@ -189,6 +198,8 @@ impl Plan {
         let mut plan = self.clone();
         plan.rl.path.clear();
         plan.tokenizer.path.clear();
+        // Its ids are in `special_tokens`.
+        plan.tokenizer.document_tokens = None;
         if let Some(base) = &mut plan.base {
             base.path.clear();
         }
@@ -207,9 +218,7 @@ impl Plan {
         // A setting with its default may be left out of either.
         let fields: BTreeSet<&String> = mine.keys().chain(theirs.keys()).collect();
         for field in fields {
-            let value = |plan: &serde_json::Map<String, Value>| {
-                plan.get(field).cloned().unwrap_or_default()
-            };
+            let value = |plan: &Map<String, Value>| plan.get(field).cloned().unwrap_or_default();
             let (mine, theirs) = (&value(&mine), &value(&theirs));
             match field.as_str() {
                 "corpus" => lines.extend(corpus_difference(&self.corpus, &other.corpus)),
@@ -223,9 +232,16 @@ impl Plan {
 fn compare(field: &str, mine: &Value, theirs: &Value, lines: &mut Vec<String>) {
     match (mine, theirs) {
         (Value::Object(a), Value::Object(b)) => {
-            for (key, value) in a.iter().filter(|(key, _)| *key != "path") {
-                let theirs = b.get(key).unwrap_or(&Value::Null);
-                compare(&format!("{field}.{key}"), value, theirs, lines);
+            // What both plans leave out of account.
+            let is_compared = |key: &&String| !["path", "document_tokens"].contains(&key.as_str());
+            for key in a
+                .keys()
+                .chain(b.keys())
+                .filter(is_compared)
+                .collect::<BTreeSet<_>>()
+            {
+                let of = |map: &Map<String, Value>| map.get(key).cloned().unwrap_or_default();
+                compare(&format!("{field}.{key}"), &of(a), &of(b), lines);
             }
         }
         _ if mine == theirs => {}

@@ -9,6 +9,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::canonical::Canonical;
 use super::load::{guarded, load};
 use crate::fs::Digest;
 use crate::guard::process::{Failure, Kind, Session, Source, Task};
@@ -94,7 +95,8 @@ impl Task for Trial {
 }
 
 fn try_out(json: &[u8]) -> Result<(), String> {
-    let (tokenizer, _) = load(json)?;
+    let tokenizer = load(json)?;
+    Canonical::of(&tokenizer)?;
     for probe in PROBES {
         for with_template in [false, true] {
             // What can't be encoded is an error of the document, not of the tokenizer.

@@ -185,6 +185,30 @@ impl Canonical {
                 tokens: (token(a), token(b)),
             });
         }
+        if let Some(difference) = self.splitting_difference(other) {
+            return Some(difference);
+        }
+        first_in_maps(&self.added_tokens, &other.added_tokens)
+            .map(|(id, a, b)| Difference::AddedToken { id, tokens: (a, b) })
+    }
+
+    /// Returns how tokens are spelled: the type of the model, and whether in bytes.
+    pub(super) fn spelling(&self) -> (Option<&String>, bool) {
+        let is_byte_level = [&self.normalizer, &self.pre_tokenizer]
+            .iter()
+            .any(|part| part.contains("\"ByteLevel\""));
+        (self.model.get("type"), is_byte_level)
+    }
+
+    /// Returns the first difference that is not about which tokens there are.
+    pub(super) fn splitting_difference(&self, other: &Self) -> Option<Difference> {
+        let none = || "not set".to_owned();
+        if let Some((setting, a, b)) = first_in_maps(&self.model, &other.model) {
+            return Some(Difference::Model {
+                setting,
+                values: (a.unwrap_or_else(none), b.unwrap_or_else(none)),
+            });
+        }
         if self.merges != other.merges {
             let same = self.merges.iter().zip(&other.merges);
             let entry = same.take_while(|(a, b)| a == b).count();
@@ -208,8 +232,7 @@ impl Canonical {
                 other.pre_tokenizer.clone(),
             ));
         }
-        first_in_maps(&self.added_tokens, &other.added_tokens)
-            .map(|(id, a, b)| Difference::AddedToken { id, tokens: (a, b) })
+        None
     }
 }
 

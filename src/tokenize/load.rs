@@ -2,20 +2,17 @@
 
 use tokenizers::{ModelWrapper, Tokenizer};
 
-use super::canonical::Canonical;
 use super::limits;
 use crate::guard;
 
-/// Loads a tokenizer, with what it is compared by.
+/// Loads a tokenizer.
 ///
 /// # Errors
 ///
 /// What is wrong with it.
-pub(super) fn load(tokenizer_json: &[u8]) -> Result<(Tokenizer, Canonical), String> {
+pub(super) fn load(tokenizer_json: &[u8]) -> Result<Tokenizer, String> {
     limits::check(tokenizer_json)?;
-    let tokenizer = guarded(|| deterministic(Tokenizer::from_bytes(tokenizer_json)?))?;
-    let canonical = Canonical::of(&tokenizer)?;
-    Ok((tokenizer, canonical))
+    guarded(|| deterministic(Tokenizer::from_bytes(tokenizer_json)?))
 }
 
 /// Switches off what makes ids depend on anything but the text.

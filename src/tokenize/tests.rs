@@ -3,6 +3,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::types::{Content, Document, TokenId};
 
 /// A byte-level BPE with three merges, a template with BOS, padding and truncation.
 fn bpe() -> Value {
@@ -123,18 +124,28 @@ fn vocabulary_is_as_large_as_its_largest_id_asks_for() {
 }
 
 #[test]
-fn default_bos_is_what_the_template_puts_in_front() {
-    assert_eq!(load(&bpe()).default_bos(), Some(8));
+fn a_template_is_at_most_one_token_in_front_and_one_after() {
+    let around = |bos, eos| SpecialTokens { bos, eos };
+    assert_eq!(load(&bpe()).template().unwrap(), around(Some(8), None));
     let mut json = bpe();
     json["post_processor"] = Value::Null;
-    assert_eq!(load(&json).default_bos(), None);
-    // An EOS template puts nothing in front.
+    assert_eq!(load(&json).template().unwrap(), around(None, None));
     json["post_processor"] = bpe()["post_processor"].clone();
     json["post_processor"]["single"]
         .as_array_mut()
         .unwrap()
         .reverse();
-    assert_eq!(load(&json).default_bos(), None);
+    assert_eq!(load(&json).template().unwrap(), around(None, Some(8)));
+    let twice = json["post_processor"]["single"][1].clone();
+    json["post_processor"]["single"]
+        .as_array_mut()
+        .unwrap()
+        .push(twice);
+    assert_eq!(
+        load(&json).template().unwrap_err().to_string(),
+        "model: the template of the tokenizer turns the text \"a\" into [0, 8, 8], which is not [0] with at most one \
+         token in front and one after\nhint: --bos and --eos always or never overrule the template"
+    );
 }
 
 #[test]

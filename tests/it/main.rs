@@ -25,6 +25,7 @@ mod resume;
 mod second_implementation;
 mod signals;
 mod silence;
+mod tokens;
 mod training;
 mod version_1;
 mod worker_mix;

@@ -4,16 +4,20 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::super::{BadInput, Usage};
+use super::super::score::AddToken;
+use super::super::special::{TokenizerSource, difference};
+use super::super::tokenizer::tokenizer_in;
+use super::super::{BadInput, Progress, Usage};
 use super::options::LossOptions;
 use crate::batch::Order;
 use crate::demo;
 use crate::escape::Show as _;
-use crate::fs::Digest;
 use crate::loss::{Normalize, Objective, Weighting};
 use crate::model::{ModelSource, OpenModel};
 use crate::shard::manifest::Manifest;
 use crate::shard::read::ShardSet;
+use crate::tokenize::NamedToken;
+use crate::types::TokenId;
 use crate::weight::{Center, DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
 
 /// Opens the initial model: the one that was given, else the base that the set in `dir` was scored with.
@@ -53,24 +57,102 @@ pub(super) fn learner(
     Ok(model)
 }
 
-/// Checks that the set in `dir` was tokenized with the learner's tokenizer, whose fingerprint is `tokenizer`.
+/// Checks that the ids of the set in `dir` mean the same to a model, and returns the model's own tokenizer.
+///
+/// They do if both have the same tokenizer. If not, and the one of the set is still where it was, ids are compared
+/// one by one.
 pub(in super::super) fn check_tokenizer(
     model: &OpenModel,
-    tokenizer: Digest,
     dir: &Path,
     manifest: &Manifest,
-) -> Result<()> {
+) -> Result<TokenizerSource> {
+    let own = TokenizerSource::of(model)?;
     let wanted = &manifest.plan.tokenizer;
-    if tokenizer != wanted.fingerprint {
-        return Err(BadInput(format!(
-            "the set in {} was tokenized with the tokenizer of {} (fingerprint {}), but that of {model} is another (fingerprint {tokenizer}); their ids do not mean the same\nhint: score the corpus again with an RL model that shares the tokenizer of {model}",
-            dir.shown(),
-            wanted.path.shown(),
-            wanted.fingerprint
-        ))
-        .into());
+    let found = own.tokenizer.fingerprint();
+    if found == wanted.fingerprint {
+        return Ok(own);
     }
-    Ok(())
+    let source = demo::by_name(&wanted.path)
+        .unwrap_or_else(|| ModelSource::Directory(PathBuf::from(&wanted.path)));
+    let of_set = tokenizer_in(&source).ok();
+    let of_set = of_set.filter(|tokenizer| tokenizer.fingerprint() == wanted.fingerprint);
+    let reason = match of_set {
+        Some(of_set) => match difference(&of_set, &own.tokenizer, usize::MAX) {
+            None => return Ok(own),
+            Some(difference) => difference,
+        },
+        None => format!(
+            "{} no longer has the tokenizer that could be compared id by id",
+            wanted.path.shown()
+        ),
+    };
+    Err(BadInput(format!(
+        "the set in {} was tokenized with the tokenizer of {} (fingerprint {}), but that of {model} is another \
+         (fingerprint {found}), and their ids do not mean the same: {reason}\nhint: score the corpus again with \
+         --tokenizer {model}, and with an RL model to which those ids mean the same",
+        dir.shown(),
+        wanted.path.shown(),
+        wanted.fingerprint
+    ))
+    .into())
+}
+
+/// Checks that documents of the set in `dir` begin and end with the tokens that the learner's own files say.
+pub(super) fn check_special_tokens(
+    own: &TokenizerSource,
+    keep: bool,
+    dir: &Path,
+    manifest: &Manifest,
+    progress: &dyn Progress,
+) -> Result<()> {
+    // A template that can't be understood is no policy to compare with.
+    let Ok(policy) = own.document_tokens(AddToken::Auto, AddToken::Auto) else {
+        return Ok(());
+    };
+    let of_set = manifest.plan.special_tokens;
+    let named = manifest.plan.tokenizer.document_tokens.clone();
+    let named = named.unwrap_or_default();
+    let spelled = |id: Option<TokenId>, named: Option<NamedToken>| match (id, named) {
+        (_, Some(token)) => token.to_string(),
+        (Some(id), None) => format!("id {id}"),
+        (None, None) => "nothing".to_owned(),
+    };
+    let ids = policy.ids();
+    let mut differences = Vec::new();
+    if of_set.bos != ids.bos {
+        differences.push(format!(
+            "begin with {}, not with {}",
+            spelled(of_set.bos, named.bos),
+            spelled(ids.bos, policy.bos)
+        ));
+    }
+    // A model that names no EOS says nothing about how documents end.
+    if ids.eos.is_some() && of_set.eos != ids.eos {
+        differences.push(format!(
+            "end with {}, not with {}",
+            spelled(of_set.eos, named.eos),
+            spelled(ids.eos, policy.eos)
+        ));
+    }
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let message = format!(
+        "the documents of the set in {} {}, as the files of the initial model, {}, say",
+        dir.shown(),
+        differences.join(", and "),
+        own.source
+    );
+    if keep {
+        progress.note(&message);
+        return Ok(());
+    }
+    Err(BadInput(format!(
+        "{message}\nhint: score again with --base-model or --tokenizer {}, or give --keep-special-tokens to train on \
+         the set as it is",
+        own.source
+    ))
+    .into())
 }
 
 /// Checks that the set in `dir` stores what the weighting needs.

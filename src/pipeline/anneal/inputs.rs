@@ -6,9 +6,9 @@ use anyhow::Result;
 
 use super::super::device::open_device;
 use super::super::signals;
-use super::super::{BadInput, Progress, refuse_below_a_set, tokenizer_of};
+use super::super::{BadInput, Progress, refuse_below_a_set};
 use super::carried::Carried;
-use super::compat::{check_tokenizer, check_weighting, learner};
+use super::compat::{check_special_tokens, check_tokenizer, check_weighting, learner};
 use super::options::{AnnealOptions, EvalOptions, EvalRows};
 use super::run_file;
 use crate::escape::Show as _;
@@ -50,10 +50,11 @@ impl Inputs {
         )?;
         let signals = signals::of_learner(&initial, &options.weights, set.manifest());
         signals::report(&signals, options.strict, progress)?;
-        let tokenizer = tokenizer_of(&initial)?.fingerprint();
         let check = |dir: &Path, set: &ShardSet| -> Result<()> {
-            check_tokenizer(&initial, tokenizer, dir, set.manifest())?;
-            check_weighting(options.loss.weighting, dir, set.manifest())
+            let manifest = set.manifest();
+            let own = check_tokenizer(&initial, dir, manifest)?;
+            check_special_tokens(&own, options.keep_special_tokens, dir, manifest, progress)?;
+            check_weighting(options.loss.weighting, dir, manifest)
         };
         check(&options.weights, &set)?;
         let eval_set = match &options.eval {

@@ -70,6 +70,8 @@ pub struct AnnealOptions {
     pub weights: PathBuf,
     /// The initial model; `None` for the base of the manifest.
     pub model: Option<ModelSource>,
+    /// Takes a set even if BOS and EOS of its documents are not those of the initial model.
+    pub keep_special_tokens: bool,
     /// Fields of its config.json that are accepted though they are not understood, besides those that the set was
     /// scored with.
     pub ignored_fields: Vec<String>,

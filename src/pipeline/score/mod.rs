@@ -10,7 +10,6 @@ mod models;
 mod options;
 mod prepare;
 mod resume;
-mod special;
 
 use anyhow::{Context, Result};
 use serde::Serialize;

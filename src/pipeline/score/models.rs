@@ -1,18 +1,30 @@
 //! The models that score: what their files say, and their log-probs of rows.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
+use super::super::special::{TokenizerSource, check_meaning};
 use super::super::stages::{RowScorer, RowSource};
-use super::super::{BadInput, Progress, Usage, tokenizer_of};
-use super::options::{ComputeOptions, DEFAULT_SEQ_LEN, RowOptions, SetOptions};
-use super::special::{named, special_tokens};
+use super::super::{BadInput, Progress, Usage};
+use super::options::{AddToken, ComputeOptions, DEFAULT_SEQ_LEN, RowOptions, SetOptions};
 use crate::corpus::Corpus;
-use crate::model::{Compute, Decoder, OpenModel};
+use crate::model::{Architecture, Compute, Decoder, OpenModel};
 use crate::pack::Packer;
 use crate::shard::write::round_log_probs;
-use crate::tokenize::TextTokenizer;
+use crate::tokenize::{DocumentTokens, NamedToken, SpecialTokensInText, TextTokenizer};
 use crate::types::{OnBadRecord, Row, ScoredRow, TokenId};
 use crate::weight::{WeightFormula, of_targets};
+
+/// Tokens that end documents in pre-training. Any other that an RL model names may be the end of its turns.
+const ENDS_OF_DOCUMENTS: [&str; 8] = [
+    "</s>",
+    "<eos>",
+    "<EOS>",
+    "[EOS]",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|end_of_document|>",
+    "<｜end▁of▁sentence｜>",
+];
 
 /// The models, open but not loaded, and what is known of them.
 pub(in super::super) struct Models {
@@ -20,8 +32,14 @@ pub(in super::super) struct Models {
     pub rl: OpenModel,
     /// The frozen base, if there is one.
     pub base: Option<OpenModel>,
-    /// The tokenizer that both share, with the special tokens of documents.
+    /// The tokenizer that decides the ids, with the special tokens of documents.
     pub tokenizer: TextTokenizer,
+    /// The folder it is from, as given, or the name of a built-in model.
+    pub tokenizer_source: String,
+    /// BOS and EOS of documents, with where they are from.
+    pub document_tokens: DocumentTokens,
+    /// Reading of text that spells out a special token.
+    pub special_tokens_in_text: SpecialTokensInText,
     /// Number of ids that both have embeddings for.
     pub vocab_size: usize,
     /// The id that ends a document in pre-training, if they name one.
@@ -32,30 +50,39 @@ pub(in super::super) struct Models {
 
 impl Models {
     /// Opens the models, and checks everything that needs no weights, so that mistakes show at once.
-    pub fn examine(rows: &RowOptions, options: &ComputeOptions) -> Result<Self> {
+    pub fn examine(
+        rows: &RowOptions,
+        options: &ComputeOptions,
+        progress: &dyn Progress,
+    ) -> Result<Self> {
         let open = |source| OpenModel::open_ignoring(source, &options.ignored_fields);
         let rl = open(&options.rl)?;
-        let mut longest = rl.architecture().max_position_embeddings;
-        let mut vocab_size = rl.architecture().vocab_size;
-        let tokenizer = tokenizer_of(&rl)?;
         let base = options.base.as_ref().map(open).transpose()?;
         refuse_absent(&options.ignored_fields, [Some(&rl), base.as_ref()])?;
-        if let Some(base) = &base {
-            let architecture = base.architecture();
-            longest = longest.min(architecture.max_position_embeddings);
-            vocab_size = vocab_size.min(architecture.vocab_size);
-            tokenizer.compare(&tokenizer_of(base)?).context(
-                "the base and the RL model have to share a tokenizer, since their log-probs of \
-                 the same ids are compared",
-            )?;
+        let models = || std::iter::once(&rl).chain(&base);
+        let least = |of: fn(&Architecture) -> usize| {
+            models().fold(usize::MAX, |least, model| {
+                least.min(of(model.architecture()))
+            })
+        };
+        let vocab_size = least(|architecture| architecture.vocab_size);
+        let longest = least(|architecture| architecture.max_position_embeddings);
+
+        // An RL-tuned chat model often ends its turns with another token than the one that ends documents in
+        // pre-training, so the base decides.
+        let decider = base.as_ref().unwrap_or(&rl);
+        let deciding = match &options.tokenizer {
+            Some(folder) => TokenizerSource::in_folder(folder)?,
+            None => TokenizerSource::of(decider)?,
+        };
+        for model in models() {
+            let decides = options.tokenizer.is_none() && std::ptr::eq(model, decider);
+            if !decides {
+                check_meaning(&deciding.tokenizer, model, vocab_size, progress)?;
+            }
         }
-        if tokenizer.vocab_size() > vocab_size {
-            return Err(BadInput(format!(
-                "the tokenizer of {} has ids up to {}, but the model has {vocab_size} embeddings",
-                rl,
-                tokenizer.vocab_size() - 1
-            ))
-            .into());
+        for warning in deciding.tokenizer.warnings() {
+            progress.warn(warning);
         }
         let longest = u32::try_from(longest).unwrap_or(u32::MAX);
         let seq_len = match rows.seq_len {
@@ -69,27 +96,47 @@ impl Models {
             None => DEFAULT_SEQ_LEN.min(longest),
         };
         Packer::new(rows.packing, seq_len).map_err(|error| Usage(format!("--seq-len: {error}")))?;
-        // An RL-tuned chat model often ends its turns with another token than the one that ends documents in
-        // pre-training, so the base's files come first.
-        let source = base.as_ref().unwrap_or(&rl);
-        let special = special_tokens(rows, source, &tokenizer)?;
-        for (name, id) in [("BOS", special.bos), ("EOS", special.eos)] {
-            if let Some(id) = id
-                && usize::try_from(id).map_or(true, |id| id >= vocab_size)
+        let document_tokens = deciding.document_tokens(rows.bos, rows.eos)?;
+        for (name, token) in [("BOS", &document_tokens.bos), ("EOS", &document_tokens.eos)] {
+            if let Some(NamedToken { id, token, from }) = token
+                && usize::try_from(*id).map_or(true, |id| id >= vocab_size)
             {
                 return Err(BadInput(format!(
-                    "the {name} token of {source} has the id {id}, but the model has {vocab_size} embeddings\nhint: \
-                     correct tokenizer_config.json or config.json, or turn it off with --{} never",
+                    "the {name} token {token:?} of {from} has the id {id}, but the model has {vocab_size} \
+                     embeddings\nhint: correct tokenizer_config.json or config.json, or turn it off with --{} never",
                     name.to_lowercase()
                 ))
                 .into());
             }
         }
+        if base.is_none()
+            && options.tokenizer.is_none()
+            && let (AddToken::Auto, Some(eos)) = (rows.eos, &document_tokens.eos)
+            && !ENDS_OF_DOCUMENTS.contains(&eos.token.as_str())
+        {
+            progress.warn(&format!(
+                "documents end with {eos}, as no base model is given: a chat model often ends its turns with another \
+                 token than the one that ended documents in pre-training, and the learner would be trained to end \
+                 documents with it\nhint: if the base ends documents with another, give --base-model, or its folder \
+                 as --tokenizer; --eos never adds none"
+            ));
+        }
+        let reading = rows
+            .special_tokens_in_text
+            .unwrap_or_else(|| deciding.tokenizer.default_special_tokens_in_text());
+        let eos = deciding.named("eos_token").map(|token| token.id);
         Ok(Self {
-            eos: named(source, &tokenizer, "eos_token")?,
+            eos,
             rl,
             base,
-            tokenizer: tokenizer.with_special_tokens(special),
+            tokenizer_source: deciding.source.name(),
+            tokenizer: deciding
+                .tokenizer
+                .with_special_tokens(document_tokens.ids())
+                .with_special_tokens_in_text(reading)
+                .with_num_rows(vocab_size),
+            document_tokens,
+            special_tokens_in_text: reading,
             vocab_size,
             seq_len,
         })

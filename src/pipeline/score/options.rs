@@ -9,6 +9,7 @@ use crate::fs::NamePattern;
 use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::pack::Packing;
 use crate::shard::schema::ShardFormat;
+use crate::tokenize::SpecialTokensInText;
 use crate::types::{OnBadRecord, TokenDtype, TokenId};
 use crate::weight::WeightFormula;
 
@@ -93,6 +94,8 @@ pub struct RowOptions {
     pub bos: AddToken,
     /// EOS after documents.
     pub eos: AddToken,
+    /// Reading of text that spells out a special token; `None` for what the tokenizer's files say.
+    pub special_tokens_in_text: Option<SpecialTokensInText>,
 }
 
 /// The models that score rows, and their device.
@@ -102,6 +105,8 @@ pub struct ComputeOptions {
     pub rl: ModelSource,
     /// The frozen base, if static weights are wanted.
     pub base: Option<ModelSource>,
+    /// Folder of the tokenizer; `None` for that of the base, or of the RL model without one.
+    pub tokenizer: Option<ModelSource>,
     /// Most tokens of a batch.
     pub batch_tokens: usize,
     /// Dtype that the models compute in.

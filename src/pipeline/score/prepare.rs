@@ -45,7 +45,7 @@ impl Prepared {
         refuse_output_inside_input(&input.inputs, &shards.output)?;
         refuse_below_a_set(&shards.output)?;
         let device = open_device(compute.device, progress)?;
-        let mut models = Models::examine(rows, compute)?;
+        let mut models = Models::examine(rows, compute, progress)?;
         let corpus = Corpus::discover_inputs(
             &input.inputs,
             &CorpusOptions {
@@ -166,13 +166,17 @@ fn plan(
         rl: identity(&models.rl),
         base: models.base.as_ref().map(identity),
         tokenizer: TokenizerIdentity {
-            path: models.rl.name(),
+            path: models.tokenizer_source.clone(),
             fingerprint: models.tokenizer.fingerprint(),
             vocab_size: models.tokenizer.vocab_size() as u64,
+            special_fingerprint: (!models.special_tokens_in_text.is_default())
+                .then(|| models.tokenizer.special_fingerprint()),
+            document_tokens: Some(models.document_tokens.clone()),
         },
         packing: rows.packing,
         seq_len: models.seq_len,
         special_tokens: models.tokenizer.special_tokens(),
+        special_tokens_in_text: models.special_tokens_in_text,
         formula: models.base.is_some().then_some(shards.formula),
         exact: shards.exact,
         format: shards.format,

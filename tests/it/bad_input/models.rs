@@ -397,13 +397,14 @@ const TOKENIZERS: &[Case] = &[
         command: SCORE_WITH_BOTH,
         exit: BAD_DATA,
         stderr: &[
-            "error: the base and the RL model have to share a tokenizer, since their log-probs of \
-             the same ids are compared: the tokenizers of rl and base differ: the added token 0 is ",
+            "error: the ids of the tokenizer of base, which decides, do not mean the same to rl: id 1024 is \
+             \"<|end|>\" in one, nothing in the other\nhint: --tokenizer DIR names another",
         ],
     },
     Case {
-        input: "a tokenizer with more ids than the model has embeddings",
+        input: "a document with an id that the model has no embedding for",
         prepare: |w| {
+            w.write("corpus/new.txt", "an <|new-1090|> one");
             w.edit_json("rl/tokenizer.json", |t| {
                 let mut token = t["added_tokens"][0].clone();
                 token["content"] = "<|new|>".into();
@@ -418,7 +419,8 @@ const TOKENIZERS: &[Case] = &[
         command: SCORE_WITH_RL,
         exit: BAD_DATA,
         stderr: &[
-            "error: the tokenizer of rl has ids up to 1099, but the model has 1056 embeddings\n",
+            "error: new.txt, record 0: the tokenizer of rl can't encode the text: it has the token \
+             \"<|new-1090|>\", whose id 1090 has no row in the embedding of 1056 rows\nhint: --on-bad-record skip",
         ],
     },
     Case {

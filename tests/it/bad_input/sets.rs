@@ -127,7 +127,7 @@ const SETS: &[Case] = &[
                 .args("short -o empty --rl-model rl --base-model base --eos never")
                 .ok();
         },
-        command: "remit-anneal --weights empty -o out",
+        command: "remit-anneal --weights empty -o out --keep-special-tokens",
         exit: BAD_DATA,
         stderr: &["error: the set in empty has no rows\n"],
     },
@@ -151,9 +151,10 @@ const LEARNERS: &[Case] = &[
         command: "remit-anneal --weights set -o out --model base",
         exit: BAD_DATA,
         stderr: &[
-            "error: the set in set was tokenized with the tokenizer of rl (fingerprint ",
+            "error: the set in set was tokenized with the tokenizer of base (fingerprint ",
             "), but that of base is another (fingerprint ",
-            "\nhint: score the corpus again with an RL model that shares the tokenizer of base\n",
+            "), and their ids do not mean the same: base no longer has the tokenizer that could be compared id by id",
+            "\nhint: score the corpus again with --tokenizer base, and with an RL model to which those ids mean the same\n",
         ],
     },
     Case {
@@ -375,7 +376,7 @@ const LOOKING: &[Case] = &[
         command: "remit-inspect show set --row 0 --tokenizer other",
         exit: BAD_DATA,
         stderr: &[
-            "error: the tokenizer of other is not the one that the set was made with, that of rl\n",
+            "error: the tokenizer of other is not the one that the set was made with, that of base\n",
         ],
     },
     Case {
