@@ -6,13 +6,14 @@ use std::collections::BTreeMap;
 use super::added::{TokenFiles, Tokens};
 use super::class::{Class, pick};
 use super::error::Error;
+use super::load::guarded;
 use super::ordered::Ordered;
 use super::rebuild::rebuild;
 use super::special::NamedToken;
-use super::load::guarded;
 use super::text::{TextTokenizer, parsed};
 use serde::Deserialize;
 use serde_json::Value;
+use tokenizers::AddedToken;
 
 /// Contents of the files that decide what a tokenizer does.
 #[derive(Debug, Clone, Copy)]
@@ -126,6 +127,17 @@ impl TextTokenizer {
         };
         let known = tokenizer.get_added_vocabulary().get_vocab();
         let to_add = tokens.to_add(|content| known.contains_key(content));
+        let has_no_id = |token: &&AddedToken| {
+            tokenizer.token_to_id(&token.content).is_none()
+                && tokens
+                    .stated_ids()
+                    .all(|(_, content)| content != token.content)
+        };
+        let new: Vec<String> = to_add
+            .iter()
+            .filter(has_no_id)
+            .map(|token| token.content.clone())
+            .collect();
         if !to_add.is_empty() {
             guarded(|| tokenizer.add_tokens(to_add)).map_err(refused)?;
         }
@@ -159,6 +171,10 @@ impl TextTokenizer {
         }
         check_mistral_pattern(&config, &tokenizer_config, loaded.vocab_size()).map_err(refused)?;
         loaded.named = named(&tokens, &loaded);
+        loaded.new_ids = new
+            .iter()
+            .filter_map(|token| loaded.token_to_id(token))
+            .collect();
         loaded.splits_special_tokens = tokenizer_config
             .get("split_special_tokens")
             .is_some_and(Ordered::is_truthy);

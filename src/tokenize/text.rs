@@ -44,6 +44,8 @@ pub struct TextTokenizer {
     pub(super) vocab_size: usize,
     /// Ids of special tokens.
     special_ids: HashSet<TokenId>,
+    /// Ids that no file gives to a token: of tokens that are only named, to which transformers gives the next ids.
+    pub(super) new_ids: HashSet<TokenId>,
     /// Number of ids that the models have embeddings for, if that is known.
     num_rows: Option<usize>,
     /// BOS and EOS as the files name them.
@@ -101,6 +103,7 @@ impl TextTokenizer {
             canonical,
             vocab_size,
             special_ids,
+            new_ids: HashSet::new(),
             num_rows: None,
             named: BTreeMap::new(),
             splits_special_tokens: false,
@@ -151,6 +154,11 @@ impl TextTokenizer {
     /// Returns the token that the files name `bos_token` or `eos_token`.
     pub fn named(&self, name: &str) -> Option<&NamedToken> {
         self.named.get(name)
+    }
+
+    /// Returns whether the files name the token of this id, but have it in no list of tokens.
+    pub fn is_new(&self, id: TokenId) -> bool {
+        self.new_ids.contains(&id)
     }
 
     /// Returns what a user should know of how the files were read.

@@ -318,11 +318,14 @@ fn what_is_wrong_with_small_inputs_is_named() {
     );
     for file in ["special_tokens_map.json", "tokenizer_config.json"] {
         for (value, expected) in [
-            ("5", "eos_token is 5, not the text of a token"),
-            ("[\"a\"]", "eos_token is [\"a\"], not the text of a token"),
+            (
+                "5",
+                "eos_token is 5, neither a string nor an object that describes a token",
+            ),
+            ("[\"a\"]", "eos_token is a list, neither a string"),
             (
                 "\"<no such>\"",
-                "eos_token is \"<no such>\", which is no token of its tokenizer.json",
+                "eos_token is \"<no such>\", which is no token of tokenizer.json: no model has seen it",
             ),
             (
                 "{\"content\": \"<no such>\"}",
@@ -337,8 +340,8 @@ fn what_is_wrong_with_small_inputs_is_named() {
                 &format!("model/{file}"),
                 format!("{{\"eos_token\": {value}}}"),
             );
-            let message = format!("error: {file} of the model model: {expected}");
-            refused(SCORE, "good.jsonl -o out --rl-model model", 65, &message);
+            refused(SCORE, "good.jsonl -o out --rl-model model", 65, file);
+            refused(SCORE, "good.jsonl -o out --rl-model model", 65, expected);
             workspace.remove("model");
         }
     }
