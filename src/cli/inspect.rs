@@ -9,7 +9,7 @@ use super::anneal::AnnealArgs;
 use super::progress::Console;
 use super::score::ScoreArgs;
 use super::values::{open_fraction, positive};
-use super::{generate, mistakes, model_report, output, report, show, version};
+use super::{generate, look, mistakes, model_report, output, report, show, version};
 use crate::escape::Show as _;
 use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::pipeline::compare::{self, CompareOptions};
@@ -99,6 +99,12 @@ enum Command {
         #[arg(long)]
         raw_cells: bool,
     },
+    /// Write a page for a browser: what the weights do to a corpus, by source and token by token
+    #[command(after_help = look::REPORT_USE)]
+    Report(look::ReportArgs),
+    /// Try other epsilons and temperatures: mean weights, shares at the bounds, effective targets
+    #[command(after_help = look::SWEEP_USE)]
+    Sweep(look::SweepArgs),
     /// Measure the losses of two models on a set, by source: plain, and weighted with the model as the learner
     Compare {
         /// The first model, a Hugging Face directory
@@ -246,6 +252,8 @@ pub fn run(args: InspectArgs) -> Result<()> {
                 report::grouped(tokens)
             ))
         }
+        (Some(Command::Report(args)), _) => look::report(args),
+        (Some(Command::Sweep(args)), _) => look::sweep(args),
         (
             Some(Command::Compare {
                 a,

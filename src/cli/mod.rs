@@ -10,6 +10,7 @@ mod config;
 mod exit;
 mod generate;
 pub mod inspect;
+mod look;
 mod mistakes;
 mod model_report;
 #[cfg(test)]

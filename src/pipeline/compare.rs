@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::anneal::{
     Evaluation, Rows, check_positions, check_tokenizer, evaluation, longest_row, losses,
@@ -36,7 +36,7 @@ pub struct CompareOptions {
 }
 
 /// Losses of a source, or of the whole set, under both models.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ComparedLosses {
     /// Number of targets.
     pub targets: u64,
@@ -47,7 +47,7 @@ pub struct ComparedLosses {
 }
 
 /// Losses of two models on a set.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
     /// The models as given.
     pub models: [String; 2],
