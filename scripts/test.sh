@@ -6,7 +6,8 @@
 #
 # The Python packages go into a virtual environment outside the repository, made once for each content
 # of scripts/requirements.txt (about 5 GB, mostly PyTorch's CUDA libraries): $REMIT_CACHE, or
-# ~/.cache/remit. Only the tests that need it wait for it.
+# ~/.cache/remit. Only the tests that need it wait for it. Tests of the report in a browser are skipped without the
+# system's chromium.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
+use super::output;
 use super::progress::Console;
 use super::report::grouped;
 use super::values::{epsilon, fraction, positive, temperature};
-use super::output;
 use crate::escape::Show as _;
 use crate::model::ModelSource;
 use crate::pipeline::StopFlag;

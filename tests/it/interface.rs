@@ -24,6 +24,8 @@ fn help_texts_are_as_frozen() {
         (INSPECT, "export --help", "remit-inspect-export.txt"),
         (INSPECT, "rejects --help", "remit-inspect-rejects.txt"),
         (INSPECT, "model --help", "remit-inspect-model.txt"),
+        (INSPECT, "report --help", "remit-inspect-report.txt"),
+        (INSPECT, "sweep --help", "remit-inspect-sweep.txt"),
         (INSPECT, "generate --help", "remit-inspect-generate.txt"),
     ] {
         let ended = workspace.command(program).args(args).ok();

@@ -21,6 +21,7 @@ mod hostile;
 mod inspect_model;
 mod interface;
 mod regressions;
+mod report;
 mod resume;
 mod second_implementation;
 mod signals;

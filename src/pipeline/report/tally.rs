@@ -117,7 +117,6 @@ impl Tally {
         };
         let targets = || (0..row.rl_logprobs.len()).filter(|target| row.is_target(*target));
         let mean = targets().filter_map(delta).sum::<f64>() / num_targets.max(1) as f64;
-        let bounds = formula.map(WeightFormula::bounds);
         for target in targets() {
             let of = |values: Option<&Vec<f32>>| {
                 let value = values.and_then(|values| values.get(target));
@@ -153,7 +152,7 @@ impl Tally {
                 }
             }
         }
-        if let (Some(formula), Some(weights), Some(_)) = (formula, &row.weights, bounds) {
+        if let (Some(formula), Some(weights)) = (formula, &row.weights) {
             let of_targets: Vec<f32> = targets().filter_map(|t| weights.get(t).copied()).collect();
             let (lower, upper) = formula.at_bounds(&of_targets);
             let wide = || of_targets.iter().map(|w| f64::from(*w));

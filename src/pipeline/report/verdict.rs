@@ -12,6 +12,8 @@ use crate::shard::statistics::Statistics;
 const ENOUGH_TARGETS: u64 = 1000;
 /// Share of documents, rows or targets from which something is not an exception any more.
 const MANY: f64 = 0.05;
+/// Sources that are named besides the first.
+const MOST_NAMED: usize = 6;
 /// Share that is most.
 const MOST: f64 = 0.5;
 
@@ -43,7 +45,7 @@ pub fn headlines(all: &Numbers, sources: &[SourceData]) -> Vec<String> {
     if let Some((name, least)) = named.first() {
         lines.push(match bits(least) {
             below if below < 0.0 => format!(
-                "The RL model distrusts {name} most: it finds its tokens {:.3} bits less likely than the base does.",
+                "The RL model distrusts {name} most: it finds its tokens {:.3} bits less likely than the base does, on average.",
                 -below
             ),
             above => format!(
@@ -92,8 +94,39 @@ fn named(sources: &[SourceData]) -> Vec<(String, &Numbers)> {
     if enough.is_empty() { all } else { enough }
 }
 
+/// Returns the words of a text that have no digit.
+fn without_numbers(text: &str) -> String {
+    let words = text
+        .split(' ')
+        .filter(|word| !word.contains(|c: char| c.is_ascii_digit()));
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// Says once what is odd about several sources.
+fn of_sources_alike(sources: &[(&str, String)]) -> String {
+    let Some((first, signal)) = sources.first() else {
+        return String::new();
+    };
+    match sources.len() - 1 {
+        0 => format!("{}: {signal}", first.shown()),
+        more => {
+            let others = sources.iter().skip(1).take(MOST_NAMED);
+            let others: Vec<String> = others.map(|(name, _)| name.shown().to_string()).collect();
+            let rest = match more.saturating_sub(MOST_NAMED) {
+                0 => String::new(),
+                rest => format!(" and {rest} more"),
+            };
+            format!(
+                "{}: {signal}. The same goes for {}{rest}",
+                first.shown(),
+                others.join(", ")
+            )
+        }
+    }
+}
+
 /// Says what looks odd; the thresholds of what scoring warns of are those of scoring.
-pub fn oddities(manifest: &Manifest, all: &Numbers, sources: &[SourceData]) -> Vec<String> {
+pub fn oddities(manifest: &Manifest, sources: &[SourceData]) -> Vec<String> {
     let plan = &manifest.plan;
     let vocab_size = usize::try_from(plan.tokenizer.vocab_size).unwrap_or(usize::MAX);
     let is_one_model = plan
@@ -110,15 +143,21 @@ pub fn oddities(manifest: &Manifest, all: &Numbers, sources: &[SourceData]) -> V
     }
     let of_all = signals(&manifest.totals, &manifest.sources);
     if of_all.is_empty() {
-        for name in sources.iter().filter_map(|source| source.name.as_ref()) {
-            let Some(statistics) = manifest.sources.get(name) else {
-                continue;
-            };
+        // What begins alike is one thing that is odd, whatever numbers follow.
+        let mut alike: BTreeMap<String, Vec<(&str, String)>> = BTreeMap::new();
+        for (name, statistics) in &manifest.sources {
             let alone = BTreeMap::from([(name.clone(), statistics.clone())]);
             for signal in signals(statistics, &alone) {
-                odd.push(format!("{}: {signal}", name.shown()));
+                let beginning = signal.split([':', ',', '(']).next().unwrap_or_default();
+                let of_sources = alike.entry(without_numbers(beginning)).or_default();
+                of_sources.push((name, signal));
             }
         }
+        odd.extend(
+            alike
+                .values()
+                .map(|of_sources| of_sources_alike(of_sources)),
+        );
     }
     odd.extend(of_all);
     let documents = &manifest.documents;
@@ -164,8 +203,29 @@ pub fn oddities(manifest: &Manifest, all: &Numbers, sources: &[SourceData]) -> V
             ));
         }
     }
-    if all.targets > 0 && odd.is_empty() {
-        return Vec::new();
-    }
     odd
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_odd_about_many_sources_is_said_once() {
+        let of = |names: &[&'static str]| -> Vec<(&'static str, String)> {
+            let noise = |name: &&'static str| (*name, format!("noise: {}", name.len()));
+            names.iter().map(noise).collect()
+        };
+        assert_eq!(of_sources_alike(&of(&["a\n"])), "a\\n: noise: 2");
+        assert_eq!(
+            of_sources_alike(&of(&["a", "bb"])),
+            "a: noise: 1. The same goes for bb"
+        );
+        let many = ["a", "b", "c", "d", "e", "f", "g", "h", "i"];
+        assert_eq!(
+            of_sources_alike(&of(&many)),
+            "a: noise: 1. The same goes for b, c, d, e, f, g and 2 more"
+        );
+        assert_eq!(without_numbers("12 % of the weights"), "% of the weights");
+    }
 }

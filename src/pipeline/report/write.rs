@@ -8,9 +8,7 @@ use serde::Serialize;
 
 use super::super::compare::Comparison;
 use super::super::inspect::tokenizer_of_set;
-use super::super::{
-    BadInput, Progress, StopFlag, Usage, refuse_below_a_set, refuse_inside_set,
-};
+use super::super::{BadInput, Progress, StopFlag, Usage, refuse_below_a_set, refuse_inside_set};
 use super::data::{Numbers, RowData, SourceData, of_groups};
 use super::page::page;
 use super::pass::{PassOptions, pass};
@@ -110,11 +108,7 @@ struct Page<'p, 'a> {
 /// # Errors
 ///
 /// When a set is missing or damaged, a log is not one, a row is not there, or the file exists or can't be written.
-pub fn write(
-    options: &ReportOptions,
-    stop: &StopFlag,
-    progress: &dyn Progress,
-) -> Result<Written> {
+pub fn write(options: &ReportOptions, stop: &StopFlag, progress: &dyn Progress) -> Result<Written> {
     let output = &options.output;
     let extension = output.extension().and_then(|extension| extension.to_str());
     if !matches!(extension, Some("html" | "htm")) {
@@ -240,7 +234,7 @@ fn set_data<'a>(
         split_documents: manifest.documents.split_documents,
         all_documents: manifest.documents.documents,
         headlines: verdict::headlines(&totals, &sources),
-        odd: verdict::oddities(manifest, &totals, &sources),
+        odd: verdict::oddities(manifest, &sources),
         totals,
         sources,
         rows: Vec::new(),
@@ -265,7 +259,10 @@ fn fitting(
     loop {
         for set in &mut *sets {
             let of_source = |source: usize| {
-                let rows = set.ranked.iter().filter(move |(_, row)| row.source == source);
+                let rows = set
+                    .ranked
+                    .iter()
+                    .filter(move |(_, row)| row.source == source);
                 rows.take(most).map(|(_, row)| row.clone())
             };
             let mut rows: Vec<RowData> = (0..set.sources.len()).flat_map(of_source).collect();

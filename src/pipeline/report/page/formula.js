@@ -113,20 +113,37 @@ function weightOf(target, row, formula) {
 /** The formula as it stands, and as flags of remit-anneal. */
 function inWords(formula) {
   if (formula.weighting === "excess-top-k")
-    return "weight = 1 for the " + percent(formula.fraction, 0) + " of a row's targets with the largest delta, 0 for the others;  delta = log p_RL \u2212 log p_base";
+    return (
+      "weight = 1 for the " +
+      percent(formula.fraction, 0) +
+      " of a row's targets with the largest delta, 0 for the others;  delta = log p_RL \u2212 log p_base"
+    );
   const centred = formula.center === "row" ? "(delta \u2212 mean of delta over the row)" : "delta";
   const divided = formula.temperature === 1 ? centred : centred + " / " + formula.temperature;
-  return "weight = clamp(2 sigmoid(" + divided + "), " + short(1 - formula.epsilon) + ", " + short(1 + formula.epsilon) + ");  delta = log p_RL \u2212 log p_base";
+  return (
+    "weight = clamp(2 sigmoid(" +
+    divided +
+    "), " +
+    short(1 - formula.epsilon) +
+    ", " +
+    short(1 + formula.epsilon) +
+    ");  delta = log p_RL \u2212 log p_base"
+  );
 }
 
 function asFlags(formula) {
   if (formula.weighting === "excess-top-k") return "--weighting excess-top-k --top-k-fraction " + formula.fraction;
-  return "--weighting dynamic --epsilon " + formula.epsilon + " --temperature " + formula.temperature + " --center " + formula.center;
+  return (
+    "--weighting dynamic --epsilon " + formula.epsilon + " --temperature " + formula.temperature + " --center " + formula.center
+  );
 }
 
 // Temperatures of the slider: 60 steps from 0.05 to 10, and round numbers among them.
 const TEMPERATURES = Array.from({ length: 61 }, (_, step) => Number((0.05 * Math.pow(200, step / 60)).toPrecision(2)));
 for (const round of [0.1, 0.25, 0.5, 1, 2, 5]) {
-  const nearest = TEMPERATURES.reduce((best, value, at) => (Math.abs(Math.log(value / round)) < Math.abs(Math.log(TEMPERATURES[best] / round)) ? at : best), 0);
+  const nearest = TEMPERATURES.reduce(
+    (best, value, at) => (Math.abs(Math.log(value / round)) < Math.abs(Math.log(TEMPERATURES[best] / round)) ? at : best),
+    0,
+  );
   TEMPERATURES[nearest] = round;
 }

@@ -29,15 +29,22 @@ function strength(target, row, view) {
   if (epsilon <= LEAST_VISIBLE) return 0;
   const neutral = Math.max(epsilon / 4, LEAST_VISIBLE);
   const distance = Math.abs(weight - 1);
-  return distance <= neutral ? 0 : (Math.sign(weight - 1) * (0.25 + 0.75 * ((distance - neutral) / Math.max(epsilon - neutral, 1e-9))));
+  return distance <= neutral
+    ? 0
+    : Math.sign(weight - 1) * (0.25 + 0.75 * ((distance - neutral) / Math.max(epsilon - neutral, 1e-9)));
 }
 
 function colour(span, target, row, view) {
   const value = strength(target, row, view);
   const isMarked = span.classList.contains("match");
-  span.className = "tok" + (value < 0 ? " low" : value > 0 ? " high" : "") + (Math.abs(value) > 0.999 ? " bound" : "") + (target === null ? " none" : "") + (isMarked ? " match" : "");
+  span.className =
+    "tok" +
+    (value < 0 ? " low" : value > 0 ? " high" : "") +
+    (Math.abs(value) > 0.999 ? " bound" : "") +
+    (target === null ? " none" : "") +
+    (isMarked ? " match" : "");
   if (value === 0) span.style.removeProperty("--a");
-  else span.style.setProperty("--a", (0.85 * Math.abs(value)).toFixed(3));
+  else span.style.setProperty("--a", Math.abs(value).toFixed(3));
 }
 
 /** The tokens of a row as elements. A line break is shown, and breaks the line. */
@@ -49,7 +56,8 @@ function tokenSpans(row, view, prefix) {
     const piece = pieceOf(raw);
     position += piece.ids;
     const last = position - 1;
-    const span = make("span", { id: prefix + last, role: "option", "aria-selected": "false" });
+    const isOption = prefix === "t";
+    const span = make("span", { id: prefix + last, role: isOption && "option", "aria-selected": isOption && "false" });
     for (const node of visibleNodes(piece.text)) {
       span.append(node);
       if (typeof node !== "string" && node.textContent === "\u21b5") span.append("\n");
@@ -70,7 +78,8 @@ function markMatches(spans, row, query) {
   const text = wholeText(row).toLowerCase();
   const wanted = query.toLowerCase();
   const hits = [];
-  for (let at = text.indexOf(wanted); at >= 0 && hits.length < 1000; at = text.indexOf(wanted, at + wanted.length)) hits.push([at, at + wanted.length]);
+  for (let at = text.indexOf(wanted); at >= 0 && hits.length < 1000; at = text.indexOf(wanted, at + wanted.length))
+    hits.push([at, at + wanted.length]);
   const texts = textsByPosition(row);
   let offset = 0;
   for (const span of spans) {
@@ -89,20 +98,32 @@ function showDetail(view, row, position) {
   const text = textsByPosition(row)[position];
   const target = targetsOf(row)[position];
   const lines = [["position", position + " of " + (row.tokens - 1)]];
-  lines.push([span && span.first < position ? "ids" : "id", (span ? row.ids.slice(span.first, position + 1) : [row.ids[position]]).join(" ")]);
-  if (target === null) lines.push(["", position === 0 ? "the first of its row: nothing predicts it" : "no target: the corpus masks it"]);
+  lines.push([
+    span && span.first < position ? "ids" : "id",
+    (span ? row.ids.slice(span.first, position + 1) : [row.ids[position]]).join(" "),
+  ]);
+  if (target === null)
+    lines.push(["", position === 0 ? "the first of its row: nothing predicts it" : "no target: the corpus masks it"]);
   else {
-    lines.push(["log p RL", fixed(target.rl, 3) + " nats (" + percent(Math.exp(target.rl), 1) + ")"]);
+    lines.push(["log p RL", fixed(target.rl, 3) + " nats, p " + short(Math.exp(target.rl))]);
     if (target.delta !== null) {
       const weight = weightOf(target, row, view.formula);
-      lines.push(["log p base", fixed(target.base, 3) + " nats (" + percent(Math.exp(target.base), 1) + ")"]);
+      lines.push(["log p base", fixed(target.base, 3) + " nats, p " + short(Math.exp(target.base))]);
       lines.push(["delta", signed(target.delta, 3) + " nats"]);
       lines.push(["less row mean", signed(target.centred, 3)]);
       lines.push(["weight", fixed(weight, 4)]);
       lines.push(["rank in row", grouped(target.rank + 1) + " of " + grouped(row.targets)]);
     }
   }
-  replace($("detail"), make("p", { class: "big" }, make("bdi", { class: "token" }, spoken(text))), make("dl", null, lines.flatMap(([name, value]) => [make("dt", null, name), make("dd", null, value)])));
+  replace(
+    $("detail"),
+    make("p", { class: "big" }, make("bdi", { class: "token" }, spoken(text))),
+    make(
+      "dl",
+      null,
+      lines.flatMap(([name, value]) => [make("dt", null, name), make("dd", null, value)]),
+    ),
+  );
 }
 
 /** Moves to a token, and makes it the one that details are of. */
@@ -115,7 +136,10 @@ function selectToken(view, position, options) {
   span.setAttribute("aria-selected", "true");
   const target = targetsOf(row)[span.position];
   const weight = weightOf(target, row, view.formula);
-  span.setAttribute("aria-label", spoken(textsByPosition(row)[span.position]) + (weight === null ? "" : ", weight " + fixed(weight, 2)));
+  span.setAttribute(
+    "aria-label",
+    spoken(textsByPosition(row)[span.position]) + (weight === null ? "" : ", weight " + fixed(weight, 2)),
+  );
   $("text").setAttribute("aria-activedescendant", span.id);
   view.position = span.position;
   showDetail(view, row, span.position);
@@ -142,8 +166,12 @@ function onTextKey(view, event) {
   const isRtl = getComputedStyle($("text")).direction === "rtl";
   const step = (by) => view.spans[clamp(at + by, 0, view.spans.length - 1)].position;
   const moves = {
-    ArrowRight: () => step(isRtl ? -1 : 1), ArrowLeft: () => step(isRtl ? 1 : -1), Home: () => step(-at), End: () => step(view.spans.length),
-    ArrowDown: () => neighbour(view, 1), ArrowUp: () => neighbour(view, -1),
+    ArrowRight: () => step(isRtl ? -1 : 1),
+    ArrowLeft: () => step(isRtl ? 1 : -1),
+    Home: () => step(-at),
+    End: () => step(view.spans.length),
+    ArrowDown: () => neighbour(view, 1),
+    ArrowUp: () => neighbour(view, -1),
   };
   if (!moves[event.key]) return;
   event.preventDefault();
@@ -156,11 +184,17 @@ function showLegend(view) {
   const formula = view.formula;
   const swatch = (kind, value) => {
     const box = make("span", { class: "swatch tok " + kind });
-    box.style.setProperty("--a", 0.85 * value);
+    box.style.setProperty("--a", value);
     return box;
   };
   if (!set.base) {
-    replace($("legend"), swatch("high", 0.2), swatch("high", 0.6), swatch("high", 1), " loss of the RL model, from 1 to " + MOST_SURPRISE + " nats; no colour below");
+    replace(
+      $("legend"),
+      swatch("high", 0.2),
+      swatch("high", 0.6),
+      swatch("high", 1),
+      " loss of the RL model, from 1 to " + MOST_SURPRISE + " nats; no colour below",
+    );
     return;
   }
   if (formula.weighting === "excess-top-k") {
@@ -172,7 +206,25 @@ function showLegend(view) {
     return;
   }
   const neutral = Math.max(formula.epsilon / 4, LEAST_VISIBLE);
-  replace($("legend"), swatch("low bound", 1), " weight " + short(1 - formula.epsilon) + " ", swatch("low", 0.6), swatch("low", 0.3), " no colour: ", short(1 - neutral) + " to " + short(1 + neutral) + " ", swatch("high", 0.3), swatch("high", 0.6), swatch("high bound", 1), " " + short(1 + formula.epsilon) + "; grey: no target");
+  replace(
+    $("legend"),
+    swatch("low bound", 1),
+    " weight " + short(1 - formula.epsilon) + " ",
+    swatch("low", 0.6),
+    swatch("low", 0.3),
+    " no colour: ",
+    short(1 - neutral) + " to " + short(1 + neutral) + " ",
+    swatch("high", 0.3),
+    swatch("high", 0.6),
+    swatch("high bound", 1),
+    " " + short(1 + formula.epsilon) + "; grey: no target",
+  );
+}
+
+/** The row that is shown first: of the source that the RL model distrusts most. */
+function firstRow(set) {
+  const liking = (row) => set.sources[row.source].numbers.liking_bits ?? -set.sources[row.source].numbers.rl;
+  return set.rows.reduce((best, row) => (best === null || liking(row) < liking(best) ? row : best), null);
 }
 
 /** Shows a row, or says that there is none. */
@@ -189,14 +241,40 @@ function showRow(view, row, position) {
   }
   view.spans = tokenSpans(row, view, "t");
   markMatches(view.spans, row, view.query);
-  const cut = row.ids.length < row.tokens ? make("span", { class: "control" }, " \u2026 the first " + grouped(row.ids.length) + " of " + grouped(row.tokens) + " tokens") : null;
+  const cut =
+    row.ids.length < row.tokens
+      ? make(
+          "span",
+          { class: "control" },
+          " \u2026 the first " + grouped(row.ids.length) + " of " + grouped(row.tokens) + " tokens",
+        )
+      : null;
   replace($("text"), view.spans, cut);
   const source = row.source_name === null ? nameOf(set.sources[row.source]) : visible(row.source_name);
   $("text").setAttribute("aria-label", "Tokens of row " + row.id + " of " + source + ": arrow keys move from token to token");
-  replace($("rows-note"), "Row ", make("strong", { id: "shown-row" }, row.id), ": " + grouped(row.tokens) + " tokens, document " + grouped(row.doc) + " of " + source + ". Of " + grouped(set.totals.rows) + " rows, " + grouped(set.rows.length) +
-    " are shown, drawn by row_id with seed " + DATA.seed + ", as many tokens of each source as it has, up to equal shares.");
+  replace(
+    $("rows-note"),
+    "Row ",
+    make("strong", { id: "shown-row" }, row.id),
+    ": " +
+      grouped(row.tokens) +
+      " tokens, document " +
+      grouped(row.doc) +
+      " of " +
+      source +
+      ". Of " +
+      grouped(set.totals.rows) +
+      " rows, " +
+      grouped(set.rows.length) +
+      " are shown, drawn by row_id with seed " +
+      DATA.seed +
+      ", as many tokens of each source as it has, up to equal shares.",
+  );
   const first = view.spans.find((span) => targetsOf(row)[span.position] !== null) || view.spans[0];
-  selectToken(view, position === null || position === undefined ? first.position : position, { silent: true, scroll: position !== null && position !== undefined });
+  selectToken(view, position === null || position === undefined ? first.position : position, {
+    silent: true,
+    scroll: position !== null && position !== undefined,
+  });
   showOther(view, row);
 }
 
@@ -206,9 +284,17 @@ function showOther(view, row) {
   const same = other && other.rows.find((candidate) => candidate.id === row.id && candidate.ids.join() === row.ids.join());
   view.otherRow = same || null;
   if (!other) return replace($("text-other"));
-  if (!same) return replace($("text-other"), make("p", { class: "note" }, "The other set does not show this row, or has other tokens in it."));
+  if (!same)
+    return replace(
+      $("text-other"),
+      make("p", { class: "note" }, "The other set does not show this row, or has other tokens in it."),
+    );
   view.otherSpans = tokenSpans(same, view, "o");
-  replace($("text-other"), make("h3", null, "The same row in the other set, " + visible(other.name)), make("div", { class: "text", dir: "auto" }, view.otherSpans));
+  replace(
+    $("text-other"),
+    make("h3", null, "The same row in the other set, " + visible(other.name)),
+    make("div", { class: "text", dir: "auto" }, view.otherSpans),
+  );
 }
 
 /** Colours the shown tokens anew. */
@@ -216,7 +302,8 @@ function recolour(view) {
   showLegend(view);
   if (!view.row) return;
   for (const span of view.spans) colour(span, targetsOf(view.row)[span.position], view.row, view);
-  if (view.otherRow) for (const span of view.otherSpans) colour(span, targetsOf(view.otherRow)[span.position], view.otherRow, view);
+  if (view.otherRow)
+    for (const span of view.otherSpans) colour(span, targetsOf(view.otherRow)[span.position], view.otherRow, view);
   if (view.selected) showDetail(view, view.row, view.position);
 }
 
@@ -224,7 +311,11 @@ function recolour(view) {
 function matchingRows(view) {
   const set = view.set();
   const wanted = view.query.toLowerCase();
-  return set.rows.filter((row) => (view.rowSource === "" || row.source === Number(view.rowSource)) && (!wanted || wholeText(row).toLowerCase().includes(wanted)));
+  return set.rows.filter(
+    (row) =>
+      (view.rowSource === "" || row.source === Number(view.rowSource)) &&
+      (!wanted || wholeText(row).toLowerCase().includes(wanted)),
+  );
 }
 
 function moveRow(view, by) {
@@ -240,7 +331,8 @@ function moveRow(view, by) {
 function sayFound(view, problem) {
   const rows = matchingRows(view);
   const at = rows.indexOf(view.row);
-  $("found").textContent = problem || (at < 0 ? grouped(rows.length) + " rows" : "row " + grouped(at + 1) + " of " + grouped(rows.length));
+  $("found").textContent =
+    problem || (at < 0 ? grouped(rows.length) + " rows" : "row " + grouped(at + 1) + " of " + grouped(rows.length));
 }
 
 function findRow(view) {
@@ -261,7 +353,16 @@ function findRow(view) {
 function goToRow(view, id, position) {
   const row = view.set().rows.find((candidate) => candidate.id === id);
   if (!row) {
-    sayFound(view, "row " + visible(id) + " is not among the rows that are shown; report --row-id " + visible(id) + " adds it, show --row-id " + visible(id) + " prints it");
+    sayFound(
+      view,
+      "row " +
+        visible(id) +
+        " is not among the rows that are shown; report --row-id " +
+        visible(id) +
+        " adds it, show --row-id " +
+        visible(id) +
+        " prints it",
+    );
     return false;
   }
   showRow(view, row, position);
