@@ -14,7 +14,7 @@ use crate::loss::Weighting;
 use crate::shard::manifest::Manifest;
 use crate::weight::{Center, WeightFormula, shortest_decimal};
 
-/// Sources that are told apart; 150 kB of memory each.
+/// Sources that are told apart; 200 kB of memory each.
 const MAX_SOURCES: usize = 512;
 
 /// Formulas to try.
@@ -78,7 +78,8 @@ pub struct Sweep {
 }
 
 /// Tries formulas on the differences between the RL model and the base: what weights are at the first step, when the base
-/// is the learner. Shares are exact but for the width of a bin, 0.001 nats near 0.
+/// is the learner. Shares at the bounds are exact for an epsilon of two decimals and any of
+/// [`TEMPERATURES`](super::histogram::TEMPERATURES), and else but for what lies in the bins at the bounds.
 ///
 /// # Errors
 ///

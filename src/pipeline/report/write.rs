@@ -10,8 +10,10 @@ use super::super::compare::Comparison;
 use super::super::inspect::tokenizer_of_set;
 use super::super::{BadInput, Progress, StopFlag, Usage, refuse_below_a_set, refuse_inside_set};
 use super::data::{Numbers, RowData, SourceData, of_groups};
+use super::histogram::{TEMPERATURES, ends};
 use super::page::page;
 use super::pass::{PassOptions, pass};
+use super::repeats::{KNOWN_NATS, LEAST_RUN};
 use super::runs::{self, RunData};
 use super::tally::{Detail, Tally};
 use super::text::Texts;
@@ -98,6 +100,8 @@ struct Page<'p, 'a> {
     sample_tokens: usize,
     known_nats: f32,
     least_run: usize,
+    ends: &'static [f64],
+    temperatures: [f64; 20],
     sets: &'p [SetData<'a>],
     runs: &'p [RunData],
     losses: &'p Option<Comparison>,
@@ -273,8 +277,10 @@ fn fitting(
             version: env!("CARGO_PKG_VERSION"),
             seed: options.seed,
             sample_tokens: options.sample_tokens,
-            known_nats: super::repeats::KNOWN_NATS,
-            least_run: super::repeats::LEAST_RUN,
+            known_nats: KNOWN_NATS,
+            least_run: LEAST_RUN,
+            ends: ends(),
+            temperatures: TEMPERATURES,
             sets,
             runs,
             losses,

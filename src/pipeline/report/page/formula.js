@@ -1,10 +1,10 @@
 // The formula. The numbers of the whole set are read off its bins as histogram.rs reads them.
 
-const SCALE_NATS = 0.25;
-const BINS_PER_UNIT = 256;
 const PLACES = 256;
+const SAME = 2e-6;
 const LN2 = Math.LN2;
-const edge = (index) => SCALE_NATS * Math.sinh(index / BINS_PER_UNIT);
+const ENDS = DATA.ends;
+const TEMPERATURES = DATA.temperatures;
 
 /** Unpacks bins: [{low, high, mean, count}]. */
 function unpack(flat) {
@@ -12,11 +12,22 @@ function unpack(flat) {
   let index = 0;
   for (let at = 0; at < flat.length; at += 3) {
     index += flat[at];
-    const low = edge(index);
-    const high = edge(index + 1);
+    const [low, high] = [ENDS[index], ENDS[index + 1]];
     bins.push({ low, high, count: flat[at + 1], mean: low + ((flat[at + 2] + 0.5) / PLACES) * (high - low) });
   }
   return bins;
+}
+
+/** The end of a bin that a threshold is at, or the threshold where it is at none. */
+function atEnd(threshold) {
+  let [low, high] = [0, ENDS.length];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (ENDS[middle] < threshold) low = middle + 1;
+    else high = middle;
+  }
+  const isNear = (end) => end !== undefined && Math.abs(end - threshold) < 2 * SAME * Math.abs(threshold);
+  return [ENDS[low - 1], ENDS[low]].find(isNear) ?? threshold;
 }
 
 const noTotals = () => ({ targets: 0, sum: 0, squares: 0, lower: 0, upper: 0 });
@@ -29,7 +40,7 @@ function addTotals(all, more) {
 /** Sums over the weights that an epsilon and a temperature give to binned differences. */
 function weightsOfBins(bins, epsilon, temperature) {
   const totals = noTotals();
-  const lower = temperature * Math.log((1 - epsilon) / (1 + epsilon));
+  const lower = atEnd(temperature * Math.log((1 - epsilon) / (1 + epsilon)));
   const upper = -lower;
   const [l, u] = [1 - epsilon, 1 + epsilon];
   for (const bin of bins) {
@@ -136,14 +147,4 @@ function asFlags(formula) {
   return (
     "--weighting dynamic --epsilon " + formula.epsilon + " --temperature " + formula.temperature + " --center " + formula.center
   );
-}
-
-// Temperatures of the slider: 60 steps from 0.05 to 10, and round numbers among them.
-const TEMPERATURES = Array.from({ length: 61 }, (_, step) => Number((0.05 * Math.pow(200, step / 60)).toPrecision(2)));
-for (const round of [0.1, 0.25, 0.5, 1, 2, 5]) {
-  const nearest = TEMPERATURES.reduce(
-    (best, value, at) => (Math.abs(Math.log(value / round)) < Math.abs(Math.log(TEMPERATURES[best] / round)) ? at : best),
-    0,
-  );
-  TEMPERATURES[nearest] = round;
 }

@@ -277,6 +277,7 @@ function showRuns() {
 }
 
 function wire() {
+  $("temperature").max = String(TEMPERATURES.length - 1);
   const set = (key, value) => {
     view.formula[key] = value;
     formulaChanged();
@@ -399,7 +400,7 @@ function start() {
   $("footer").textContent =
     "Made by remit " +
     DATA.version +
-    " (remit-inspect report). Sums, shares and histograms are of every row of the set. Rows, and examples of tokens, are a sample. Numbers under the sliders are read off bins of 0.001 nats near 0.";
+    " (remit-inspect report). Sums, shares and histograms are of every row of the set. Rows, and examples of tokens, are a sample. Numbers under the sliders are read off bins.";
   document.documentElement.dataset.ready = "yes";
 }
 
