@@ -38,6 +38,7 @@ def photograph(page_file, out):
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
+        page.set_default_timeout(180_000)
         page.goto(page_file.as_uri())
         page.wait_for_selector("html[data-ready]", state="attached")
         page.screenshot(path=out / "report.png")

@@ -62,13 +62,15 @@ def look(browser):
     def opened(path, fragment="", width=1280, **options):
         context = browser.new_context(viewport={"width": width, "height": 900}, **options)
         contexts.append(context)
+        # Long, for machines that do much else: nothing here is about time.
+        context.set_default_timeout(180_000)
         page = context.new_page()
         page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("dialog", lambda dialog: (problems.append(f"a dialog: {dialog.message}"), dialog.dismiss()))
         page.on("request", lambda request: None if request.url.startswith("file:") else problems.append(request.url))
         page.goto(path.as_uri() + fragment)
-        page.wait_for_selector("html[data-ready]", timeout=20_000, state="attached")
+        page.wait_for_selector("html[data-ready]", state="attached")
         return page
 
     opened.problems = problems

@@ -25,7 +25,7 @@ function ticks(low, high, count) {
   return found;
 }
 
-const HISTOGRAM = { width: 640, height: 300, left: 52, right: 46, top: 26, bottom: 44, bars: 120 };
+const HISTOGRAM = { width: 640, height: 300, left: 66, right: 46, top: 26, bottom: 44, bars: 120 };
 
 /** Shares of targets by difference, on a logarithmic scale, with the weight as a line over them. */
 function histogram(bins, formula) {
@@ -110,7 +110,7 @@ function histogram(bins, formula) {
       parts.push(shape("text", { class: "tick weight-tick", x: width - right + 5, y: yWeight(w) + 4 }, short(w)));
     parts.push(shape("text", { class: "tick weight-tick", x: width - right + 5, y: top - 10 }, "weight"));
   }
-  parts.push(shape("text", { class: "tick", x: left - 46, y: top - 10 }, "share of targets, log scale"));
+  parts.push(shape("text", { class: "tick", x: left - 60, y: top - 10 }, "share of targets, log scale"));
   parts.push(
     shape(
       "text",

@@ -127,7 +127,7 @@ function inWords(formula) {
     return (
       "weight = 1 for the " +
       percent(formula.fraction, 0) +
-      " of a row's targets with the largest delta, 0 for the others;  delta = log p_RL \u2212 log p_base"
+      " of a row's targets with the largest delta, 0 for the others;\ndelta = log p_RL \u2212 log p_base"
     );
   const centred = formula.center === "row" ? "(delta \u2212 mean of delta over the row)" : "delta";
   const divided = formula.temperature === 1 ? centred : centred + " / " + formula.temperature;
@@ -138,7 +138,7 @@ function inWords(formula) {
     short(1 - formula.epsilon) +
     ", " +
     short(1 + formula.epsilon) +
-    ");  delta = log p_RL \u2212 log p_base"
+    ");\ndelta = log p_RL \u2212 log p_base"
   );
 }
 

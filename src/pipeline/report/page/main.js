@@ -190,7 +190,7 @@ function showRuns() {
           { viewBox: "0 0 24 8", width: 24, height: 8, "aria-hidden": "true" },
           shape("line", { class: "line series-" + (index % 6), x1: 0, x2: 24, y1: 4, y2: 4 }),
         ),
-        " " + runLabel(run) + ", " + grouped(run.steps) + " steps ",
+        " " + (runs.length > 1 ? index + 1 + ": " : "") + runLabel(run) + ", " + grouped(run.steps) + " steps ",
       ),
     ),
     points > 1 ? "Each point is the mean over up to " + points + " steps." : null,
@@ -241,22 +241,23 @@ function showRuns() {
   }
   const most = Math.max(1e-9, ...changes.map(Math.abs));
   const columns = [["source", "Source of the evaluated rows", (name) => (name === null ? "all" : visible(name)), "name"]];
-  runs.forEach((run) => {
+  runs.forEach((run, index) => {
+    const which = runs.length > 1 ? index + 1 + ": " : "";
     const last = run.evaluations[run.evaluations.length - 1];
     columns.push([
-      "first",
+      which + "first",
       visible(run.name) + ": plain loss before the first step, nats",
       (name) => fixed(at(run.evaluations[0], name), 4),
       "number",
     ]);
     columns.push([
-      "last",
+      which + "last",
       visible(run.name) + ": plain loss after step " + (last ? last.step : 0),
       (name) => fixed(at(last, name), 4),
       "number",
     ]);
     columns.push([
-      "change",
+      which + "change",
       visible(run.name) + ": last less first; below 0 is better",
       (name) => {
         const value = change(run, name);
@@ -272,7 +273,9 @@ function showRuns() {
       "bar",
     ]);
   });
-  const caption = "Plain loss on the evaluated rows, for each run in turn: " + runs.map((run) => visible(run.name)).join("; ");
+  const caption =
+    "Plain loss on the evaluated rows: " +
+    runs.map((run, index) => (runs.length > 1 ? index + 1 + " is " : "") + visible(run.name)).join("; ");
   replace($("run-evaluations"), table(columns, rows, { caption, rowClass: (name) => (name === null ? "total" : null) }));
 }
 

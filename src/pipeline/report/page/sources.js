@@ -283,7 +283,11 @@ function showFormula(view) {
     return source.bins[kind];
   });
   bins.sort((a, b) => a.low - b.low);
-  replace($("histogram"), histogram(bins, isDynamic ? formula : { ...formula, center: "row" }));
+  replace(
+    $("histogram"),
+    histogram(bins, isDynamic ? formula : { ...formula, center: "row" }),
+    make("p", { class: "note" }, "The outermost bars hold what lies beyond them, too."),
+  );
   const most = Math.max(1e-9, ...bySource.map((row) => Math.abs(numbersOf(row.totals).mean - 1)));
   const columns = [
     ["source", "File of the corpus", (row) => row.label, "name"],
