@@ -14,7 +14,8 @@ use crate::escape::Show as _;
 use crate::model::ModelSource;
 use crate::pipeline::StopFlag;
 use crate::pipeline::report::{
-    self, DEFAULT_SAMPLE_TOKENS, ReportOptions, Sweep, SweepOptions, SweptNumbers, SweptWeights,
+    self, DEFAULT_SAMPLE_TOKENS, MAX_PAGE_BYTES, ReportOptions, Sweep, SweepOptions, SweptNumbers,
+    SweptWeights,
 };
 use crate::weight::Center;
 
@@ -103,6 +104,7 @@ pub(super) fn report(args: ReportArgs) -> Result<()> {
         sample_tokens: sample,
         seed,
         row_ids,
+        max_page_bytes: MAX_PAGE_BYTES,
         tokenizer: tokenizer.map(ModelSource::Directory),
     };
     let stop = StopFlag::on_signals()?;

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 
+use remit::pipeline::report::{self, DEFAULT_SAMPLE_TOKENS, MAX_PAGE_BYTES, ReportOptions};
+use remit::pipeline::{Progress, StopFlag};
 use serde_json::Value;
 
 use crate::harness::{ANNEAL, Ended, INSPECT, SCORE, Workspace, model};
@@ -60,7 +62,7 @@ fn a_page_is_the_same_every_time_and_another_seed_shows_other_rows() {
 }
 
 #[test]
-fn every_source_is_shown_and_rows_are_left_out_rather_than_made_too_large() {
+fn sources_beyond_the_first_are_one_and_sums_are_those_of_the_manifest() {
     let workspace = Workspace::new();
     for source in 0..40 {
         workspace.write_corpus(&format!("corpus/{source:02}.jsonl"), 1 + source % 3);
@@ -107,27 +109,44 @@ fn every_source_is_shown_and_rows_are_left_out_rather_than_made_too_large() {
     }
 }
 
+struct Quiet;
+
+impl Progress for Quiet {
+    fn begin(&self, _: &'static str, _: u64) {}
+    fn advance(&self, _: u64, _: u64, _: &str) {}
+    fn finish(&self) {}
+    fn note(&self, _: &str) {}
+    fn warn(&self, _: &str) {}
+}
+
 #[test]
-fn a_page_stays_below_its_limit() {
-    let workspace = Workspace::new();
-    // Ids without a repetition, so that nothing in the page is short.
-    let lines = (0..60_u64).map(|line| {
-        let id = |at: u64| (at * 7919 + line * 104_729) % 1000 + 3;
-        let ids: Vec<String> = (0..2000).map(|at| id(at).to_string()).collect();
-        format!("{{\"input_ids\": [{}]}}\n", ids.join(","))
-    });
-    workspace.write("corpus/a.jsonl", lines.collect::<String>());
-    score(&workspace, "set");
-    let ended = inspect(&workspace, "report set -o a.html --sample 1000000");
-    let size = workspace.read("a.html").len();
-    assert!(size > 500_000 && size <= 5_000_000, "{size}");
-    let set = &data(&workspace, "a.html")["sets"][0];
-    let rows = set["rows"].as_array().unwrap();
-    assert!(
-        rows.iter()
-            .all(|row| row["ids"].as_array().unwrap().len() == 1024)
-    );
-    ended.check(rows.len() <= 60, "rows are cut");
+fn rows_are_left_out_of_a_page_that_would_be_too_large() {
+    let workspace = workspace();
+    let write = |name: &str, max_page_bytes| {
+        let options = ReportOptions {
+            sets: vec![workspace.path("set")],
+            output: workspace.path(name),
+            runs: Vec::new(),
+            losses: None,
+            sample_tokens: DEFAULT_SAMPLE_TOKENS,
+            seed: 0,
+            row_ids: Vec::new(),
+            max_page_bytes,
+            tokenizer: None,
+        };
+        let written = report::write(&options, &StopFlag::default(), &Quiet).unwrap();
+        assert_eq!(written.bytes, workspace.read(name).len());
+        written
+    };
+    let whole = write("whole.html", MAX_PAGE_BYTES);
+    assert_eq!((whole.rows, whole.all_rows), (41, 41));
+    let less = write("less.html", whole.bytes - 1);
+    assert!(less.bytes < whole.bytes && less.rows > 1 && less.rows < 41);
+    // Of each source those of lowest rank are left, whatever there is room for.
+    let [few, all] = ["less.html", "whole.html"].map(|page| row_ids(&data(&workspace, page)));
+    assert!(few.is_subset(&all));
+    let none = write("none.html", 1);
+    assert_eq!(none.rows, 0);
 }
 
 #[test]

@@ -26,7 +26,7 @@ use crate::weight::shortest_decimal;
 
 /// Default for the tokens of rows that are shown.
 pub const DEFAULT_SAMPLE_TOKENS: usize = 60_000;
-/// Most bytes of a page. Rows are left out of one that would have more.
+/// Default for the most bytes of a page.
 pub const MAX_PAGE_BYTES: usize = 5_000_000;
 /// Sources that are told apart, in all sets together.
 const MAX_SOURCES: usize = 32;
@@ -48,6 +48,8 @@ pub struct ReportOptions {
     pub seed: u64,
     /// Rows that are shown besides.
     pub row_ids: Vec<u64>,
+    /// Most bytes of the page; rows are left out of one that would have more.
+    pub max_page_bytes: usize,
     /// The model whose tokenizer the text is decoded with; `None` for the sets' own.
     pub tokenizer: Option<ModelSource>,
 }
@@ -154,9 +156,8 @@ pub fn write(options: &ReportOptions, stop: &StopFlag, progress: &dyn Progress) 
     let (text, rows) = fitting(&mut sets, &runs, &losses, options)?;
     if rows.dropped {
         progress.note(&format!(
-            "only {} rows are shown, so that the page stays below {} MB",
-            rows.shown,
-            MAX_PAGE_BYTES / 1_000_000
+            "only {} rows are shown, so that the page has no more than {} bytes",
+            rows.shown, options.max_page_bytes
         ));
     }
     if !fs::write_new(output, text.as_bytes())? {
@@ -287,7 +288,7 @@ fn fitting(
         })
         .context("making the page")?;
         let shown = sets.iter().map(|set| set.rows.len() as u64).sum();
-        if text.len() <= MAX_PAGE_BYTES || most == 0 {
+        if text.len() <= options.max_page_bytes || most == 0 {
             let dropped = most < num_rows;
             return Ok((text, Rows { shown, dropped }));
         }
