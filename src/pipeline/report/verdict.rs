@@ -18,29 +18,32 @@ const MOST_NAMED: usize = 6;
 const MOST: f64 = 0.5;
 
 /// Says what there is to say first.
-pub fn headlines(all: &Numbers, sources: &[SourceData]) -> Vec<String> {
+pub fn headlines(all: &Numbers, manifest: &Manifest) -> Vec<String> {
     let mut lines = Vec::new();
     if all.targets == 0 {
         return vec!["The set has no rows.".to_owned()];
     }
     let (Some(liking), Some(disagreement)) = (all.liking_bits, all.disagreement_bits) else {
-        let perplexity = |numbers: &Numbers| (-numbers.rl).exp();
+        let perplexity = |source: &Statistics| source.rl_perplexity.unwrap_or(1.0);
         let mut line = format!(
             "The set was scored without a base, so it has no weights: there are log-probs of the RL model alone. Its \
              perplexity is {:.3}",
-            perplexity(all)
+            perplexity(&manifest.totals)
         );
-        let named = named(sources);
+        let named = named(manifest);
         let hardest = named
             .iter()
             .max_by(|(_, a), (_, b)| perplexity(a).total_cmp(&perplexity(b)));
-        if let Some((name, numbers)) = hardest {
-            line += &format!(", and highest on {name}: {:.3}", perplexity(numbers));
+        if let Some((name, source)) = hardest {
+            line += &format!(", and highest on {name}: {:.3}", perplexity(source));
         }
         return vec![line + "."];
     };
-    let bits = |numbers: &Numbers| numbers.liking_bits.unwrap_or(0.0);
-    let mut named = named(sources);
+    let bits = |source: &Statistics| {
+        let means = source.rl_logprob_mean.zip(source.base_logprob_mean);
+        means.map_or(0.0, |(rl, base)| (rl - base) / std::f64::consts::LN_2)
+    };
+    let mut named = named(manifest);
     named.sort_by(|(_, a), (_, b)| bits(a).total_cmp(&bits(b)));
     if let Some((name, least)) = named.first() {
         lines.push(match bits(least) {
@@ -49,7 +52,7 @@ pub fn headlines(all: &Numbers, sources: &[SourceData]) -> Vec<String> {
                 -below
             ),
             above => format!(
-                "The RL model finds every source likelier than the base does, and {name} by least: {above:.3} bits per \
+                "The RL model finds every larger source likelier than the base does, and {name} by least: {above:.3} bits per \
                  token."
             ),
         });
@@ -60,7 +63,7 @@ pub fn headlines(all: &Numbers, sources: &[SourceData]) -> Vec<String> {
                 format!("It trusts {name} most: {above:.3} bits per token likelier.")
             }
             below => format!(
-                "It finds no source likelier than the base does; {name} comes nearest, {:.3} bits per token below.",
+                "It finds no larger source likelier than the base does; {name} comes nearest, {:.3} bits per token below.",
                 -below
             ),
         });
@@ -82,14 +85,13 @@ pub fn headlines(all: &Numbers, sources: &[SourceData]) -> Vec<String> {
     lines
 }
 
-/// Sources with enough targets, or all where none has.
-fn named(sources: &[SourceData]) -> Vec<(String, &Numbers)> {
-    let all = sources.iter().filter_map(|source| {
-        let name = source.name.as_ref()?;
-        Some((name.shown().to_string(), &source.numbers))
-    });
-    let all: Vec<_> = all.collect();
-    let is_enough = |(_, numbers): &&(String, &Numbers)| numbers.targets >= ENOUGH_TARGETS;
+/// Returns the sources with enough targets, or all where none has.
+fn named(manifest: &Manifest) -> Vec<(String, &Statistics)> {
+    let sources = manifest.sources.iter();
+    let all: Vec<_> = sources
+        .map(|(name, source)| (name.shown().to_string(), source))
+        .collect();
+    let is_enough = |(_, source): &&(String, &Statistics)| source.targets >= ENOUGH_TARGETS;
     let enough: Vec<_> = all.iter().filter(is_enough).cloned().collect();
     if enough.is_empty() { all } else { enough }
 }

@@ -238,7 +238,7 @@ fn set_data<'a>(
         files: plan.corpus.len(),
         split_documents: manifest.documents.split_documents,
         all_documents: manifest.documents.documents,
-        headlines: verdict::headlines(&totals, &sources),
+        headlines: verdict::headlines(&totals, manifest),
         odd: verdict::oddities(manifest, &sources),
         totals,
         sources,
