@@ -7,6 +7,8 @@
 
 mod adamw;
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod buffers;
 mod elementwise;
 mod embedding;
