@@ -49,7 +49,7 @@ impl Prepared {
         refuse_below_a_set(&shards.output)?;
         refuse_sets(&input.inputs)?;
         refuse_model_as_output(&shards.output)?;
-        let device = open_device(compute.device, progress)?;
+        let device = open_device(compute.device, compute.dtype, progress)?;
         let mut models = Models::examine(rows, compute, progress)?;
         let corpus = Corpus::discover_inputs(
             &input.inputs,
