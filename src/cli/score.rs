@@ -147,7 +147,7 @@ pub struct ScoreArgs {
     #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT_BATCH_TOKENS, value_parser = positive)]
     batch_tokens: usize,
 
-    /// Dtype that the models compute in; on the CPU bf16 is for their matrices alone
+    /// Dtype that the models compute in
     #[arg(long, value_enum, default_value_t)]
     dtype: ComputeDtype,
 

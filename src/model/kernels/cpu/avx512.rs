@@ -17,7 +17,7 @@ use std::sync::LazyLock;
 
 use rayon::prelude::*;
 
-use super::gemm::Threads;
+use super::threads::Threads;
 
 /// Words of a register.
 const LANES: usize = 16;

@@ -10,9 +10,9 @@ use rayon::prelude::*;
 use super::avx512::{self, Left, Right, Size, Target, Words};
 use super::buffers::rows_per_task;
 use super::gemm;
-#[cfg(target_arch = "x86_64")]
-use super::gemm::Threads;
 use super::simd::vectorized;
+#[cfg(target_arch = "x86_64")]
+use super::threads::Threads;
 use crate::model::Error;
 #[cfg(target_arch = "x86_64")]
 use crate::model::kernels::tensor::bf16_view;

@@ -9,6 +9,7 @@ use gemm::Parallelism;
 
 #[cfg(target_arch = "x86_64")]
 use super::avx512;
+use super::threads::Threads;
 use crate::model::Error;
 
 /// Once a process: how the crate goes about products.
@@ -106,16 +107,6 @@ pub(crate) enum Write {
     Replace,
     /// `dst = dst + a b`
     Accumulate,
-}
-
-/// Who computes a product.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Threads {
-    /// The calling thread; for products inside an already parallel loop.
-    One,
-    /// The current rayon pool. The result is the same, bit for bit: only rows and columns of the
-    /// destination are divided between threads, never the sum.
-    Pool,
 }
 
 /// `dst (+)= a b` with `a` `[m, k]`, `b` `[k, n]`, `dst` `[m, n]`.

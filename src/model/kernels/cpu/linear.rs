@@ -5,7 +5,8 @@ use rayon::prelude::*;
 
 use super::bf16::{self, Activations};
 use super::buffers::rows_per_task;
-use super::gemm::{self, Mat, MatMut, Threads, Write};
+use super::gemm::{self, Mat, MatMut, Write};
+use super::threads::Threads;
 use crate::model::Error;
 use crate::model::kernels::tensor::{tensor, update, view, widened};
 use crate::model::row_layout::RowLayout;

@@ -9,8 +9,9 @@ use rayon::prelude::*;
 
 use super::bf16::{self, Activations};
 use super::buffers::zeros;
-use super::gemm::{self, Mat, MatMut, Threads, Write};
+use super::gemm::{self, Mat, MatMut, Write};
 use super::simd::{exp, max, soft_cap, soft_cap_slope, sum_exp_shifted, vectorized};
+use super::threads::Threads;
 use crate::model::Error;
 use crate::model::kernels::shapes::{LmHead, LmLoss};
 use crate::model::kernels::targets::{LogSumExp, targets, token_weights, z_slope};

@@ -22,6 +22,7 @@ mod mla;
 mod norm;
 mod rope;
 pub(crate) mod simd;
+mod threads;
 
 use candle_core::{Device, Tensor};
 
