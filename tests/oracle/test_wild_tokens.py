@@ -280,9 +280,14 @@ def test_every_type_of_models_is_right_or_refused(tokenizers, models, tmp_path):
         done, ids = score(model.path, tmp_path, "--eos", "never", "--tokenizer", path, texts=[text])
         if ids is None:
             assert done.returncode == 65
-        else:
-            accepted += 1
-            assert ids == [AutoTokenizer.from_pretrained(path)(text).input_ids], model_type
+            continue
+        try:
+            expected = AutoTokenizer.from_pretrained(path)(text).input_ids
+        except ImportError:
+            # The model, not the tokenizer, needs a package that is not there, so there is nothing to compare with.
+            continue
+        accepted += 1
+        assert ids == [expected], model_type
     assert accepted >= 10
 
 
