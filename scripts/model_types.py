@@ -18,13 +18,15 @@ import_utils.is_mistral_common_available = lambda: True
 
 from transformers.models.auto import tokenization_auto as auto  # noqa: E402
 
+# The tokenizer of these is that of a part.
+COMPOSITE = {"encoder-decoder", "rag", "speech-encoder-decoder", "vision-encoder-decoder", "vision-text-dual-encoder"}
 FILE = pathlib.Path(__file__).parent.parent / "src/tokenize/model_types.txt"
 
 
 def lines():
     for model_type in sorted({*auto.CONFIG_MAPPING_NAMES, *auto.TOKENIZER_MAPPING_NAMES}):
         name = auto.TOKENIZER_MAPPING_NAMES.get(model_type, "-")
-        if name is None:
+        if name is None or model_type in COMPOSITE:
             continue
         overruled = model_type in auto.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
         yield f"{model_type} {name}{' overruled' if overruled else ''}\n"
