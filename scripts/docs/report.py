@@ -2,7 +2,7 @@
 
     cargo build --release
     python scripts/docs/report.py                  # writes docs/report.png and docs/report-tokens.png; about a minute
-    python scripts/docs/report.py --out /tmp
+    python scripts/docs/report.py --out /tmp --weights weights/      # of a set that is there already
 
 The first picture is what the page opens with, the second a document token by token. Needs playwright
 (scripts/requirements.txt) and the system's Chromium, or the one that REMIT_CHROMIUM names.
@@ -23,12 +23,14 @@ ROW, POSITION = 17179869393, 71
 WIDTH, HEIGHT = 1120, 800
 
 
-def make_page(scratch):
+def make_page(scratch, weights):
     folder = Path(os.environ.get("REMIT_BIN", ROOT / "target" / "release")).resolve()
-    for command in (
-        ["remit-score", ROOT / "fixtures" / "corpus", "-o", "weights"],
-        ["remit-inspect", "report", "weights", "-o", "report.html", "--row-id", ROW],
-    ):
+    commands = [["remit-inspect", "report", "weights", "-o", "report.html", "--row-id", ROW]]
+    if weights is None:
+        commands.insert(0, ["remit-score", ROOT / "fixtures" / "corpus", "-o", "weights"])
+    else:
+        (Path(scratch) / "weights").symlink_to(weights.resolve())
+    for command in commands:
         subprocess.run([str(folder / command[0]), *map(str, command[1:])], cwd=scratch, check=True, capture_output=True)
     return Path(scratch) / "report.html"
 
@@ -52,9 +54,10 @@ def photograph(page_file, out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of the pictures")
+    parser.add_argument("--weights", type=Path, help="fixtures/corpus, scored")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        photograph(make_page(scratch), args.out)
+        photograph(make_page(scratch, args.weights), args.out)
     print(args.out / "report.png", args.out / "report-tokens.png")
 
 

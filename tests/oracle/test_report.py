@@ -9,6 +9,9 @@ import math
 import os
 import re
 import shutil
+import struct
+import subprocess
+import sys
 
 import duckdb
 import pytest
@@ -643,3 +646,12 @@ def test_two_sets_stand_side_by_side(look, run, corpus, models, demo_weights, tm
     assert "set=1" in page.url
     again = look(tmp_path / "both.html", page.url[page.url.index("#"):])
     assert "swapped" in again.inner_text("#set-name")
+
+
+def test_the_pictures_of_the_docs_are_made_by_their_script(browser, demo_weights, root, tmp_path):
+    script = [sys.executable, str(root / "scripts" / "docs" / "report.py"), "--out", str(tmp_path), "--weights", str(demo_weights)]
+    subprocess.run(script, check=True, capture_output=True)
+    for name in ("report.png", "report-tokens.png"):
+        committed, again = (struct.unpack(">II", (folder / name).read_bytes()[16:24]) for folder in (root / "docs", tmp_path))
+        # Heights of texts are the fonts' of a machine.
+        assert committed[0] == again[0] and abs(committed[1] - again[1]) < 200, name
