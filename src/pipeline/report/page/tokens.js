@@ -73,11 +73,8 @@ function tokenTable(view, list, sources) {
       "token",
       "Its text, and its id",
       (token) => [
-        make(
-          "bdi",
-          { class: "token", title: "id " + token.id },
-          token.text === null ? "id " + token.id : spoken(joined([token.text])),
-        ),
+        token.text === null ? null : make("bdi", { class: "token" }, spoken(joined([token.text]))),
+        make("span", { class: "control" }, " " + token.id),
       ],
       "name",
     ],
