@@ -185,9 +185,10 @@ def test_tokens_kinds_and_contexts_have_the_numbers_that_duckdb_computes(look, r
     page = look(report)
     data = data_of(report)["sets"][0]
     sums = "count(*) AS count, avg(weight) AS mean, sum(weight - 1) AS gained"
-    for index, source in enumerate(data["sources"]):
+    for index, source in [*enumerate(data["sources"]), ("", data)]:
         page.select_option("#token-source", str(index))
-        wanted = query(tokens, f"SELECT id, {sums} FROM t WHERE source = '{source['name']}' GROUP BY id ORDER BY gained, id")
+        where = "true" if source is data else f"source = '{source['name']}'"
+        wanted = query(tokens, f"SELECT id, {sums} FROM t WHERE {where} GROUP BY id ORDER BY gained, id DESC")
         for table, sign, last in (("raised", 1, wanted[::-1]), ("lowered", -1, wanted)):
             listed = source[table]
             gains = [row["gained"] for row in last if sign * row["gained"] > 0][:12]
@@ -201,7 +202,7 @@ def test_tokens_kinds_and_contexts_have_the_numbers_that_duckdb_computes(look, r
                 assert_shows(mean, known[token["id"]]["mean"])
                 assert_shows(gained.strip().split("\n")[-1].lstrip("+"), known[token["id"]]["gained"])
         for list_, order in (("raised_most", "DESC"), ("lowered_most", "ASC")):
-            extremes = source[list_]
+            extremes = source.get(list_)
             if extremes:
                 [far] = query(tokens, f"SELECT centred FROM t WHERE source = '{source['name']}' ORDER BY centred {order} LIMIT 1")
                 assert extremes[0]["centred"] == pytest.approx(far["centred"], abs=1e-6)
@@ -209,7 +210,7 @@ def test_tokens_kinds_and_contexts_have_the_numbers_that_duckdb_computes(look, r
                 [row] = query(tokens, f"SELECT * FROM t WHERE row_id = {extreme['row']} AND position = {extreme['position']}")
                 assert [extreme["rl"], extreme["base"]] == pytest.approx([row["rl"], row["base"]], abs=1e-6)
     # Kinds are told by the text: digits and spaces can be told in SQL as well.
-    page.select_option("#token-source", "")
+    assert f"Of the {len(wanted):,} different tokens" in page.inner_text("#tokens-note")
     tokenizer = Tokenizer.from_file(str(models / "demo-base" / "tokenizer.json"))
     texts = {id_: tokenizer.decode([id_], skip_special_tokens=False) for id_ in range(tokenizer.get_vocab_size())}
 

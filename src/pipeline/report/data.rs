@@ -1,6 +1,6 @@
 //! What the page holds: numbers of a set by source, and the rows that are shown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -207,15 +207,34 @@ pub struct RowData {
     pub text: Option<Vec<Piece>>,
 }
 
-/// Turns the groups of a set into what the page holds, and the rows that are shown.
+/// What the page holds of the groups of a set.
+pub struct GroupsData {
+    /// The sources.
+    pub sources: Vec<SourceData>,
+    /// Tokens that gain most weight in all sources together.
+    pub raised: Vec<TokenData>,
+    /// Tokens that lose most.
+    pub lowered: Vec<TokenData>,
+    /// Number of different tokens.
+    pub num_tokens: usize,
+    /// The rows that are shown, and their ranks.
+    pub rows: Vec<(u64, RowData)>,
+}
+
+/// Turns the groups of a set into what the page holds.
+///
+/// # Errors
+///
+/// When the tokenizer can't decode ids.
 pub fn of_groups(
     groups: Vec<Group>,
     num_sources: usize,
     has_base: bool,
     texts: &mut Texts<'_>,
-) -> Result<(Vec<SourceData>, Vec<(u64, RowData)>)> {
+) -> Result<GroupsData> {
     let mut sources = Vec::new();
     let mut rows = Vec::new();
+    let mut by_token: HashMap<TokenId, Sums> = HashMap::new();
     let told_apart = groups.iter().filter(|group| group.source.is_some()).count();
     for group in groups {
         let is_rest = group.source.is_none();
@@ -223,36 +242,45 @@ pub fn of_groups(
             let row = row_of(sampled, sources.len(), is_rest, texts)?;
             rows.push((sampled.rank, row));
         }
+        for (id, sums) in &group.tally.by_token {
+            by_token.entry(*id).or_default().merge(sums);
+        }
         let count = match is_rest {
             true => num_sources.saturating_sub(told_apart),
             false => 1,
         };
         sources.push(source_of(group, count, has_base, texts)?);
     }
-    Ok((sources, rows))
+    let num_tokens = by_token.len();
+    let [raised, lowered] = listed(&by_gain(&by_token), has_base, texts)?;
+    Ok(GroupsData {
+        sources,
+        raised,
+        lowered,
+        num_tokens,
+        rows,
+    })
 }
 
-fn source_of(
-    group: Group,
-    sources: usize,
+/// Returns how much weight the targets of a token gain in all.
+fn gain(sums: &Sums) -> f64 {
+    sums.weight - sums.targets as f64
+}
+
+/// Sorts tokens by the weight they gain, most first.
+fn by_gain(by_token: &HashMap<TokenId, Sums>) -> Vec<(TokenId, Sums)> {
+    let mut tokens: Vec<(TokenId, Sums)> = by_token.iter().map(|(id, s)| (*id, *s)).collect();
+    tokens.sort_by(|(a, x), (b, y)| gain(y).total_cmp(&gain(x)).then(a.cmp(b)));
+    tokens
+}
+
+/// Returns the tokens that gain most weight, and those that lose most.
+fn listed(
+    by_gain: &[(TokenId, Sums)],
     has_base: bool,
     texts: &mut Texts<'_>,
-) -> Result<SourceData> {
-    let tally = group.tally;
-    let numbers = Numbers::of(&[&tally], has_base);
-    let mut by_token: Vec<(TokenId, Sums)> =
-        tally.by_token.iter().map(|(id, s)| (*id, *s)).collect();
-    let gain = |sums: &Sums| sums.weight - sums.targets as f64;
-    by_token.sort_by(|(a, x), (b, y)| gain(y).total_cmp(&gain(x)).then(a.cmp(b)));
-    let mut kinds: BTreeMap<Kind, (usize, Sums)> = BTreeMap::new();
-    for (id, sums) in &by_token {
-        if let Some(kind) = texts.kind(*id)? {
-            let (tokens, of_kind) = kinds.entry(kind).or_default();
-            *tokens += 1;
-            of_kind.merge(sums);
-        }
-    }
-    let mut listed = |tokens: &mut dyn Iterator<Item = &(TokenId, Sums)>| {
+) -> Result<[Vec<TokenData>; 2]> {
+    let mut first = |tokens: &mut dyn Iterator<Item = &(TokenId, Sums)>| {
         tokens
             .take(if has_base { LISTED_TOKENS } else { 0 })
             .map(|(id, sums)| {
@@ -265,8 +293,30 @@ fn source_of(
             })
             .collect::<Result<Vec<_>>>()
     };
-    let raised = listed(&mut by_token.iter().take_while(|(_, s)| gain(s) > 0.0))?;
-    let lowered = listed(&mut by_token.iter().rev().take_while(|(_, s)| gain(s) < 0.0))?;
+    Ok([
+        first(&mut by_gain.iter().take_while(|(_, s)| gain(s) > 0.0))?,
+        first(&mut by_gain.iter().rev().take_while(|(_, s)| gain(s) < 0.0))?,
+    ])
+}
+
+fn source_of(
+    group: Group,
+    sources: usize,
+    has_base: bool,
+    texts: &mut Texts<'_>,
+) -> Result<SourceData> {
+    let tally = group.tally;
+    let numbers = Numbers::of(&[&tally], has_base);
+    let by_token = by_gain(&tally.by_token);
+    let mut kinds: BTreeMap<Kind, (usize, Sums)> = BTreeMap::new();
+    for (id, sums) in &by_token {
+        if let Some(kind) = texts.kind(*id)? {
+            let (tokens, of_kind) = kinds.entry(kind).or_default();
+            *tokens += 1;
+            of_kind.merge(sums);
+        }
+    }
+    let [raised, lowered] = listed(&by_token, has_base, texts)?;
     let last = (0..POSITION_RANGES).rfind(|range| tally.positions[*range].targets > 0);
     let positions = tally.positions.iter().take(last.map_or(0, |last| last + 1));
     let top_k = (1..=TOP_K_STEPS).map(|step| f64::from(step) / f64::from(TOP_K_STEPS));

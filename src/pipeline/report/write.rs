@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::super::compare::Comparison;
 use super::super::inspect::tokenizer_of_set;
 use super::super::{BadInput, Progress, StopFlag, Usage, refuse_below_a_set, refuse_inside_set};
-use super::data::{Numbers, RowData, SourceData, of_groups};
+use super::data::{Numbers, RowData, SourceData, TokenData, of_groups};
 use super::histogram::{TEMPERATURES, ends};
 use super::page::page;
 use super::pass::{PassOptions, pass};
@@ -90,6 +90,9 @@ struct SetData<'a> {
     odd: Vec<String>,
     totals: Numbers,
     sources: Vec<SourceData>,
+    raised: Vec<TokenData>,
+    lowered: Vec<TokenData>,
+    num_tokens: usize,
     rows: Vec<RowData>,
     #[serde(skip)]
     ranked: Vec<(u64, RowData)>,
@@ -220,7 +223,7 @@ fn set_data<'a>(
     let tallies: Vec<&Tally> = groups.iter().map(|group| &group.tally).collect();
     let totals = Numbers::of(&tallies, has_base);
     let mut texts = Texts::new(tokenizer.as_ref());
-    let (sources, ranked) = of_groups(groups, manifest.sources.len(), has_base, &mut texts)?;
+    let data = of_groups(groups, manifest.sources.len(), has_base, &mut texts)?;
     Ok(SetData {
         name: dir.display().to_string(),
         rl: ModelData {
@@ -239,11 +242,14 @@ fn set_data<'a>(
         split_documents: manifest.documents.split_documents,
         all_documents: manifest.documents.documents,
         headlines: verdict::headlines(&totals, manifest),
-        odd: verdict::oddities(manifest, &sources),
+        odd: verdict::oddities(manifest, &data.sources),
         totals,
-        sources,
+        sources: data.sources,
+        raised: data.raised,
+        lowered: data.lowered,
+        num_tokens: data.num_tokens,
         rows: Vec::new(),
-        ranked,
+        ranked: data.rows,
     })
 }
 

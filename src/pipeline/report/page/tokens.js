@@ -14,19 +14,6 @@ const KINDS = {
 
 const addSums = (all, sums) => all.map((value, index) => value + sums[index]);
 
-/** Adds up what several sources have of a token. */
-function mergedTokens(sources, list) {
-  const byId = new Map();
-  for (const source of sources)
-    for (const token of source[list]) {
-      const before = byId.get(token.id);
-      byId.set(token.id, before ? { ...token, sums: addSums(before.sums, token.sums) } : token);
-    }
-  const gain = (token) => token.sums[3] - token.sums[0];
-  const tokens = [...byId.values()].sort((a, b) => (list === "raised" ? gain(b) - gain(a) : gain(a) - gain(b)));
-  return tokens.slice(0, 12);
-}
-
 /** An occurrence of a token among the rows that are shown, the farthest in a direction. */
 function occurrence(view, id, sources, direction) {
   const set = view.set();
@@ -65,7 +52,7 @@ function exampleOf(view, token, sources, direction) {
 
 function tokenTable(view, list, sources) {
   const direction = list === "raised" ? 1 : -1;
-  const tokens = sources.length === 1 ? sources[0][list] : mergedTokens(sources, list);
+  const tokens = (sources.length === 1 ? sources[0] : view.set())[list];
   if (tokens.length === 0) return make("p", { class: "note" }, "None.");
   const most = Math.max(1e-9, ...tokens.map((token) => Math.abs(token.sums[3] - token.sums[0])));
   const columns = [
@@ -183,10 +170,9 @@ function showTokens(view) {
   const chosen = $("token-source").value;
   const sources = chosen === "" ? set.sources : [set.sources[Number(chosen)]];
   $("tokens-note").textContent =
-    "Counts and means are of the whole set, by the stored weights; examples are from the rows that are shown." +
-    (chosen === "" && set.sources.length > 1
-      ? " Over all sources, a token is listed with the sources that have it among their first twelve."
-      : "");
+    "Of the " +
+    grouped(set.num_tokens) +
+    " different tokens of the set, by what their stored weights gain or lose in all. Counts and means are of the whole set; examples are from the rows that are shown.";
   for (const id of ["raised", "lowered"])
     replace(
       $(id),
