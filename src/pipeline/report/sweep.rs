@@ -78,8 +78,8 @@ pub struct Sweep {
 }
 
 /// Tries formulas on the differences between the RL model and the base: what weights are at the first step, when the base
-/// is the learner. Shares at the bounds are exact for an epsilon of two decimals and any of
-/// [`TEMPERATURES`](super::histogram::TEMPERATURES), and else but for what lies in the bins at the bounds.
+/// is the learner. Shares at the bounds are exact for an epsilon of two decimals and a temperature of the page's slider, and
+/// else but for what lies in the bins at the bounds.
 ///
 /// # Errors
 ///
