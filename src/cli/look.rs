@@ -26,8 +26,8 @@ Examples:
   remit-inspect report rl-a/ rl-b/ -o both.html";
 
 pub(super) const SWEEP_USE: &str = "\
-Weights are those of the first step, when the base is the learner. Shares at the bounds are exact for an epsilon of two
-decimals and the usual temperatures (0.05 to 10: those of the slider in the page of remit-inspect report, which shows the
+Weights are those of the first step, when the base is the learner. Shares at the bounds are exact for an epsilon of two \
+decimals and the usual temperatures (0.05 to 10: those of the slider in the page of remit-inspect report, which shows the \
 same numbers); for others, what lies in the bin at a bound is divided as if it lay evenly there.";
 
 /// Arguments of remit-inspect report.
