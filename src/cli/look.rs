@@ -216,6 +216,6 @@ fn formula(weights: &SweptWeights) -> String {
             number(weights.epsilon),
             number(weights.temperature),
         ),
-        Some(fraction) => format!("{:<38}", format!("{} {fraction}", weights.weighting)),
+        Some(fraction) => format!("{:<39}", format!("{} {fraction}", weights.weighting)),
     }
 }

@@ -237,7 +237,11 @@ fn what_can_not_be_shown_is_refused_and_nothing_is_written() {
             65,
             "losses.json is not what remit-inspect compare prints with --json",
         ),
-        ("report set set set -o page.html", 2, "unexpected argument"),
+        (
+            "report set set set -o page.html",
+            2,
+            "unexpected value 'set'",
+        ),
         (
             "report set -o page.html --sample 0",
             2,

@@ -48,6 +48,8 @@ pub struct Sample {
     quota_tokens: usize,
     kept: BTreeMap<(u64, u64), SampledRow>,
     num_tokens: usize,
+    /// Rows that were asked for. They take no room from others.
+    wanted: Vec<SampledRow>,
 }
 
 impl Sample {
@@ -68,13 +70,17 @@ impl Sample {
 
     /// Adds a row, and drops those of highest rank that there is no room for any more.
     pub fn add(&mut self, sampled: SampledRow) {
+        if sampled.rank == 0 {
+            self.wanted.push(sampled);
+            return;
+        }
         self.num_tokens += sampled.row.num_tokens();
         let key = (sampled.rank, sampled.row.row_id);
         self.kept.insert(key, sampled);
-        while let Some(((rank, _), highest)) = self.kept.last_key_value() {
+        while let Some((_, highest)) = self.kept.last_key_value() {
             let without = self.num_tokens - highest.row.num_tokens();
             // A row that begins within the quota is kept.
-            if *rank == 0 || self.kept.len() == 1 || without < self.quota_tokens {
+            if self.kept.len() == 1 || without < self.quota_tokens {
                 break;
             }
             self.num_tokens = without;
@@ -82,9 +88,12 @@ impl Sample {
         }
     }
 
-    /// Returns the rows, lowest rank first.
+    /// Returns the rows, lowest rank first: before all others those that were asked for.
     pub fn rows(self) -> Vec<SampledRow> {
-        self.kept.into_values().collect()
+        self.wanted
+            .into_iter()
+            .chain(self.kept.into_values())
+            .collect()
     }
 }
 
@@ -147,6 +156,25 @@ mod tests {
         let (backward, _) = draw(&mut (0..500).rev());
         assert_eq!(forward, backward);
         assert!((300..400).contains(&tokens), "{tokens}");
+    }
+
+    #[test]
+    fn rows_that_were_asked_for_come_besides_the_others() {
+        let draw = |wanted: Option<u64>| -> Vec<u64> {
+            let mut sample = Sample::new(100);
+            for id in 0..50 {
+                let mut row = sampled(id, 20);
+                if wanted == Some(id) {
+                    row.rank = 0;
+                }
+                sample.add(row);
+            }
+            sample.rows().iter().map(|row| row.row.row_id).collect()
+        };
+        let usual = draw(None);
+        let other = (0..50).find(|id| !usual.contains(id)).unwrap();
+        assert_eq!(usual.len(), 5);
+        assert_eq!(draw(Some(other)), [&[other], usual.as_slice()].concat());
     }
 
     #[test]
