@@ -73,7 +73,7 @@ impl Kernels for Cpu {
         MLP_TILE_TOKENS
     }
 
-    fn prepare_for_training(&self) {
+    fn prepare_for_passes(&self) {
         malloc::keep_freed();
     }
 
