@@ -1,4 +1,4 @@
-"""Makes fixtures/bad: files that ask for more than a machine has, in a few hundred bytes each.
+"""Makes fixtures/bad: files that ask for more than a machine has, or hold what must be refused by name, in little space.
 
     python scripts/bad/make.py            # needs nothing but Python
 
@@ -185,6 +185,24 @@ def main():
         ),
         # A tokenizer within itself.
         "deep.tokenizer.json": b'{"normalizer":' + b'{"type":"Sequence","normalizers":[' * 200 + b"]}" * 200 + b"}",
+        # Names of special tokens that are none.
+        "number.special_tokens_map.json": b'{"eos_token": 5}',
+        "unknown.special_tokens_map.json": b'{"eos_token": "<no such>"}',
+        # Chat templates: 10^10 rounds of a loop, a text that doubles 40 times, and parsers' recursion in three ways.
+        "loop.jinja": b"{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "double40.jinja": b"{% set ns = namespace(x='a' * 16) %}{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+        "minus.jinja": b"{{ " + b"-" * 10_000 + b"1 }}",
+        "plus.jinja": b"{{ 1" + b"+1" * 30_000 + b" }}",
+        "members.jinja": b"{{ a" + b".a" * 30_000 + b" }}",
+        # Records, options and lists that are not what they have to be.
+        "float.jsonl": b'{"input_ids": [1, 1e30]}\n',
+        "deep.jsonl": b'{"text": ' + b"[" * 10_000 + b"]" * 10_000 + b"}\n",
+        "deep.toml": b"lr = " + b"[" * 10_000,
+        "word.toml": b'lr = "fast"\n',
+        "nul.list": b"good.jsonl\na\0b\n",
+        "latin1.list": b"good.jsonl\ncaf\xe9.jsonl\n",
+        "nothing.list": b"\n\n",
+        "long.list": b"a" * 300 + b".jsonl\n",
     }
     for name, content in files.items():
         (BAD / name).write_bytes(content)

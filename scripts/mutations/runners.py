@@ -87,7 +87,7 @@ class Programs:
 
     def __init__(self, folder, scratch):
         self.folder, self.scratch = folder, scratch
-        self.env = {**os.environ, "RUST_BACKTRACE": "0", "COLUMNS": "100", "RAYON_NUM_THREADS": "2"}
+        self.env = {**os.environ, "RUST_BACKTRACE": "0", "COLUMNS": "100", "RAYON_NUM_THREADS": "1"}
 
     def run(self, words):
         begun = time.monotonic()
@@ -127,7 +127,7 @@ class Harness:
 
     def __init__(self, folder, scratch):
         self.program, self.scratch, self.process = folder / "remit-fuzz", scratch, None
-        self.env = {**os.environ, "RUST_BACKTRACE": "0", "COLUMNS": "100", "RAYON_NUM_THREADS": "2"}
+        self.env = {**os.environ, "RUST_BACKTRACE": "0", "COLUMNS": "100", "RAYON_NUM_THREADS": "1"}
 
     def start(self):
         err = (self.scratch / "harness-stderr").open("ab")

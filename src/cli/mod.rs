@@ -41,7 +41,11 @@ use crate::tokenize;
 const PARSER_ARGUMENT: &str = "--parse-files-for-parent";
 
 /// What is parsed in a process of its own.
-const PARSED_APART: &[process::Kind] = &[corpus::TABLES, tokenize::TOKENIZERS];
+const PARSED_APART: &[process::Kind] = &[
+    corpus::TABLES,
+    tokenize::TOKENIZERS,
+    tokenize::CHAT_TEMPLATES,
+];
 
 /// Runs one program: parses its arguments, sets up logging, runs it, and maps the outcome to an
 /// exit code.

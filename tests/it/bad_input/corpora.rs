@@ -49,7 +49,9 @@ const FILES: &[Case] = &[
         },
         command: "remit-score empty -o out --rl-model rl",
         exit: BAD_DATA,
-        stderr: &["error: empty corpus: all 2 supported files are empty;"],
+        stderr: &[
+            "error: empty corpus: all 2 supported files are empty, the first being empty/a.txt;",
+        ],
     },
     Case {
         input: "a folder with only files of other types",
