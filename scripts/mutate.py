@@ -22,6 +22,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -38,15 +39,22 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("inputs", type=int, nargs="?", default=3000, help="number of damaged files")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="printed, so that a run can be repeated")
-    parser.add_argument("--programs", type=int, default=20, metavar="PERCENT", help="share that is read by the installed programs")
+    parser.add_argument("--programs", type=int, default=10, metavar="PERCENT", help="share that is read by the installed programs")
     parser.add_argument("--target", action="append", help="only these; may be repeated")
     parser.add_argument("--keep", type=Path, default=Path("findings"), help="folder for the files of findings")
     parser.add_argument("--shm", default="/dev/shm", help="where files are damaged; memory is faster than a disk")
     args = parser.parse_args()
+    # Ends as any other exception does, so that nothing is left behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     binaries = Path(os.environ.get("REMIT_BIN", ROOT / "target" / "release")).resolve()
     where = args.shm if os.path.isdir(args.shm) else None
     with tempfile.TemporaryDirectory(prefix="remit-mutate-", dir=where) as folder:
-        sys.exit(Campaign(args, binaries, Path(folder)).run())
+        campaign = Campaign(args, binaries, Path(folder))
+        try:
+            sys.exit(campaign.run())
+        finally:
+            campaign.harness.close()
+            campaign.helper.close()
 
 
 class Campaign:
@@ -67,7 +75,7 @@ class Campaign:
         #: By target: inputs, those of the programs, accepted, refused, findings.
         self.counts = {target.name: collections.Counter() for target in self.targets}
         self.kinds = collections.Counter()
-        self.seconds, self.findings, self.seen = 0.0, 0, collections.Counter()
+        self.findings, self.seen = 0, collections.Counter()
 
     def check_intact(self):
         """Whatever is damaged is accepted before."""
@@ -113,7 +121,6 @@ class Campaign:
                 told = time.monotonic()
                 print(f"{number + 1} inputs in {told - begun:.0f} s, {self.findings} findings", flush=True)
         self.harness.close()
-        self.helper.close()
         self.report(time.monotonic() - begun)
         return 1 if self.findings else 0
 
@@ -129,7 +136,6 @@ class Campaign:
         ends = [runner.run(words) for words in commands]
         problem = next(filter(None, (self.problem(target, case, end) for end in ends)), None)
         problem = problem or (case.check and case.check(data, ends))
-        self.seconds += sum(end.seconds for end in ends)
         counts["inputs"] += 1
         counts[runner.name] += 1
         counts["command lines"] += len(ends)
@@ -194,7 +200,8 @@ class Campaign:
         print(f"\nkinds: {kinds}")
         for what, count in sorted(self.seen.items()):
             print(f"finding: {what}: {count}")
-        print(f"seed {self.args.seed}: {clock:.0f} s on the clock, {self.seconds / 3600:.2f} hours of a core by the programs")
+        hours = (self.programs.seconds + self.harness.seconds + self.helper.seconds + time.process_time()) / 3600
+        print(f"seed {self.args.seed}: {clock:.0f} s on the clock, {hours:.2f} hours of a core, this script included")
 
 
 if __name__ == "__main__":

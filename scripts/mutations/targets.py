@@ -109,7 +109,9 @@ def models(folder):
         (model / "added_tokens.json").write_text('{"<s>": 11}')
         commands = [[score(folder, folder / "mixed.jsonl", "--on-bad-record", skip, model=f"tokenizers/{name}")] for skip in ("fail", "skip")]
         for file in ("tokenizer.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
-            tokenizers.append(Case(model / file, (model / file).read_bytes(), commands, [folder / "out"]))
+            # A chat template that can't be applied to a record is named with the record, and by the log before.
+            names = (file, f"tokenizers/{name}", "mixed.jsonl, record ")
+            tokenizers.append(Case(model / file, (model / file).read_bytes(), commands, [folder / "out"], names=names))
     template = folder / "damaged.jinja"
     commands = [[score(folder, folder / "chat.jsonl", "--chat-template", template)]]
     tokenizers += [Case(template, seeds.TEMPLATE.encode(), commands, [folder / "out"], names=("damaged.jinja", "chat.jsonl, record "))] * 3
@@ -268,7 +270,8 @@ def checkpoints(folder, run, harness):
     for path in ("checkpoints/step-00000002.safetensors", "checkpoints/step-00000002.safetensors.b3", "run.json", "metrics.jsonl"):
         cases.append(Case(live / path, (intact / path).read_bytes(), [[words]], [live], prepare=before(path), check=check))
     path = "checkpoints/step-00000002.safetensors"
-    forged.append(Case(live / path, (intact / path).read_bytes(), [[words]], [live], prepare=with_digest(path)))
+    names = (Path(path).name, "has become ")
+    forged.append(Case(live / path, (intact / path).read_bytes(), [[words]], [live], prepare=with_digest(path), names=names))
     headers = [text.header_of_safetensors] * 10
     # Whoever writes the digest can also write weights that training does not survive, which is exit code 1.
     return [
@@ -284,7 +287,7 @@ def small(folder):
     # Options that are right one by one, and not together, are named as the flags that they are.
     toml = [Case(config, seeds.CONFIG.encode(), [[command]], names=(config.name, "error: --"))]
     names = f"{folder}/good.jsonl\n{folder}/a.txt\n".encode()
-    lists = [Case(listed, names, [[["remit-score", "--files-from", str(listed), *score(folder, "x")[2:]]]], [folder / "out"], names=(str(listed), "no such file or folder: ", "cannot open ", str(folder)))]
+    lists = [Case(listed, names, [[["remit-score", "--files-from", str(listed), *score(folder, "x")[2:]]]], [folder / "out"], names=(str(listed), "no such file or folder: ", "cannot open ", "cannot look at ", str(folder)))]
     return [
         Target("config.toml", plain.KINDS + text.TEXT * 8, toml, codes=(0, 2, 65), share=6),
         Target("list files", plain.KINDS + text.TEXT * 4, lists, codes=(0, 65, 66), share=3),

@@ -34,6 +34,22 @@ enum Use {
     Writing,
 }
 
+/// Returns the longest time of one request.
+fn request_timeout(store: &str) -> String {
+    std::env::var(format!("{store}_TIMEOUT")).unwrap_or_else(|_| TIMEOUT.to_owned())
+}
+
+impl Use {
+    /// Returns the longest time that a store may say nothing.
+    fn read_timeout(self, store: &str) -> String {
+        match self {
+            Self::Reading => std::env::var(format!("{store}_READ_TIMEOUT"))
+                .unwrap_or_else(|_| READ_TIMEOUT.to_owned()),
+            Self::Writing => request_timeout(store),
+        }
+    }
+}
+
 type Stores = BTreeMap<(&'static str, String, Use), Arc<dyn ObjectStore>>;
 
 /// Runs a request to its end.
@@ -145,21 +161,16 @@ fn store(url: &Url, purpose: Use) -> Result<Arc<dyn ObjectStore>> {
         return Ok(Arc::clone(store));
     }
     let bucket = url.bucket.as_str();
-    let timeout = |variable: &str| std::env::var(variable).unwrap_or_else(|_| TIMEOUT.to_owned());
-    let silence = |variable: &str| match purpose {
-        Use::Reading => std::env::var(variable).unwrap_or_else(|_| READ_TIMEOUT.to_owned()),
-        Use::Writing => timeout(&variable.replace("READ_", "")),
-    };
     let store: Arc<dyn ObjectStore> = match url.scheme {
         "s3" => Arc::new(
             AmazonS3Builder::from_env()
                 .with_config(
                     AmazonS3ConfigKey::Client(ClientConfigKey::Timeout),
-                    timeout("AWS_TIMEOUT"),
+                    request_timeout("AWS"),
                 )
                 .with_config(
                     AmazonS3ConfigKey::Client(ClientConfigKey::ReadTimeout),
-                    silence("AWS_READ_TIMEOUT"),
+                    purpose.read_timeout("AWS"),
                 )
                 .with_bucket_name(bucket)
                 .build()
@@ -169,11 +180,11 @@ fn store(url: &Url, purpose: Use) -> Result<Arc<dyn ObjectStore>> {
             GoogleCloudStorageBuilder::from_env()
                 .with_config(
                     GoogleConfigKey::Client(ClientConfigKey::Timeout),
-                    timeout("GOOGLE_TIMEOUT"),
+                    request_timeout("GOOGLE"),
                 )
                 .with_config(
                     GoogleConfigKey::Client(ClientConfigKey::ReadTimeout),
-                    silence("GOOGLE_READ_TIMEOUT"),
+                    purpose.read_timeout("GOOGLE"),
                 )
                 .with_bucket_name(bucket)
                 .build()
@@ -183,11 +194,11 @@ fn store(url: &Url, purpose: Use) -> Result<Arc<dyn ObjectStore>> {
             MicrosoftAzureBuilder::from_env()
                 .with_config(
                     AzureConfigKey::Client(ClientConfigKey::Timeout),
-                    timeout("AZURE_TIMEOUT"),
+                    request_timeout("AZURE"),
                 )
                 .with_config(
                     AzureConfigKey::Client(ClientConfigKey::ReadTimeout),
-                    silence("AZURE_READ_TIMEOUT"),
+                    purpose.read_timeout("AZURE"),
                 )
                 .with_container_name(bucket)
                 .build()
@@ -301,4 +312,23 @@ pub(super) fn put(url: &Url, file: &File, only_new: bool) -> Result<bool> {
 pub(super) fn delete(url: &Url) -> Result<()> {
     let (store, path) = (store(url, Use::Reading)?, location(url)?);
     wait(async move { store.delete(&path).await })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_says_nothing_is_given_up_sooner_than_one_that_listens() {
+        let bucket = |purpose: Use| {
+            MicrosoftAzureBuilder::new()
+                .with_config(
+                    AzureConfigKey::Client(ClientConfigKey::ReadTimeout),
+                    purpose.read_timeout("NO_SUCH_STORE"),
+                )
+                .get_config_value(&AzureConfigKey::Client(ClientConfigKey::ReadTimeout))
+        };
+        assert_eq!(bucket(Use::Reading).as_deref(), Some("1 minute"));
+        assert_eq!(bucket(Use::Writing).as_deref(), Some("30 minutes"));
+    }
 }

@@ -100,7 +100,10 @@ impl ChatTemplate {
     pub fn render(&self, messages: &str, tools: Option<&str>) -> Result<String, Refusal> {
         let size = messages.len() + tools.map_or(0, str::len);
         let is_large = size > LARGE_BYTES;
-        let waiting = self.idle().pop().filter(|_| !is_large);
+        let waiting = match is_large {
+            true => None,
+            false => self.idle().pop(),
+        };
         let mut session = match waiting {
             Some(session) => session,
             None => self.open(size)?,
@@ -114,7 +117,8 @@ impl ChatTemplate {
         if is_there && !is_large {
             self.idle().push(session);
         }
-        let text = answer.map_err(|failure| refusal(failure, "applying it to these messages"))?;
+        let applying = "the chat template: applying it to these messages";
+        let text = answer.map_err(|failure| refusal(failure, applying))?;
         String::from_utf8(text)
             .map_err(|_| Refusal::Bad("the chat template gave no text".to_owned()))
     }
@@ -141,13 +145,14 @@ fn refusal(failure: Failure, doing: &str) -> Refusal {
         Failure::Refused(reason) => String::from_utf8_lossy(&reason).into_owned(),
         Failure::Died(death) => match death {
             Death::Memory { limit_bytes } => format!(
-                "the chat template: {doing} takes more than {} MiB of memory, the most that it may take",
+                "{doing} takes more than {} MiB of memory, the most that it may take",
                 limit_bytes >> 20
             ),
             Death::Time { limit_seconds } => format!(
-                "the chat template: {doing} takes more than {limit_seconds} seconds, the most that it may take"
+                "{doing} takes more than {limit_seconds} seconds, the most that it may take"
             ),
-            death => format!("the chat template: {death}"),
+            Death::Stack => format!("{doing} takes more than its stack: it is nested too deeply"),
+            other => format!("{doing} failed: {other}"),
         },
     })
 }
@@ -199,5 +204,41 @@ impl Application {
                 compiled.render(&messages, tools.as_deref())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn template(source: &str) -> Result<ChatTemplate, Refusal> {
+        let templates = BTreeMap::from([("default".to_owned(), source.to_owned())]);
+        ChatTemplate::new(templates, BTreeMap::new(), NaiveDate::default())
+    }
+
+    #[test]
+    fn one_process_applies_a_template_to_record_after_record_and_large_ones_get_their_own() {
+        let template = template("{{ messages[0].content }}!").unwrap();
+        let large = "a".repeat(LARGE_BYTES);
+        for text in ["a", "\u{e9}", large.as_str(), "b"] {
+            let messages = format!(r#"[{{"role": "user", "content": "{text}"}}]"#);
+            assert_eq!(
+                template.render(&messages, None).unwrap(),
+                format!("{text}!")
+            );
+            assert_eq!(template.idle().len(), 1);
+        }
+        let refused = template.render("[{}]", None).unwrap_err().to_string();
+        assert_eq!(refused, "the chat template says in line 1: undefined value");
+        assert_eq!(template.idle().len(), 1);
+    }
+
+    #[test]
+    fn a_template_that_can_not_be_compiled_says_why() {
+        let refused = template("{% if %}").unwrap_err().to_string();
+        assert!(
+            refused.contains("the template \"default\": syntax error"),
+            "{refused}"
+        );
     }
 }
