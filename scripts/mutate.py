@@ -39,13 +39,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("inputs", type=int, nargs="?", default=3000, help="number of damaged files")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="printed, so that a run can be repeated")
+    parser.add_argument("--part", default="0/1", metavar="I/N", help="every Nth input from the Ith on, for several processes")
     parser.add_argument("--programs", type=int, default=10, metavar="PERCENT", help="share that is read by the installed programs")
     parser.add_argument("--target", action="append", help="only these; may be repeated")
     parser.add_argument("--keep", type=Path, default=Path("findings"), help="folder for the files of findings")
     parser.add_argument("--shm", default="/dev/shm", help="where files are damaged; memory is faster than a disk")
     args = parser.parse_args()
-    # Ends as any other exception does, so that nothing is left behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
+    signal.signal(signal.SIGTERM, stop)
     binaries = Path(os.environ.get("REMIT_BIN", ROOT / "target" / "release")).resolve()
     where = args.shm if os.path.isdir(args.shm) else None
     with tempfile.TemporaryDirectory(prefix="remit-mutate-", dir=where) as folder:
@@ -55,6 +55,14 @@ def main():
         finally:
             campaign.harness.close()
             campaign.helper.close()
+
+
+class Stopped(BaseException):
+    """SIGTERM: what was found so far is told."""
+
+
+def stop(*_):
+    raise Stopped
 
 
 class Campaign:
@@ -108,21 +116,31 @@ class Campaign:
                 output.unlink(missing_ok=True)
 
     def run(self):
-        print(f"seed {self.args.seed}, {self.args.inputs} inputs", flush=True)
-        self.check_intact()
-        begun = told = time.monotonic()
+        first, step = map(int, self.args.part.split("/"))
+        print(f"seed {self.args.seed}, part {first} of {step} of {self.args.inputs} inputs", flush=True)
+        begun = time.monotonic()
+        try:
+            if first == 0:
+                self.check_intact()
+            self.inputs(range(first, self.args.inputs, step), begun)
+        except Stopped:
+            print("ended by SIGTERM")
+        self.harness.close()
+        self.report(time.monotonic() - begun)
+        return 1 if self.findings else 0
+
+    def inputs(self, numbers, begun):
+        told, done = begun, 0
         shares = [target.share for target in self.targets]
-        for number in range(self.args.inputs):
+        for number in numbers:
             # An input depends on the seed and its number alone.
             self.random.seed(f"{self.args.seed} {number}")
             target = self.random.choices(self.targets, shares)[0]
             self.input(number, target)
+            done += 1
             if time.monotonic() - told > 60:
                 told = time.monotonic()
-                print(f"{number + 1} inputs in {told - begun:.0f} s, {self.findings} findings", flush=True)
-        self.harness.close()
-        self.report(time.monotonic() - begun)
-        return 1 if self.findings else 0
+                print(f"{done} inputs in {told - begun:.0f} s, {self.findings} findings", flush=True)
 
     def input(self, number, target):
         rng, counts = self.random, self.counts[target.name]

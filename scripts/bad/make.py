@@ -179,6 +179,10 @@ def main():
         "id2g.tokenizer.json": tokenizer(model={"type": "BPE", "vocab": {"a": 0, "b": 2**31 - 1}, "merges": []}),
         # 40 rules that each double the letter a.
         "double40.tokenizer.json": tokenizer(normalizer={"type": "Sequence", "normalizers": [double] * 40}),
+        # Words without end, for which WordPiece would take years.
+        "words.tokenizer.json": tokenizer(model={
+            "type": "WordPiece", "unk_token": "a", "continuing_subword_prefix": "##", "max_input_chars_per_word": 10**9, "vocab": {"a": 0, "##a": 1},
+        }),
         # A precompiled map that says its table has 2^32 - 1 bytes.
         "precompiled.tokenizer.json": tokenizer(
             normalizer={"type": "Precompiled", "precompiled_charsmap": base64.b64encode(b"\xff\xff\xff\xff").decode()}

@@ -1,7 +1,7 @@
 //! Loads the tokenizer of a folder as `AutoTokenizer` of transformers 5 does: tokenizer.json, and what the files
 //! beside it change of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::added::{TokenFiles, Tokens};
 use super::class::{Class, pick};
@@ -127,11 +127,10 @@ impl TextTokenizer {
         };
         let known = tokenizer.get_added_vocabulary().get_vocab();
         let to_add = tokens.to_add(|content| known.contains_key(content));
+        let stated: HashSet<&str> = tokens.stated_ids().map(|(_, content)| content).collect();
         let has_no_id = |token: &&AddedToken| {
             tokenizer.token_to_id(&token.content).is_none()
-                && tokens
-                    .stated_ids()
-                    .all(|(_, content)| content != token.content)
+                && !stated.contains(token.content.as_str())
         };
         let new: Vec<String> = to_add
             .iter()

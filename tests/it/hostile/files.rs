@@ -163,6 +163,11 @@ const MESSAGES: &[(&str, i32, &str)] = &[
         2,
         "word.toml: invalid value 'fast' for '--lr <LR>': it is not a number",
     ),
+    (
+        "words.tokenizer.json",
+        65,
+        "model: tokenizer.json is not a tokenizer that can be used: its model looks up words of 1000000000 characters; at most 1024 are allowed",
+    ),
 ];
 
 /// Gives a file to the program that reads such files: as a corpus or a list of one, as options, or as a part of a model.

@@ -346,3 +346,29 @@ fn what_is_wrong_with_small_inputs_is_named() {
         }
     }
 }
+
+/// 100,000 names of tokens in a file of 6 MB; each was compared with all the others.
+#[test]
+fn a_hundred_thousand_named_tokens_are_read_in_linear_time() {
+    let workspace = Workspace::new();
+    workspace.write_corpus("good.jsonl", 2);
+    workspace.copy_model("tiny-llama", "model");
+    let tokens = (0..100_000).map(|n| {
+        let token = serde_json::json!({"content": format!("<{n}>"), "special": n % 2 == 0});
+        ((2000 + n).to_string(), token)
+    });
+    let named = (0..100_000).map(|n| (format!("{n}_token"), format!("<{n}>").into()));
+    let decoder: serde_json::Map<_, _> = tokens.collect();
+    let mut config: serde_json::Map<String, serde_json::Value> = named.collect();
+    config.insert("added_tokens_decoder".to_owned(), decoder.into());
+    workspace.write(
+        "model/tokenizer_config.json",
+        serde_json::to_vec(&config).unwrap(),
+    );
+    let mut command = Command::new(SCORE);
+    command
+        .current_dir(workspace.path(""))
+        .args("good.jsonl -o out --rl-model model".split(' '));
+    let ended = measured(&mut command);
+    assert_eq!(ended.problems(65), [""; 0]);
+}
