@@ -270,7 +270,7 @@ def checkpoints(folder, run, harness):
     for path in ("checkpoints/step-00000002.safetensors", "checkpoints/step-00000002.safetensors.b3", "run.json", "metrics.jsonl"):
         cases.append(Case(live / path, (intact / path).read_bytes(), [[words]], [live], prepare=before(path), check=check))
     path = "checkpoints/step-00000002.safetensors"
-    names = (Path(path).name, "has become ")
+    names = (Path(path).name, "has become ", "gives NaN", "was started with other settings")
     forged.append(Case(live / path, (intact / path).read_bytes(), [[words]], [live], prepare=with_digest(path), names=names))
     headers = [text.header_of_safetensors] * 10
     # Whoever writes the digest can also write weights that training does not survive, which is exit code 1.

@@ -152,16 +152,7 @@ impl TextTokenizer {
                 ));
             }
         }
-        for (id, content) in tokens.stated_ids() {
-            let found = loaded.token_to_id(content);
-            if found.map(u64::from) != Some(id) {
-                warnings.push(format!(
-                    "{}: the files give {content:?} the id {id}, but as in transformers it gets {}",
-                    files.name,
-                    found.map_or("none".to_owned(), |id| id.to_string())
-                ));
-            }
-        }
+        warnings.extend(id_warnings(&tokens, &loaded));
         if class == Class::Backend {
             warnings.extend(
                 prefix_space_warning(&tokenizer_config, outline.pre_tokenizer.as_ref())
@@ -181,6 +172,35 @@ impl TextTokenizer {
         loaded.warnings = warnings;
         Ok(loaded)
     }
+}
+
+/// Tells which tokens get other ids than files give them: of the first few, and of how many more.
+fn id_warnings(tokens: &Tokens, loaded: &TextTokenizer) -> Vec<String> {
+    const MAX_LISTED: usize = 3;
+    let mut warnings = Vec::new();
+    let mut num_more = 0_u64;
+    for (id, content) in tokens.stated_ids() {
+        let found = loaded.token_to_id(content);
+        if found.map(u64::from) == Some(id) {
+            continue;
+        }
+        if warnings.len() == MAX_LISTED {
+            num_more += 1;
+            continue;
+        }
+        warnings.push(format!(
+            "{}: the files give {content:?} the id {id}, but as in transformers it gets {}",
+            loaded.name(),
+            found.map_or("none".to_owned(), |id| id.to_string())
+        ));
+    }
+    if num_more > 0 {
+        warnings.push(format!(
+            "{}: the same holds of {num_more} more tokens",
+            loaded.name()
+        ));
+    }
+    warnings
 }
 
 /// Returns BOS and EOS as the files name them.

@@ -262,7 +262,7 @@ const LISTS: &[Case] = &[
         prepare: |w| w.write("files.txt", "\n\n"),
         command: "remit-score --files-from files.txt -o out --rl-model rl",
         exit: BAD_DATA,
-        stderr: &["error: empty corpus: no file was found"],
+        stderr: &["error: files.txt: the list names no file"],
     },
     Case {
         input: "a file that is listed twice",

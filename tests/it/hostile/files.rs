@@ -35,7 +35,7 @@ const MESSAGES: &[(&str, i32, &str)] = &[
     (
         "deep.toml",
         65,
-        "deep.toml is not TOML: TOML parse error at line 1, column 86\n  |\n1 | lr = [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[ ...\n  |                                                                                      ^\ncannot recurse further; max recursion depth met",
+        "deep.toml is not TOML: TOML parse error at line 1, column 86\n  |\n1 | lr = [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[ ...\n  |                                                                                      ^\ncannot recurse further; max recursion depth met",
     ),
     (
         "deep400.parquet",

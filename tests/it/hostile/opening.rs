@@ -132,7 +132,8 @@ fn what_is_no_regular_file_is_refused_by_name_at_once() {
         .current_dir(workspace.path(""))
         .args("--weights set -o model --steps 1".split(' '));
     let ended = measured(&mut command);
-    assert!(ended.elapsed < Duration::from_secs(10) && !ended.status.success());
+    // It ended by itself, and was not killed for want of an end.
+    assert!(ended.status.code().is_some_and(|code| code != 0));
     assert!(ended.error().contains("metrics.jsonl"), "{}", ended.stderr);
 }
 
@@ -370,5 +371,8 @@ fn a_hundred_thousand_named_tokens_are_read_in_linear_time() {
         .current_dir(workspace.path(""))
         .args("good.jsonl -o out --rl-model model".split(' '));
     let ended = measured(&mut command);
-    assert_eq!(ended.problems(65), [""; 0]);
+    assert_eq!(ended.problems(0), [""; 0]);
+    let more = "model: the same holds of 99997 more tokens";
+    assert!(ended.stderr.contains(more), "{}", ended.stderr);
+    assert!(ended.stderr.lines().count() < 20, "{}", ended.stderr);
 }
