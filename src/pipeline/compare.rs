@@ -69,7 +69,7 @@ pub fn compare(
     stop: &StopFlag,
     progress: &dyn Progress,
 ) -> Result<Comparison> {
-    let device = open_device(options.device, progress)?;
+    let device = open_device(options.device, options.dtype, progress)?;
     let set = ShardSet::open(&options.weights)?;
     let manifest = set.manifest();
     if manifest.totals.rows == 0 {

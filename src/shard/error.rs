@@ -36,6 +36,14 @@ pub enum Error {
         /// The folder as given.
         dir: PathBuf,
     },
+    /// A file was given for the folder of a set.
+    #[error("{} is a file, and a set is a folder\nhint: {hint}", path.shown())]
+    NotAFolder {
+        /// The file as given.
+        path: PathBuf,
+        /// The folder to give, if it is that of a set.
+        hint: String,
+    },
     /// The folder holds no set.
     #[error("{} has no {DESCRIPTION_DIR}/manifest, so it is not a set of shards\nhint: {hint}", dir.shown())]
     NoManifest {

@@ -132,6 +132,14 @@ impl Manifest {
     /// tell what is missing; a manifest that was changed after it was written is refused.
     pub fn load(dir: &Path) -> Result<Self, Error> {
         if !fs::is_dir(dir)? {
+            if fs::exists(dir)? {
+                let path = dir.to_owned();
+                let hint = match fs::folder_above_with(dir, DESCRIPTION_DIR)? {
+                    Some(set) => format!("give the folder of the set: {}", set.shown()),
+                    None => "remit-score INPUT -o DIR makes a set".to_owned(),
+                };
+                return Err(Error::NotAFolder { path, hint });
+            }
             return Err(Error::NoFolder {
                 dir: dir.to_owned(),
             });

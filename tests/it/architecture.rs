@@ -494,8 +494,10 @@ fn only_the_file_module_touches_files_and_only_the_command_line_prints() {
 
 #[test]
 fn files_are_short() {
+    // A .txt is a table that a script wrote.
     let problems: Vec<String> = sources()
         .iter()
+        .filter(|source| !source.path.ends_with(".txt"))
         .filter_map(|source| {
             let most = match source.path.starts_with("bin/") {
                 true => MAX_MAIN_LINES,

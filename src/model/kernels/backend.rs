@@ -51,8 +51,8 @@ pub(crate) trait Kernels: Debug + Send + Sync {
         usize::MAX
     }
 
-    /// Prepares the process for steps of training, which need buffers of the same sizes again and again.
-    fn prepare_for_training(&self) {}
+    /// Prepares the process for passes, which need buffers of the same sizes again and again.
+    fn prepare_for_passes(&self) {}
 
     /// Looks up rows of a table `[V, H]` and multiplies them by `scale`: `[T, H]`.
     fn embedding(&self, table: &Tensor, ids: &[u32], scale: f32) -> Result<Tensor, Error> {

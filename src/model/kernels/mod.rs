@@ -21,6 +21,7 @@ pub(crate) mod tensor;
 
 pub(crate) use backend::{Kernels, Portable};
 pub(crate) use cpu::Cpu;
+pub(crate) use cpu::bf16::Activations;
 pub(crate) use rope_table::RopeTable;
 pub(crate) use shapes::{
     AdamWState, AdamWStep, AttentionShape, LmHead, LmLoss, MlaDims, Qkv, RmsNorm, Rope,

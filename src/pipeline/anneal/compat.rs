@@ -12,7 +12,7 @@ use super::options::LossOptions;
 use crate::batch::Order;
 use crate::demo;
 use crate::escape::Show as _;
-use crate::loss::{Normalize, Objective, Weighting};
+use crate::loss::{DEFAULT_TOP_K_FRACTION, Normalize, Objective, Weighting};
 use crate::model::{ModelSource, OpenModel};
 use crate::shard::manifest::Manifest;
 use crate::shard::read::ShardSet;
@@ -188,6 +188,30 @@ pub(in super::super) fn longest_row(set: &ShardSet, enough: usize) -> Result<usi
         return Ok(bound);
     }
     Ok(Order::new(set, 0, None)?.longest_row() as usize)
+}
+
+/// Lists the options that were given another value than their default, but that the weighting does not use.
+pub(super) fn unused(options: &LossOptions) -> Vec<&'static str> {
+    let (has_formula, has_fraction) = match options.weighting {
+        Weighting::Dynamic | Weighting::Static => (true, false),
+        Weighting::Uniform => (false, false),
+        Weighting::ExcessTopK => (false, true),
+    };
+    let given = [
+        ("--epsilon", options.epsilon.is_some(), has_formula),
+        ("--temperature", options.temperature.is_some(), has_formula),
+        ("--center", options.center != Center::default(), has_formula),
+        (
+            "--top-k-fraction",
+            options.top_k_fraction != DEFAULT_TOP_K_FRACTION,
+            has_fraction,
+        ),
+    ];
+    given
+        .iter()
+        .filter(|(_, is_given, is_used)| *is_given && !*is_used)
+        .map(|(name, ..)| *name)
+        .collect()
 }
 
 /// Returns what is minimised: what was asked for, and for what was left open, what the set was scored with.

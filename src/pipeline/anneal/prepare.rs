@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::super::{BadInput, Progress, StopFlag, Usage};
-use super::compat::{check_positions, longest_row, objective};
+use super::compat::{check_positions, longest_row, objective, unused};
 use super::extend::Extension;
 use super::inputs::Inputs;
 use super::length::num_steps;
@@ -85,6 +85,12 @@ pub(super) fn prepare<'a>(
         .as_ref()
         .map_or(0, |extension| extension.extended.after_step);
     let num_steps = first_step.saturating_add(num_steps(optimization, &order, stop)?);
+    for option in unused(&options.loss) {
+        progress.warn(&format!(
+            "{option} changes nothing: --weighting {} does not use it",
+            options.loss.weighting
+        ));
+    }
     let settings = Settings {
         manifest_blake3: set.manifest().content_blake3.to_string(),
         eval_manifest_blake3: eval_set

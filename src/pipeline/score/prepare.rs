@@ -10,7 +10,10 @@ use super::super::signals;
 use super::super::{Progress, StopFlag, refuse_below_a_set};
 use super::models::Models;
 use super::options::ScoreOptions;
-use super::resume::{check_places, refuse_output_in_corpus, refuse_output_inside_input};
+use super::resume::{
+    check_places, refuse_model_as_output, refuse_output_in_corpus, refuse_output_inside_input,
+    refuse_sets,
+};
 use super::{chat, left_out};
 use crate::corpus::{Corpus, CorpusOptions, Format};
 use crate::fs;
@@ -44,7 +47,9 @@ impl Prepared {
         check_places(&input.inputs, &shards.output)?;
         refuse_output_inside_input(&input.inputs, &shards.output)?;
         refuse_below_a_set(&shards.output)?;
-        let device = open_device(compute.device, progress)?;
+        refuse_sets(&input.inputs)?;
+        refuse_model_as_output(&shards.output)?;
+        let device = open_device(compute.device, compute.dtype, progress)?;
         let mut models = Models::examine(rows, compute, progress)?;
         let corpus = Corpus::discover_inputs(
             &input.inputs,

@@ -135,6 +135,50 @@ pub(super) fn refuse_output_inside_input(inputs: &[Input], dir: &Path) -> Result
     Ok(())
 }
 
+/// Refuses the folder or the files of a set as a corpus: their rows begin and end with special tokens already.
+pub(super) fn refuse_sets(inputs: &[Input]) -> Result<()> {
+    for input in inputs {
+        let Input::Path(path) = input else { continue };
+        let within = match fs::is_dir(path)? {
+            true => path.join(DESCRIPTION_DIR),
+            false => path.clone(),
+        };
+        if fs::exists(path)?
+            && let Some(set) = fs::folder_above_with(&within, DESCRIPTION_DIR)?
+        {
+            return Err(Usage(format!(
+                "{} is a set that was scored, not a corpus: {} holds its description\nhint: give the corpus that it \
+                 was made from",
+                path.shown(),
+                set.join(DESCRIPTION_DIR).shown()
+            ))
+            .into());
+        }
+    }
+    Ok(())
+}
+
+/// Refuses the folder of a model as output.
+pub(super) fn refuse_model_as_output(dir: &Path) -> Result<()> {
+    let names = match fs::is_dir(dir)? {
+        true => fs::list(dir)?,
+        false => Vec::new(),
+    };
+    let is_of_model = |name: &&OsString| {
+        let name = Path::new(name);
+        name == "config.json" || name.extension().is_some_and(|ext| ext == "safetensors")
+    };
+    if let Some(name) = names.iter().find(is_of_model) {
+        return Err(Usage(format!(
+            "-o {} is the folder of a model: it has a {}\nhint: give another -o",
+            dir.shown(),
+            name.shown()
+        ))
+        .into());
+    }
+    Ok(())
+}
+
 /// Refuses an output folder among the files that patterns and lists come to.
 pub(super) fn refuse_output_in_corpus(
     inputs: &[Input],

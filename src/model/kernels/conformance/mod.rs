@@ -44,7 +44,10 @@ fn portable() -> Portable {
 
 /// Every backend that can be run here, by name.
 fn backends() -> Vec<(&'static str, Box<dyn Kernels>)> {
-    vec![("portable", Box::new(portable())), ("cpu", Box::new(Cpu))]
+    vec![
+        ("portable", Box::new(portable())),
+        ("cpu", Box::new(Cpu::default())),
+    ]
 }
 
 /// Compares outputs with their definition, and the gradient of every input with a central difference along
@@ -148,7 +151,7 @@ fn ops_cases() {
     let mut number = 0;
     for seed in 0..24_u64 {
         for make in CASES {
-            let case = make(&Cpu, seed);
+            let case = make(&Cpu::default(), seed);
             let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect();
             let mut arrays: Vec<(&str, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
             let results = case.outputs.iter().chain(&case.gradients);
