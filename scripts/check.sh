@@ -2,7 +2,8 @@
 # Formatting, lints and documentation; nothing is run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-cargo fmt --check
+cargo fmt --all --check
 cargo clippy --release --locked --all-targets --features object-store -- -D warnings
 cargo clippy --release --locked -- -D warnings
+cargo clippy --release --locked -p remit-fuzz -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --no-deps --features object-store

@@ -52,6 +52,9 @@ stage "wait for Python packages" wait "$venv_job"
 trap - EXIT
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 stage "goldens, made again" "$venv/bin/python" scripts/goldens/make.py --check
+# 3,000 damaged files, always the same.
+stage "build of the harness" cargo build --release --locked -p remit-fuzz
+stage "damaged files" env REMIT_BIN="$target/release" "$venv/bin/python" scripts/mutate.py 3000 --seed 1 --keep "$target/findings"
 stage "oracle tests" env REMIT_BIN="$target/release" "$venv/bin/python" -m pytest -q tests/oracle
 
 echo

@@ -7,6 +7,7 @@ mod chat;
 mod class;
 mod error;
 mod files;
+mod jinja;
 mod limits;
 mod load;
 mod meaning;
@@ -17,7 +18,7 @@ mod text;
 
 pub use apart::TOKENIZERS;
 pub use canonical::Difference;
-pub use chat::ChatTemplate;
+pub use chat::{CHAT_TEMPLATES, ChatTemplate, Refusal};
 pub use error::{Error, Mismatch};
 pub use files::TokenizerFiles;
 pub use meaning::Meaning;

@@ -1,4 +1,4 @@
-"""Makes fixtures/bad: files that ask for more than a machine has, in a few hundred bytes each.
+"""Makes fixtures/bad: files that ask for more than a machine has, or hold what must be refused by name, in little space.
 
     python scripts/bad/make.py            # needs nothing but Python
 
@@ -179,12 +179,31 @@ def main():
         "id2g.tokenizer.json": tokenizer(model={"type": "BPE", "vocab": {"a": 0, "b": 2**31 - 1}, "merges": []}),
         # 40 rules that each double the letter a.
         "double40.tokenizer.json": tokenizer(normalizer={"type": "Sequence", "normalizers": [double] * 40}),
+        # Words without end, for which WordPiece would take years.
+        "words.tokenizer.json": tokenizer(model={
+            "type": "WordPiece", "unk_token": "a", "continuing_subword_prefix": "##", "max_input_chars_per_word": 10**9, "vocab": {"a": 0, "##a": 1},
+        }),
         # A precompiled map that says its table has 2^32 - 1 bytes.
         "precompiled.tokenizer.json": tokenizer(
             normalizer={"type": "Precompiled", "precompiled_charsmap": base64.b64encode(b"\xff\xff\xff\xff").decode()}
         ),
         # A tokenizer within itself.
         "deep.tokenizer.json": b'{"normalizer":' + b'{"type":"Sequence","normalizers":[' * 200 + b"]}" * 200 + b"}",
+        # Names of special tokens that are none.
+        "number.special_tokens_map.json": b'{"eos_token": 5}',
+        "unknown.special_tokens_map.json": b'{"eos_token": "<no such>"}',
+        # Chat templates: 10^10 rounds of a loop, and a text that doubles 40 times.
+        "loop.jinja": b"{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "double40.jinja": b"{% set ns = namespace(x='a' * 16) %}{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+        # Records, options and lists that are not what they have to be.
+        "float.jsonl": b'{"input_ids": [1, 1e30]}\n',
+        "deep.jsonl": b'{"text": ' + b"[" * 10_000 + b"]" * 10_000 + b"}\n",
+        "deep.toml": b"lr = " + b"[" * 10_000,
+        "word.toml": b'lr = "fast"\n',
+        "nul.list": b"good.jsonl\na\0b\n",
+        "latin1.list": b"good.jsonl\ncaf\xe9.jsonl\n",
+        "nothing.list": b"\n\n",
+        "long.list": b"a" * 300 + b".jsonl\n",
     }
     for name, content in files.items():
         (BAD / name).write_bytes(content)

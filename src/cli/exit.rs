@@ -110,7 +110,9 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
             _ => BAD_DATA,
         });
     }
-    if let Some(crate::tokenize::Error::Trial { .. }) = cause.downcast_ref() {
+    if let Some(crate::tokenize::Error::Trial { .. } | crate::tokenize::Error::NoRenderer(_)) =
+        cause.downcast_ref()
+    {
         return Some(IO);
     }
     if cause.is::<crate::tokenize::Error>() || cause.is::<crate::tokenize::Mismatch>() {

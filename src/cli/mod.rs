@@ -42,30 +42,44 @@ use crate::tokenize;
 const PARSER_ARGUMENT: &str = "--parse-files-for-parent";
 
 /// What is parsed in a process of its own.
-const PARSED_APART: &[process::Kind] = &[corpus::TABLES, tokenize::TOKENIZERS];
+const PARSED_APART: &[process::Kind] = &[
+    corpus::TABLES,
+    tokenize::TOKENIZERS,
+    tokenize::CHAT_TEMPLATES,
+];
 
 /// Runs one program: parses its arguments, sets up logging, runs it, and maps the outcome to an
 /// exit code.
 pub fn main<A: Parser>(run: impl FnOnce(A) -> Result<()>) -> ExitCode {
-    // Another process of this program wants files of others parsed.
+    if begin() {
+        return ExitCode::SUCCESS;
+    }
+    ExitCode::from(call(std::env::args_os().collect(), run))
+}
+
+/// Prepares this process to run programs. Where it was started to parse files for another, it does that until the
+/// other has no more, and the result is true: there is nothing left to do.
+pub fn begin() -> bool {
     if std::env::args_os()
         .skip(1)
         .eq([OsStr::new(PARSER_ARGUMENT)])
     {
         process::serve(PARSED_APART);
-        return ExitCode::SUCCESS;
+        return true;
     }
     process::use_program(PARSER_ARGUMENT);
     output::install();
-    // A panic has told about itself by then.
-    match catch_unwind(AssertUnwindSafe(|| parse_and_run(run))) {
-        Ok(code) => ExitCode::from(code),
-        Err(_) => ExitCode::from(exit::OTHER),
-    }
+    false
 }
 
-fn parse_and_run<A: Parser>(run: impl FnOnce(A) -> Result<()>) -> u8 {
-    let typed: Vec<OsString> = std::env::args_os().collect();
+/// Runs a program with the words of a command line, its own name first, and returns the exit code. May be called
+/// again and again after [`begin`], as the harness in `fuzz/` does.
+pub fn call<A: Parser>(words: Vec<OsString>, run: impl FnOnce(A) -> Result<()>) -> u8 {
+    // A panic has told about itself by then.
+    catch_unwind(AssertUnwindSafe(|| parse_and_run(words, run))).unwrap_or(exit::OTHER)
+}
+
+fn parse_and_run<A: Parser>(typed: Vec<OsString>, run: impl FnOnce(A) -> Result<()>) -> u8 {
     let args = match config::parse::<A>(typed.clone()) {
         Ok(args) => args,
         Err(error) => {

@@ -23,7 +23,7 @@ use crate::pipeline::score::{
     AddToken, Checked, ComputeOptions, InputOptions, RowOptions, ScoreOptions, ScoreReport,
     SetOptions, WorkerOptions,
 };
-use crate::pipeline::{self, Progress, StopFlag, Usage};
+use crate::pipeline::{self, BadInput, Progress, StopFlag, Usage};
 use crate::shard::schema::ShardFormat;
 use crate::tokenize::SpecialTokensInText;
 use crate::types::{OnBadRecord, TokenDtype, TokenId};
@@ -288,7 +288,11 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
         .into());
     }
     if let Some(list) = files_from {
-        all_inputs.push(Input::List(fs::read_list(&list)?));
+        let files = fs::read_list(&list)?;
+        if files.is_empty() && all_inputs.is_empty() {
+            return Err(BadInput(format!("{}: the list names no file", list.shown())).into());
+        }
+        all_inputs.push(Input::List(files));
     }
     let is_demo = rl_model.is_none();
     let (rl, base) = match rl_model {

@@ -79,8 +79,10 @@ fn discover(inputs: &[Input], options: &CorpusOptions) -> Result<Corpus, Error> 
         files: found,
         left_out,
     } = find(inputs, options)?;
+    let first = found.first().map(|file| file.path.clone());
     let empty = |num_files| Error::Empty {
         num_files,
+        first: first.clone(),
         num_skipped: left_out.unsupported.len(),
         num_excluded: left_out.num_excluded,
     };

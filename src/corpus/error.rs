@@ -59,11 +59,13 @@ pub enum Error {
     /// There is nothing to read.
     #[error(
         "empty corpus: {}; supported are {SUPPORTED}",
-        empty_reason(*num_files, *num_skipped, *num_excluded)
+        empty_reason(*num_files, first.as_deref(), *num_skipped, *num_excluded)
     )]
     Empty {
         /// Supported files that were found, all of them empty.
         num_files: usize,
+        /// The first of these.
+        first: Option<PathBuf>,
         /// Files that were found and are of no supported type.
         num_skipped: usize,
         /// Files that were found, and that the patterns leave out.
@@ -356,13 +358,25 @@ impl fmt::Display for Place {
     }
 }
 
-fn empty_reason(num_files: usize, num_skipped: usize, num_excluded: usize) -> String {
+fn empty_reason(
+    num_files: usize,
+    first: Option<&Path>,
+    num_skipped: usize,
+    num_excluded: usize,
+) -> String {
     match (num_files, num_skipped) {
         (0, 0) if num_excluded > 0 => {
             format!("--include and --exclude leave out all {num_excluded} files found")
         }
         (0, 0) => "no file was found".to_owned(),
         (0, skipped) => format!("none of the {skipped} files found is of a supported type"),
-        (files, _) => format!("all {files} supported files are empty"),
+        (1, _) if let Some(first) = first => format!("{} holds nothing", first.shown()),
+        (files, _) => match first {
+            Some(first) => format!(
+                "all {files} supported files are empty, the first being {}",
+                first.shown()
+            ),
+            None => format!("all {files} supported files are empty"),
+        },
     }
 }

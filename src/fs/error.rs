@@ -22,9 +22,14 @@ pub struct Error {
 }
 
 impl Error {
-    /// Returns whether the cause is that the path does not exist.
+    /// Returns whether the cause is that the path does not exist, or can't: a file is in the place of a folder, or a
+    /// name is longer than any.
     pub fn is_missing(&self) -> bool {
-        self.source.kind() == io::ErrorKind::NotFound
+        use io::ErrorKind::{InvalidFilename, NotADirectory, NotFound};
+        matches!(
+            self.source.kind(),
+            NotFound | NotADirectory | InvalidFilename
+        )
     }
 
     /// Returns whether something was to be read, rather than written.

@@ -22,7 +22,35 @@ const MAX_PUT_BYTES: u64 = 5 << 30;
 /// Longest time of one request, its body included: a shard is put at once, and lines may be slow.
 const TIMEOUT: &str = "30 minutes";
 
-type Stores = BTreeMap<(&'static str, String), Arc<dyn ObjectStore>>;
+/// Longest time that a store may say nothing to a request that sends it nothing.
+const READ_TIMEOUT: &str = "1 minute";
+
+/// What a store is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Use {
+    /// Listing and reading: silence means that it hangs.
+    Reading,
+    /// Sending: while it listens, it says nothing.
+    Writing,
+}
+
+/// Returns the longest time of one request.
+fn request_timeout(store: &str) -> String {
+    std::env::var(format!("{store}_TIMEOUT")).unwrap_or_else(|_| TIMEOUT.to_owned())
+}
+
+impl Use {
+    /// Returns the longest time that a store may say nothing.
+    fn read_timeout(self, store: &str) -> String {
+        match self {
+            Self::Reading => std::env::var(format!("{store}_READ_TIMEOUT"))
+                .unwrap_or_else(|_| READ_TIMEOUT.to_owned()),
+            Self::Writing => request_timeout(store),
+        }
+    }
+}
+
+type Stores = BTreeMap<(&'static str, String, Use), Arc<dyn ObjectStore>>;
 
 /// Runs a request to its end.
 fn wait<T>(request: impl Future<Output = object_store::Result<T>>) -> Result<T> {
@@ -119,7 +147,7 @@ pub(super) fn is_error_of_store(error: &Error) -> bool {
 }
 
 /// The store of a bucket; credentials and the endpoint are from the environment.
-fn store(url: &Url) -> Result<Arc<dyn ObjectStore>> {
+fn store(url: &Url, purpose: Use) -> Result<Arc<dyn ObjectStore>> {
     if url.bucket.is_empty() {
         return Err(Error::new(
             ErrorKind::InvalidInput,
@@ -128,18 +156,21 @@ fn store(url: &Url) -> Result<Arc<dyn ObjectStore>> {
     }
     static STORES: Mutex<Stores> = Mutex::new(BTreeMap::new());
     let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
-    let key = (url.scheme, url.bucket.clone());
+    let key = (url.scheme, url.bucket.clone(), purpose);
     if let Some(store) = stores.get(&key) {
         return Ok(Arc::clone(store));
     }
     let bucket = url.bucket.as_str();
-    let timeout = |variable| std::env::var(variable).unwrap_or_else(|_| TIMEOUT.to_owned());
     let store: Arc<dyn ObjectStore> = match url.scheme {
         "s3" => Arc::new(
             AmazonS3Builder::from_env()
                 .with_config(
                     AmazonS3ConfigKey::Client(ClientConfigKey::Timeout),
-                    timeout("AWS_TIMEOUT"),
+                    request_timeout("AWS"),
+                )
+                .with_config(
+                    AmazonS3ConfigKey::Client(ClientConfigKey::ReadTimeout),
+                    purpose.read_timeout("AWS"),
                 )
                 .with_bucket_name(bucket)
                 .build()
@@ -149,7 +180,11 @@ fn store(url: &Url) -> Result<Arc<dyn ObjectStore>> {
             GoogleCloudStorageBuilder::from_env()
                 .with_config(
                     GoogleConfigKey::Client(ClientConfigKey::Timeout),
-                    timeout("GOOGLE_TIMEOUT"),
+                    request_timeout("GOOGLE"),
+                )
+                .with_config(
+                    GoogleConfigKey::Client(ClientConfigKey::ReadTimeout),
+                    purpose.read_timeout("GOOGLE"),
                 )
                 .with_bucket_name(bucket)
                 .build()
@@ -159,7 +194,11 @@ fn store(url: &Url) -> Result<Arc<dyn ObjectStore>> {
             MicrosoftAzureBuilder::from_env()
                 .with_config(
                     AzureConfigKey::Client(ClientConfigKey::Timeout),
-                    timeout("AZURE_TIMEOUT"),
+                    request_timeout("AZURE"),
+                )
+                .with_config(
+                    AzureConfigKey::Client(ClientConfigKey::ReadTimeout),
+                    purpose.read_timeout("AZURE"),
                 )
                 .with_container_name(bucket)
                 .build()
@@ -179,7 +218,7 @@ pub(super) fn size_bytes(url: &Url) -> Result<u64> {
     if url.key.is_empty() {
         return Err(ErrorKind::NotFound.into());
     }
-    let (store, path) = (store(url)?, location(url)?);
+    let (store, path) = (store(url, Use::Reading)?, location(url)?);
     Ok(wait(async move { store.head(&path).await })?.size)
 }
 
@@ -188,7 +227,7 @@ pub(super) fn version(url: &Url) -> Result<(u64, String)> {
     if url.key.is_empty() {
         return Err(ErrorKind::NotFound.into());
     }
-    let (store, path) = (store(url)?, location(url)?);
+    let (store, path) = (store(url, Use::Reading)?, location(url)?);
     let meta = wait(async move { store.head(&path).await })?;
     let version = meta.version.unwrap_or_default();
     let tag = meta.e_tag.unwrap_or_default();
@@ -200,7 +239,7 @@ pub(super) fn version(url: &Url) -> Result<(u64, String)> {
 
 /// The bytes of a range that lies within the object.
 pub(super) fn read_range(url: &Url, range: Range<u64>) -> Result<Bytes> {
-    let (store, path) = (store(url)?, location(url)?);
+    let (store, path) = (store(url, Use::Reading)?, location(url)?);
     let len = range.end.saturating_sub(range.start);
     let bytes = wait(async move { store.get_range(&path, range).await })?;
     if bytes.len() as u64 != len {
@@ -211,7 +250,7 @@ pub(super) fn read_range(url: &Url, range: Range<u64>) -> Result<Bytes> {
 
 /// Names of the objects and prefixes directly below a prefix.
 pub(super) fn list(url: &Url) -> Result<Vec<String>> {
-    let (store, prefix) = (store(url)?, location(url)?);
+    let (store, prefix) = (store(url, Use::Reading)?, location(url)?);
     let listed = wait(async move { store.list_with_delimiter(Some(&prefix)).await })?;
     let paths = listed.objects.into_iter().map(|object| object.location);
     Ok(paths
@@ -222,7 +261,7 @@ pub(super) fn list(url: &Url) -> Result<Vec<String>> {
 
 /// Keys of all objects below a prefix.
 pub(super) fn walk(url: &Url) -> Result<Vec<String>> {
-    let store = store(url)?;
+    let store = store(url, Use::Reading)?;
     let mut prefixes = vec![location(url)?];
     let mut keys = Vec::new();
     while let Some(prefix) = prefixes.pop() {
@@ -255,7 +294,7 @@ pub(super) fn put(url: &Url, file: &File, only_new: bool) -> Result<bool> {
         // it while it is mapped.
         Bytes::from_owner(unsafe { memmap2::Mmap::map(file) }?)
     };
-    let (store, path) = (store(url)?, location(url)?);
+    let (store, path) = (store(url, Use::Writing)?, location(url)?);
     let options = PutOptions::from(if only_new {
         PutMode::Create
     } else {
@@ -271,6 +310,25 @@ pub(super) fn put(url: &Url, file: &File, only_new: bool) -> Result<bool> {
 
 /// Removes an object.
 pub(super) fn delete(url: &Url) -> Result<()> {
-    let (store, path) = (store(url)?, location(url)?);
+    let (store, path) = (store(url, Use::Reading)?, location(url)?);
     wait(async move { store.delete(&path).await })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_says_nothing_is_given_up_sooner_than_one_that_listens() {
+        let bucket = |purpose: Use| {
+            MicrosoftAzureBuilder::new()
+                .with_config(
+                    AzureConfigKey::Client(ClientConfigKey::ReadTimeout),
+                    purpose.read_timeout("NO_SUCH_STORE"),
+                )
+                .get_config_value(&AzureConfigKey::Client(ClientConfigKey::ReadTimeout))
+        };
+        assert_eq!(bucket(Use::Reading).as_deref(), Some("1 minute"));
+        assert_eq!(bucket(Use::Writing).as_deref(), Some("30 minutes"));
+    }
 }

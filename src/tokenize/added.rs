@@ -1,7 +1,7 @@
 //! Tokens that stand beside a tokenizer's vocabulary: which ones the files of a folder name, and in which order
 //! transformers 5 adds them, which decides their ids.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use tokenizers::AddedToken;
 
@@ -24,7 +24,7 @@ const NAMES: [&str; 7] = [
 ];
 
 /// A token as a file has it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Token {
     content: String,
     single_word: bool,
@@ -77,6 +77,32 @@ struct Named {
     /// Among names that not every class has, whether transformers adds it before those of `extra_special_tokens`.
     comes_first: bool,
     from: String,
+}
+
+/// Tokens by their names, of which there is one each, in the order in which they came.
+#[derive(Default)]
+struct NamedTokens {
+    list: Vec<Named>,
+    places: HashMap<String, usize>,
+}
+
+impl NamedTokens {
+    fn get_mut(&mut self, name: &str) -> Option<&mut Named> {
+        self.list.get_mut(*self.places.get(name)?)
+    }
+
+    fn push(&mut self, named: Named) {
+        self.places.insert(named.name.clone(), self.list.len());
+        self.list.push(named);
+    }
+
+    fn remove(&mut self, name: &str) {
+        if self.places.contains_key(name) {
+            self.list.retain(|other| other.name != name);
+            let names = self.list.iter().enumerate();
+            self.places = names.map(|(at, named)| (named.name.clone(), at)).collect();
+        }
+    }
 }
 
 /// The contents of files that name tokens.
@@ -134,12 +160,12 @@ impl Tokens {
                 }
             }
         }
-        let mut named = Vec::new();
+        let mut named = NamedTokens::default();
         for (name, value, from) in names {
             // A null takes a class's own token away.
             if value.is_null() {
                 if NAMES.contains(&name.as_str()) {
-                    named.retain(|other: &Named| other.name != name);
+                    named.remove(&name);
                 }
                 continue;
             }
@@ -151,8 +177,7 @@ impl Tokens {
                 from: from.to_owned(),
             };
             let is_common = NAMES.contains(&new.name.as_str());
-            let mut known = named.iter_mut();
-            match known.find(|other: &&mut Named| other.name == new.name) {
+            match named.get_mut(&new.name) {
                 // Of two files, the first counts for a name that not every class has.
                 Some(old) if !is_common && !old.comes_first => old.comes_first = true,
                 Some(old) => *old = new,
@@ -161,23 +186,20 @@ impl Tokens {
         }
         if decoder.is_none() {
             // An object in tokenizer_config.json is not recognised here.
-            let is_special = |content: &str| {
-                named.iter().any(|named| {
-                    let is_string = !named.comes_first || named.from == MAP;
-                    NAMES.contains(&named.name.as_str())
-                        && is_string
-                        && named.token.content == content
-                }) || lists
-                    .extra
-                    .iter()
-                    .flatten()
-                    .any(|token| token.content == content)
-            };
+            let common = named.list.iter().filter(|named| {
+                let is_string = !named.comes_first || named.from == MAP;
+                NAMES.contains(&named.name.as_str()) && is_string
+            });
+            let special: HashSet<&str> = common
+                .map(|named| &named.token)
+                .chain(lists.extra.iter().flatten())
+                .map(|token| token.content.as_str())
+                .collect();
             for (content, id) in files.added_tokens.map_or(&[][..], Ordered::entries) {
                 let id = id.as_u64().ok_or_else(|| {
                     format!("added_tokens.json: the id of {content:?} is not a number")
                 })?;
-                let special = is_special(content);
+                let special = special.contains(content.as_str());
                 let token = Token {
                     normalized: Some(!special),
                     special,
@@ -200,12 +222,13 @@ impl Tokens {
                     comes_first: false,
                     from: (*from).to_owned(),
                 };
-                match named.iter_mut().find(|other| other.name == new.name) {
+                match named.get_mut(&new.name) {
                     Some(old) => old.token = new.token,
                     None => named.push(new),
                 }
             }
         }
+        let mut named = named.list;
         add_defaults(files, &mut named);
         // A token with flags in one of the lists of ids has them also where it is named.
         for named in &mut named {
@@ -246,27 +269,30 @@ impl Tokens {
 
     /// Returns the tokens in the order in which transformers adds them to a tokenizer that knows `known` already.
     pub(super) fn to_add(&self, known: impl Fn(&str) -> bool) -> Vec<AddedToken> {
-        let is_named = |content: &str| self.named.iter().any(|n| n.token.content == content);
+        let named = self.named.iter().map(|named| &named.token);
+        let contents = |tokens: &mut dyn Iterator<Item = &'_ Token>| -> HashSet<String> {
+            tokens.map(|token| token.content.clone()).collect()
+        };
+        let (is_named, has_id) = (
+            contents(&mut named.clone()),
+            contents(&mut self.by_id.values()),
+        );
         let mut tokens: Vec<Token> = self.by_id.values().cloned().collect();
-        let others = self.named.iter().map(|named| &named.token);
-        for token in others.chain(&self.extra) {
-            let has_id = self
-                .by_id
-                .values()
-                .any(|other| other.content == token.content);
-            if !known(&token.content) && !has_id && !tokens.contains(token) {
+        let mut seen: HashSet<&Token> = HashSet::new();
+        for token in named.chain(&self.extra) {
+            let is_known = known(&token.content) || has_id.contains(&token.content);
+            if !is_known && seen.insert(token) {
                 tokens.push(token.clone());
             }
         }
         for token in &mut tokens {
-            token.special |= is_named(&token.content);
+            token.special |= is_named.contains(&token.content);
         }
         if self.class == Class::Qwen2 {
-            let mut seen: Vec<&str> = Vec::new();
+            let mut seen: HashSet<&str> = HashSet::new();
             let all = self.named.iter().map(|named| &named.token);
             for token in all.chain(&self.extra) {
-                if !seen.contains(&token.content.as_str()) {
-                    seen.push(&token.content);
+                if seen.insert(&token.content) {
                     tokens.push(Token::special(&token.content));
                 }
             }
@@ -325,8 +351,9 @@ impl<'a> Lists<'a> {
                 }
                 ("extra_special_tokens", Ordered::Array(_)) => {
                     let mut all = self.extra.take().unwrap_or_default();
+                    let mut seen: HashSet<Token> = all.iter().cloned().collect();
                     for token in read_list(key, value, MAP)? {
-                        if !all.contains(&token) {
+                        if seen.insert(token.clone()) {
                             all.push(token);
                         }
                     }

@@ -79,6 +79,9 @@ pub enum Error {
         /// What the template says.
         reason: String,
     },
+    /// No process can be started that applies the chat template.
+    #[error("cannot start a process to apply the chat template")]
+    NoRenderer(#[source] std::io::Error),
     /// There are messages, and no template for them.
     #[error(
         "{}, record {index}: a record of messages, and the tokenizer of {name} has no chat template that would \

@@ -1,7 +1,7 @@
 //! Loads the tokenizer of a folder as `AutoTokenizer` of transformers 5 does: tokenizer.json, and what the files
 //! beside it change of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::added::{TokenFiles, Tokens};
 use super::class::{Class, pick};
@@ -127,11 +127,10 @@ impl TextTokenizer {
         };
         let known = tokenizer.get_added_vocabulary().get_vocab();
         let to_add = tokens.to_add(|content| known.contains_key(content));
+        let stated: HashSet<&str> = tokens.stated_ids().map(|(_, content)| content).collect();
         let has_no_id = |token: &&AddedToken| {
             tokenizer.token_to_id(&token.content).is_none()
-                && tokens
-                    .stated_ids()
-                    .all(|(_, content)| content != token.content)
+                && !stated.contains(token.content.as_str())
         };
         let new: Vec<String> = to_add
             .iter()
@@ -153,16 +152,7 @@ impl TextTokenizer {
                 ));
             }
         }
-        for (id, content) in tokens.stated_ids() {
-            let found = loaded.token_to_id(content);
-            if found.map(u64::from) != Some(id) {
-                warnings.push(format!(
-                    "{}: the files give {content:?} the id {id}, but as in transformers it gets {}",
-                    files.name,
-                    found.map_or("none".to_owned(), |id| id.to_string())
-                ));
-            }
-        }
+        warnings.extend(id_warnings(&tokens, &loaded));
         if class == Class::Backend {
             warnings.extend(
                 prefix_space_warning(&tokenizer_config, outline.pre_tokenizer.as_ref())
@@ -182,6 +172,35 @@ impl TextTokenizer {
         loaded.warnings = warnings;
         Ok(loaded)
     }
+}
+
+/// Tells which tokens get other ids than files give them: of the first few, and of how many more.
+fn id_warnings(tokens: &Tokens, loaded: &TextTokenizer) -> Vec<String> {
+    const MAX_LISTED: usize = 3;
+    let mut warnings = Vec::new();
+    let mut num_more = 0_u64;
+    for (id, content) in tokens.stated_ids() {
+        let found = loaded.token_to_id(content);
+        if found.map(u64::from) == Some(id) {
+            continue;
+        }
+        if warnings.len() == MAX_LISTED {
+            num_more += 1;
+            continue;
+        }
+        warnings.push(format!(
+            "{}: the files give {content:?} the id {id}, but as in transformers it gets {}",
+            loaded.name(),
+            found.map_or("none".to_owned(), |id| id.to_string())
+        ));
+    }
+    if num_more > 0 {
+        warnings.push(format!(
+            "{}: the same holds of {num_more} more tokens",
+            loaded.name()
+        ));
+    }
+    warnings
 }
 
 /// Returns BOS and EOS as the files name them.

@@ -15,7 +15,11 @@ const MAX_IDS: u64 = 1 << 24;
 /// that each double it make it 2^40 times as long when there are 40.
 const MAX_GROWTH: f64 = 1024.0;
 
-/// Refuses what would take the memory of a machine, here or once a text comes.
+/// Characters of the longest word that WordPiece may look up; real files say 100 or 200. It tries all ends of a part
+/// for all beginnings, so the time goes with the third power.
+const MAX_WORD_CHARS: u64 = 1024;
+
+/// Refuses what would take the memory of a machine or keep it busy for hours, here or once a text comes.
 ///
 /// # Errors
 ///
@@ -25,6 +29,13 @@ pub(super) fn check(json: &[u8]) -> Result<(), String> {
         // The parser knows better what is wrong.
         return Ok(());
     };
+    if let Some(most) = file.model.as_ref().and_then(|model| model.longest_word())
+        && most > MAX_WORD_CHARS
+    {
+        return Err(format!(
+            "its model looks up words of {most} characters; at most {MAX_WORD_CHARS} are allowed"
+        ));
+    }
     let model = file.model.and_then(|model| model.vocab.0);
     let added = file.added_tokens.into_iter().flatten();
     let added = added.map(|token| (token.id, token.content));
@@ -60,6 +71,14 @@ struct File {
 struct Model {
     #[serde(default)]
     vocab: LargestId,
+    #[serde(default)]
+    max_input_chars_per_word: Option<Value>,
+}
+
+impl Model {
+    fn longest_word(&self) -> Option<u64> {
+        self.max_input_chars_per_word.as_ref()?.as_u64()
+    }
 }
 
 #[derive(Deserialize)]
@@ -132,6 +151,10 @@ fn growth(rules: &Value) -> f64 {
             }
             _ => 1.0 + content(),
         },
+        Some("Prepend") => {
+            let text = rules.get("prepend").and_then(Value::as_str);
+            1.0 + text.map_or(0.0, |text| text.len() as f64)
+        }
         Some("Precompiled") => {
             let map = rules.get("precompiled_charsmap").and_then(Value::as_str);
             map.map_or(1.0, |map| longest_replacement(map.as_bytes()) as f64)
@@ -206,6 +229,23 @@ mod tests {
             refused(|file| file["model"]["vocab"] = json!([["a", -1.0]])),
             None
         );
+    }
+
+    #[test]
+    fn words_that_wordpiece_looks_up_are_limited() {
+        for (most, is_fine) in [(100, true), (1024, true), (1025, false), (u64::MAX, false)] {
+            let found = refused(|file| file["model"]["max_input_chars_per_word"] = json!(most));
+            assert_eq!(found.is_none(), is_fine, "{most} {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_book_before_every_text_is_refused() {
+        for (len, is_fine) in [(3, true), (1023, true), (1024, false)] {
+            let rule = json!({"type": "Prepend", "prepend": "a".repeat(len)});
+            let found = refused(|file| file["normalizer"] = rule);
+            assert_eq!(found.is_none(), is_fine, "{len} {found:?}");
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! JSON whose objects keep the order of their keys: new tokens get their ids in that order.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -94,13 +96,6 @@ impl Ordered {
     }
 }
 
-fn insert(entries: &mut Vec<(String, Ordered)>, key: String, value: Ordered) {
-    match entries.iter_mut().find(|(name, _)| *name == key) {
-        Some((_, old)) => *old = value,
-        None => entries.push((key, value)),
-    }
-}
-
 impl<'de> Deserialize<'de> for Ordered {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct AnyValue;
@@ -144,9 +139,20 @@ impl<'de> Deserialize<'de> for Ordered {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Ordered, A::Error> {
-                let mut entries = Vec::new();
-                while let Some((key, value)) = access.next_entry()? {
-                    insert(&mut entries, key, value);
+                let mut entries: Vec<(String, Ordered)> = Vec::new();
+                let mut places: HashMap<String, usize> = HashMap::new();
+                while let Some((key, value)) = access.next_entry::<String, Ordered>()? {
+                    match places.entry(key) {
+                        Entry::Occupied(place) => {
+                            if let Some((_, old)) = entries.get_mut(*place.get()) {
+                                *old = value;
+                            }
+                        }
+                        Entry::Vacant(place) => {
+                            entries.push((place.key().clone(), value));
+                            place.insert(entries.len() - 1);
+                        }
+                    }
                 }
                 Ok(Ordered::Object(entries))
             }

@@ -9,7 +9,7 @@ use tokenizers::{Encoding, Tokenizer};
 
 use super::apart::{self, Refusal};
 use super::canonical::Canonical;
-use super::chat::ChatTemplate;
+use super::chat::{self, ChatTemplate};
 use super::error::{Error, Mismatch};
 use super::load::{guarded, load};
 use super::special::{NamedToken, SpecialTokens, SpecialTokensInText};
@@ -299,10 +299,13 @@ impl TextTokenizer {
         };
         let text = template
             .render(messages, tools)
-            .map_err(|reason| Error::Render {
-                document: source.to_string(),
-                index,
-                reason,
+            .map_err(|refusal| match refusal {
+                chat::Refusal::NoProcess(error) => Error::NoRenderer(error),
+                chat::Refusal::Bad(reason) => Error::Render {
+                    document: source.to_string(),
+                    index,
+                    reason,
+                },
             })?;
         let tokenizer = self.parsing.as_ref().unwrap_or(&self.tokenizer);
         let encoding = self.encoding(tokenizer, text, &source, index)?;

@@ -6,9 +6,10 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use super::super::BadInput;
 use super::evaluate::Evaluation;
 use super::files::{EVAL_FILE, METRICS_FILE};
 use crate::escape::Show as _;
@@ -151,8 +152,15 @@ fn lines<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Vec<T>> {
         .filter(|line| !line.is_empty())
         .enumerate()
         .map(|(number, line)| {
-            serde_json::from_slice(line)
-                .with_context(|| format!("line {} of {}", number + 1, path.shown()))
+            serde_json::from_slice(line).map_err(|error| {
+                let (number, reason) = (number + 1, error.to_string());
+                let path = path.shown();
+                BadInput(format!(
+                    "line {number} of {path} is damaged: {}\nhint: remove the line; it says nothing that training needs",
+                    reason.shown()
+                ))
+                .into()
+            })
         })
         .collect()
 }

@@ -11,7 +11,7 @@ use super::super::{BadInput, json_of};
 use crate::escape::Show as _;
 use crate::fs;
 use crate::model::OpenModel;
-use crate::tokenize::ChatTemplate;
+use crate::tokenize::{self, ChatTemplate, Refusal};
 
 /// Files of templates, which come before those in tokenizer_config.json.
 const FILES: [(&str, &str); 2] = [
@@ -48,9 +48,14 @@ pub(super) fn find(
 ) -> Result<Option<Found>> {
     let compile = |templates, model: Option<&&OpenModel>, file: String| -> Result<Option<Found>> {
         let special = model.map_or_else(|| Ok(BTreeMap::new()), |model| special_tokens(model))?;
-        let template = ChatTemplate::new(&templates, special, date).map_err(|reason| {
-            BadInput(format!("{file}: the chat template can't be used: {reason}"))
-        })?;
+        let template = match ChatTemplate::new(templates, special, date) {
+            Ok(template) => template,
+            Err(Refusal::NoProcess(error)) => return Err(tokenize::Error::NoRenderer(error).into()),
+            Err(Refusal::Bad(reason)) => {
+                let reason = format!("{file}: the chat template can't be used: {reason}");
+                return Err(BadInput(reason).into());
+            }
+        };
         Ok(Some(Found { template, file }))
     };
     if let Some(file) = file {

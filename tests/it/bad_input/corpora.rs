@@ -49,7 +49,9 @@ const FILES: &[Case] = &[
         },
         command: "remit-score empty -o out --rl-model rl",
         exit: BAD_DATA,
-        stderr: &["error: empty corpus: all 2 supported files are empty;"],
+        stderr: &[
+            "error: empty corpus: all 2 supported files are empty, the first being empty/a.txt;",
+        ],
     },
     Case {
         input: "a folder with only files of other types",
@@ -260,7 +262,7 @@ const LISTS: &[Case] = &[
         prepare: |w| w.write("files.txt", "\n\n"),
         command: "remit-score --files-from files.txt -o out --rl-model rl",
         exit: BAD_DATA,
-        stderr: &["error: empty corpus: no file was found"],
+        stderr: &["error: files.txt: the list names no file"],
     },
     Case {
         input: "a file that is listed twice",
