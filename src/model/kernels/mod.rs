@@ -23,7 +23,7 @@ pub(crate) use backend::{Kernels, Portable};
 pub(crate) use cpu::Cpu;
 pub(crate) use rope_table::RopeTable;
 pub(crate) use shapes::{
-    AdamWState, AdamWStep, AttentionShape, LmHead, LmLoss, MlaDims, Qkv, RmsNorm, Rope,
+    AdamWState, AdamWStep, Attended, AttentionShape, LmHead, LmLoss, MlaDims, Qkv, RmsNorm, Rope,
     RopeDirection, RopeLayout,
 };
 pub use targets::{RowOutputs, WeightFn};

@@ -4,7 +4,7 @@ use super::case::{Case, Shapes, dot, joined, named, taken, wide};
 use super::token_cases::normed;
 use crate::model::architecture::RopeConfig;
 use crate::model::kernels::tensor::zeros_f32;
-use crate::model::kernels::{Kernels, RmsNorm, Rope, RopeDirection, RopeLayout, RopeTable};
+use crate::model::kernels::{Kernels, RmsNorm, Rope, RopeDirection, RopeLayout};
 use crate::model::row_layout::RowLayout;
 
 pub fn rope_case(kernels: &dyn Kernels, seed: u64) -> Case {
@@ -27,7 +27,7 @@ pub fn rope_case(kernels: &dyn Kernels, seed: u64) -> Case {
     let x = shapes.array("x", &[tokens, width]);
     let dy = shapes.array("dy", &[tokens, width]);
     let layout = RowLayout::new(lengths.iter().copied());
-    let table = RopeTable::new(&layout, &config, kernels.device()).unwrap();
+    let table = kernels.rope_table(&layout, &config).unwrap();
     let rope = Rope {
         table: &table,
         layout: features,
@@ -116,7 +116,7 @@ pub fn norm_rope_case(kernels: &dyn Kernels, seed: u64) -> Case {
     let w = shapes.array("w", &[features.head_dim]);
     let dy = shapes.array("dy", &[tokens, width]);
     let layout = RowLayout::new(lengths.iter().copied());
-    let table = RopeTable::new(&layout, &config, kernels.device()).unwrap();
+    let table = kernels.rope_table(&layout, &config).unwrap();
     let rope = Rope {
         table: &table,
         layout: features,
