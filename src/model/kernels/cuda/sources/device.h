@@ -185,6 +185,31 @@ DEVICE void for_elements(i64 n, bool aligned, F body) {
     for (i64 at = whole + thread; GUARD(at < n); at += threads) body(Many<1>{}, at);
 }
 
+// Reads N f32 values, four at a time if N allows it; then they are at a 16-byte boundary.
+template <int N>
+DEVICE void load_floats(const float *from, float (&values)[N]) {
+    if constexpr (N % 4 == 0) {
+        UNROLL for (int i = 0; i < N; i += 4) {
+            float four[4];
+            load_vector(from + i, four);
+            UNROLL for (int j = 0; j < 4; ++j) values[i + j] = four[j];
+        }
+    } else {
+        UNROLL for (int i = 0; i < N; ++i) values[i] = from[i];
+    }
+}
+
+// Calls `body(Many<N>, at)` for the `width` elements of a row, shared among `size` threads of which this is
+// number `rank`; N is 1, or VECTOR<T> if `vectors`, and then the width a multiple of it.
+template <class T, class F>
+DEVICE void for_row(int width, bool vectors, int rank, int size, F body) {
+    if (vectors) {
+        for (int at = rank * VECTOR<T>; GUARD(at < width); at += size * VECTOR<T>) body(Many<VECTOR<T>>{}, at);
+    } else {
+        for (int at = rank; GUARD(at < width); at += size) body(Many<1>{}, at);
+    }
+}
+
 // Arithmetic.
 
 constexpr float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
