@@ -16,7 +16,8 @@ using i64 = long long;
 
 #ifdef __CUDACC__
 // Shared memory whose size the launch gives; `bytes` of it are used.
-#define DYNAMIC_SHARED(name, bytes) extern __shared__ __align__(16) unsigned char name[]
+extern __shared__ __align__(16) unsigned char dynamic_shared_memory[];
+#define DYNAMIC_SHARED(name, bytes) unsigned char *const name = dynamic_shared_memory
 #define SHARED_ARRAY(type, name, count) __shared__ __align__(16) type name[count]
 #define REGISTER(name)
 #define UNROLL _Pragma("unroll")

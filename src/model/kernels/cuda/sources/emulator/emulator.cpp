@@ -41,6 +41,7 @@ namespace {
 constexpr unsigned MAX_THREADS = 1024, MAX_WARPS = MAX_THREADS / 32;
 /// What a block may have on sm_90.
 constexpr unsigned MAX_SHARED = 227 << 10;
+constexpr size_t PAGE = 4096;
 #if defined(__SANITIZE_ADDRESS__)
 constexpr size_t STACK = 512 << 10;
 #else
@@ -129,6 +130,17 @@ struct SharedArray {
     void *memory;
 };
 
+/// Returns whole pages for so many bytes, and behind them one that can't be touched.
+void *fenced(size_t bytes) {
+    const size_t pages = (bytes + PAGE - 1) / PAGE * PAGE;
+    void *memory = mmap(nullptr, pages + PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED || mprotect(memory, pages, PROT_READ | PROT_WRITE) != 0) {
+        std::fprintf(stderr, "emulator: no memory for a block\n");
+        std::abort();
+    }
+    return memory;
+}
+
 /// All that a launch on one OS thread has.
 struct State {
     std::vector<Thread> threads{MAX_THREADS};
@@ -148,15 +160,20 @@ struct State {
     bool by_priority = false;
     uint64_t random = 1;
 
-    unsigned char *shared = nullptr;
+    /// The launch's shared memory, which ends where memory that can't be touched begins.
+    unsigned char *shared = nullptr, *shared_end = nullptr;
     size_t shared_bytes = 0;
     std::vector<SharedArray> arrays;
 
     int status = REMIT_OK;
     std::string error;
 
+    State() { shared_end = static_cast<unsigned char *>(fenced(MAX_SHARED)) + (MAX_SHARED + PAGE - 1) / PAGE * PAGE; }
+
     ~State() {
-        for (auto &fiber : fibers) munmap(fiber->stack, STACK);
+        const size_t pages = (MAX_SHARED + PAGE - 1) / PAGE * PAGE;
+        munmap(shared_end - pages, pages + PAGE);
+        for (auto &fiber : fibers) munmap(fiber->stack, STACK + PAGE);
     }
 
     uint32_t draw() {
@@ -223,12 +240,7 @@ void fiber_main();
 Fiber *idle_fiber(State &s) {
     if (s.idle.empty()) {
         auto fiber = std::make_unique<Fiber>();
-        void *stack = mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (stack == MAP_FAILED) {
-            std::fprintf(stderr, "emulator: no memory for the stack of a thread\n");
-            std::abort();
-        }
-        fiber->stack = static_cast<char *>(stack);
+        fiber->stack = static_cast<char *>(fenced(STACK));
         prepare(fiber->saved, fiber->stack, STACK, fiber_main);
         s.idle.push_back(fiber.get());
         s.fibers.push_back(std::move(fiber));
@@ -314,7 +326,7 @@ void run_block(State &s) {
         thread.copies.clear();
     }
     s.by_priority = s.draw() % 4 != 0;
-    if (s.shared_bytes != 0) memset(s.shared, 0xff, s.shared_bytes);
+    memset(s.shared, 0xff, s.shared_bytes);
     for (SharedArray &array : s.arrays) memset(array.memory, 0xff, array.bytes);
 
     Thread *first = draw_next(s);
@@ -473,8 +485,7 @@ extern "C" int remit_emulate(const char *name, const unsigned grid[3], const uns
     if (s.random == 0) s.random = 1;
     for (int i = 0; i < 4; ++i) s.draw();
     s.shared_bytes = shared_bytes;
-    s.shared = shared_bytes == 0 ? nullptr
-                                 : static_cast<unsigned char *>(std::aligned_alloc(128, (shared_bytes + 127) / 128 * 128));
+    s.shared = s.shared_end - (shared_bytes + 15) / 16 * 16;
     remit_block_size = {block[0], 1, 1};
     remit_grid_size = {grid[0], grid[1], grid[2]};
     for (unsigned z = 0; z < grid[2] && s.status == REMIT_OK; ++z) {
@@ -492,7 +503,6 @@ extern "C" int remit_emulate(const char *name, const unsigned grid[3], const uns
         s.error = std::string(name) + ": " + s.error + place;
         abandon(s);
     }
-    std::free(s.shared);
     for (const SharedArray &array : s.arrays) std::free(array.memory);
     s.arrays.clear();
     return s.status;
