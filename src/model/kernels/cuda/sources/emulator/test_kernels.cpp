@@ -160,7 +160,7 @@ void compare(const char *what, const Values &found, const Values &expected, size
             error += apart * apart;
             size += expected[i] * expected[i];
         }
-        if (!(std::sqrt(error) <= tolerance * (std::sqrt(size) + 0.3 * all) + 1e-30)) {
+        if (!(std::sqrt(error) <= tolerance * (std::sqrt(size) + 0.3 * all) + 3e-6)) {
             char text[160];
             std::snprintf(text, sizeof text, "%s: row %zu of %zu is %.3g off, of size %.3g", what, row,
                           expected.size() / width, std::sqrt(error), std::sqrt(size));
