@@ -23,9 +23,9 @@ pub(super) struct BlockTape {
     x: Tensor,       // [T, H]
     attn_in: Tensor, // [T, H]
     qkv: QkvTape,
-    q: Tensor,        // [T, num_heads * head_dim]
-    k: Tensor,        // [T, num_kv_heads * head_dim]
-    v: Tensor,        // [T, num_kv_heads * v_head_dim]
+    q: Tensor, // [T, num_heads * head_dim]
+    k: Tensor, // [T, num_kv_heads * head_dim]
+    v: Tensor, // [T, num_kv_heads * v_head_dim]
     attended: Attended,
     /// Input of the norm after the attention, when there is one.
     raw_attn: Option<Tensor>,

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 
+#[cfg(feature = "cuda-emulator")]
+use super::kernels::Cuda;
 use super::kernels::tensor::to_host;
 use super::kernels::{Cpu, Kernels, Portable};
 use super::*;
@@ -41,7 +43,11 @@ fn portable() -> Portable {
 
 /// Backends to compare with the portable one.
 fn backends() -> Vec<(&'static str, Compute)> {
-    vec![("cpu", on(Cpu))]
+    vec![
+        ("cpu", on(Cpu)),
+        #[cfg(feature = "cuda-emulator")]
+        ("cuda-emulated", on(Cuda::emulated())),
+    ]
 }
 
 fn load_on(path: &Path, compute: &Compute) -> Decoder {

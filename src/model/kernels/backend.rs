@@ -12,7 +12,7 @@
 
 use std::fmt::Debug;
 
-use candle_core::{Device, DeviceLocation, Tensor};
+use candle_core::{Device, Tensor};
 
 use super::portable;
 use super::portable_head;
@@ -40,6 +40,11 @@ pub(crate) trait Kernels: Debug + Send + Sync {
 
     /// Returns the device that tensors have to be on.
     fn device(&self) -> &Device;
+
+    /// Returns what results may depend on besides the inputs, for people: the card, the versions of its libraries.
+    fn description(&self) -> Option<&str> {
+        None
+    }
 
     /// Returns how many bytes of activations a scored batch may take; larger batches are split.
     fn scoring_budget_bytes(&self) -> usize {
@@ -290,20 +295,18 @@ pub(crate) trait Kernels: Debug + Send + Sync {
     }
 }
 
-/// The trait's defaults, composed of the tensor library's operations, on any device.
+/// The trait's defaults, composed of the tensor library's operations, on any device: what tests compare with.
+#[cfg(test)]
 #[derive(Debug, Clone)]
 pub(crate) struct Portable {
     /// The device that tensors are on.
     pub device: Device,
 }
 
+#[cfg(test)]
 impl Kernels for Portable {
     fn name(&self) -> &'static str {
-        match self.device.location() {
-            DeviceLocation::Cpu => "portable",
-            DeviceLocation::Cuda { .. } => "cuda",
-            DeviceLocation::Metal { .. } => "metal",
-        }
+        "portable"
     }
 
     fn device(&self) -> &Device {

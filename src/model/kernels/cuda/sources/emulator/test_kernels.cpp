@@ -1,6 +1,6 @@
 // Checks every kernel, in the emulator, against plain loops in f64.
 //
-//   test_kernels [--full] [--only PART_OF_A_NAME] [--seeds N]
+//   test_kernels [--full] [--only PART_OF_A_NAME] [--seeds N] [--stop]     # --stop: at the first failure
 //
 // Buffers end where memory that can't be touched begins, and outputs start as NaN. Every launch is made with
 // several schedules, which have to give the same bits.
@@ -56,13 +56,14 @@ bf16 narrow<bf16>(double x) {
 }
 
 int failures = 0, checks = 0, seeds = 2;
-bool full = false;
+bool full = false, stop = false;
 std::string only, running;
 std::vector<std::string> launched;
 
 void fail(const std::string &what) {
     ++failures;
     if (failures <= 30) std::printf("FAILED %s: %s\n", running.c_str(), what.c_str());
+    if (stop) std::exit(1);
 }
 
 // Elements that end at a page's end, behind which nothing may be touched, with a known pattern before them.
@@ -227,6 +228,7 @@ int main(int count, char **words) {
     for (int i = 1; i < count; ++i) {
         const std::string word = words[i];
         if (word == "--full") full = true;
+        else if (word == "--stop") stop = true;
         else if (word == "--only" && i + 1 < count) only = words[++i];
         else if (word == "--seeds" && i + 1 < count) seeds = std::atoi(words[++i]);
         else {
