@@ -74,7 +74,7 @@ DEVICE void attention_backward_kv(const bf16 *q, const bf16 *k, const bf16 *v, c
             multiply_rounded<DV>(dv_sums, p, d_tile, slice * MINE_V, wanted);
             multiply_rounded<D>(dk_sums, ds, q_tile, slice * MINE, wanted);
         };
-        const bool hides = query < key + 15 || (shape.window > 0 && key + shape.window <= query + M - 1);
+        const bool hides = NEEDED(query < key + 15) || NEEDED(shape.window > 0 && key + shape.window <= query + M - 1);
         if (hides) {
             compute(Many<1>{});
         } else {

@@ -69,7 +69,7 @@ DEVICE void attention_backward_q(const bf16 *q, const bf16 *k, const bf16 *v, co
             }
             multiply_rounded<D>(sums, ds, k_tile, 0, wanted);
         };
-        const bool hides = key + N - 1 > query || (shape.window > 0 && key + shape.window <= query + 15);
+        const bool hides = NEEDED(key + N - 1 > query) || NEEDED(shape.window > 0 && key + shape.window <= query + 15);
         if (hides) {
             compute(Many<1>{});
         } else {

@@ -46,7 +46,7 @@ DEVICE float dot(const float *a, const float *b, int dim) {
 DEVICE void add_product(float (&values)[FEATURES], const float *factors, int step, const float *rows, int dim) {
     UNROLL for (int i = 0; i < FEATURES; ++i) {
         const int feature = i * SHARERS + threadIdx.x % SHARERS;
-        if (GUARD(feature < dim)) {
+        if (feature < dim) {
             float sum = 0.0f;
             for (int j = 0; j < SIDE; ++j) sum += factors[j * step] * rows[j * (dim + 1) + feature];
             values[i] += sum;

@@ -105,7 +105,7 @@ DEVICE void attention_forward(const bf16 *q, const bf16 *k, const bf16 *v, bf16 
             }
             if (wants_out) multiply_rounded<DV>(sums, scores, v_tile, 0, wanted);
         };
-        const bool hides = key + N - 1 > query || (shape.window > 0 && key + shape.window <= query + 15);
+        const bool hides = NEEDED(key + N - 1 > query) || NEEDED(shape.window > 0 && key + shape.window <= query + 15);
         // A warp may have no query in the row, or none that sees this tile.
         if (query < tile.len && key <= query + 15) {
             if (hides) {

@@ -10,9 +10,11 @@ using i64 = long long;
 
 #define DEVICE static __device__ __forceinline__
 
-// A condition without which a kernel would be wrong: a bound or a mask. The mutation check makes each of
-// them true in turn and expects the tests to fail.
+// A condition without which a kernel would be wrong: a bound or a mask that has to hold, and one under which
+// more has to be done. The mutation check makes each GUARD true and each NEEDED false in turn, and expects the
+// tests to fail.
 #define GUARD(condition) (condition)
+#define NEEDED(condition) (condition)
 
 #ifdef __CUDACC__
 // Shared memory whose size the launch gives; `bytes` of it are used.

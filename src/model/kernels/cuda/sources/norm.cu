@@ -218,8 +218,7 @@ KERNEL_OF_BOTH(256, norm_rope,
                (x, w, y, Rotation{cos, sin, positions, head_dim, first, half, interleaved != 0}, rows, width,
                 rows_per_token, eps, offset))
 
-// What all backwards of norms share: a block has `rows_per_part` rows, one after the other or a warp's worth
-// of them at a time. `pass(row, add)` calls `add(i, dy, x, feature)`, with i counting a slot's values.
+// Over a row.
 struct Sums {
     float squares, dot;
 };
@@ -243,17 +242,25 @@ DEVICE Sums team_sums(const Team &team, Sums sums, float *partial) {
     return total;
 }
 
+// What the gradients of a row's features have in common.
+struct Factors {
+    // 1 / rms, and (g . x) r^3 / n.
+    float r, of_x, offset;
+    // Whether dx is added to; whether this is the team's first row, so that dw is begun.
+    bool accumulate, begins;
+};
+
 // The gradient of N features of a row: of x, given that of y, and added to a sum that of the weight.
 template <int N, class T>
-DEVICE void features_backward(const float (&dy)[N], const float (&x)[N], const float *w, T *dx, float *dw, float r,
-                              float factor, float offset, bool accumulate) {
+DEVICE void features_backward(const float (&dy)[N], const float (&x)[N], const float *w, T *dx, float *dw,
+                              const Factors &f) {
     float weights[N], d[N];
     load_floats(w, weights);
-    if (accumulate) load(dx, d);
+    if (f.accumulate) load(dx, d);
     UNROLL for (int i = 0; i < N; ++i) {
-        const float gradient = r * dy[i] * (offset + weights[i]) - x[i] * factor;
-        d[i] = accumulate ? d[i] + gradient : gradient;
-        dw[i] += dy[i] * x[i] * r;
+        const float gradient = f.r * dy[i] * (f.offset + weights[i]) - x[i] * f.of_x;
+        d[i] = f.accumulate ? d[i] + gradient : gradient;
+        dw[i] = (f.begins ? 0.0f : dw[i]) + dy[i] * x[i] * f.r;
     }
     store(dx, d);
 }
@@ -293,14 +300,13 @@ struct PlainRow {
         });
     }
 
-    __device__ __forceinline__ void finish(const Team &team, float *dw, float r, float factor, float offset,
-                                           bool accumulate) const {
+    __device__ __forceinline__ void finish(const Team &team, float *dw, const Factors &factors) const {
         for_row<T>(width, vectors, team.rank, team.size, [&](auto many, int at) {
             constexpr int N = decltype(many)::count;
             float d[N], values[N];
             load(dy + at, d);
             load(x + at, values);
-            features_backward(d, values, w + at, dx + at, dw + at, r, factor, offset, accumulate);
+            features_backward(d, values, w + at, dx + at, dw + at, factors);
         });
     }
 };
@@ -351,10 +357,9 @@ struct RotatedRow {
         }
     }
 
-    __device__ __forceinline__ void finish(const Team &team, float *dw, float r, float factor, float offset,
-                                           bool accumulate) const {
+    __device__ __forceinline__ void finish(const Team &team, float *dw, const Factors &factors) const {
         const auto body = [&](int at, const auto &d, const auto &values) {
-            features_backward(d, values, w + at, dx + at, dw + at, r, factor, offset, accumulate);
+            features_backward(d, values, w + at, dx + at, dw + at, factors);
         };
         if (vectors) {
             each<VECTOR<T>>(team, body);
@@ -364,6 +369,7 @@ struct RotatedRow {
     }
 };
 
+// What all backwards of norms share: a block has `rows_per_part` rows, one after the other, or eight at a time.
 template <class Row>
 DEVICE void rows_backward(const Row &first, float *partials, int rows, int width, float eps, float offset,
                           bool accumulate, int rows_per_part) {
@@ -373,16 +379,11 @@ DEVICE void rows_backward(const Row &first, float *partials, int rows, int width
     // A thread only touches the sums of its own features before the end.
     float *sums_of_teams = reinterpret_cast<float *>(memory);
     float *dw = sums_of_teams + team.number * width;
-    for (int at = team.rank; GUARD(at < width); at += team.size) dw[at] = 0.0f;
-    if (team.is_warp) {
-        __syncwarp();
-    } else {
-        __syncthreads();
-    }
     const i64 start = i64(blockIdx.x) * rows_per_part;
     const i64 end = start + rows_per_part < rows ? start + rows_per_part : rows;
     int turn = 0;
-    for (i64 row = start + team.number; row < end; row += team.count) {
+    const i64 mine = start + team.number;
+    for (i64 row = mine; row < end; row += team.count) {
         Row one = first;
         one.start(row);
         Sums sums{0.0f, 0.0f};
@@ -390,12 +391,13 @@ DEVICE void rows_backward(const Row &first, float *partials, int rows, int width
         sums = team_sums(team, sums, partial + turn * 2 * WARPS);
         turn ^= 1;
         const float r = inverse_rms(sums.squares, width, eps);
-        one.finish(team, dw, r, sums.dot * r * r * r / float(width), offset, accumulate);
+        one.finish(team, dw, Factors{r, sums.dot * r * r * r / float(width), offset, accumulate, row == mine});
     }
+    const int teams = end - start < team.count ? int(end - start) : team.count;
     __syncthreads();
     for (int at = threadIdx.x; GUARD(at < width); at += blockDim.x) {
         float total = 0.0f;
-        for (int i = 0; i < team.count; ++i) total += sums_of_teams[i * width + at];
+        for (int i = 0; GUARD(i < teams); ++i) total += sums_of_teams[i * width + at];
         partials[i64(blockIdx.x) * width + at] = total;
     }
 }
