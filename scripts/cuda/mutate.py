@@ -38,13 +38,13 @@ class Mutant:
     def __init__(self, file, kind, start, end, text, line):
         self.file, self.kind, self.start, self.end, self.text, self.line = file, kind, start, end, text, line
 
-    def source(self):
-        source = (SOURCES / self.file).read_text()
+    def source(self, sources):
+        source = (sources / self.file).read_text()
         return source[: self.start] + self.text + source[self.end :]
 
 
-def mutants_of(file):
-    source = (SOURCES / file).read_text()
+def mutants_of(sources, file):
+    source = (sources / file).read_text()
     found = []
     for match in re.finditer(r"(?<!define )\b(?:GUARD|NEEDED)\(|__syncthreads\(\);|__syncwarp\(\);|wait_for_copies<0>\(\);", source):
         line = source.count("\n", 0, match.start()) + 1
@@ -61,35 +61,34 @@ def mutants_of(file):
     return found
 
 
-def includes(file, header):
-    text = (SOURCES / file).read_text()
-    names = re.findall(r'#include "(\w+\.h)"', text)
-    return header in names or any(includes(name, header) for name in names)
+def includes(sources, file, header):
+    names = re.findall(r'#include "(\w+\.h)"', (sources / file).read_text())
+    return header in names or any(includes(sources, name, header) for name in names)
 
 
-def command_for(source, folder, out):
+def command_for(sources, source, out):
     if source.suffix == ".cu":
-        shim = SOURCES / "emulator/shim.h"
-        return ["g++", *FLAGS, "-x", "c++", "-include", str(shim), "-I", str(SOURCES), "-c", str(source), "-o", str(out)]
+        shim = sources / "emulator/shim.h"
+        return ["g++", *FLAGS, "-x", "c++", "-include", str(shim), "-c", str(source), "-o", str(out)]
     return ["g++", *FLAGS, "-c", str(source), "-o", str(out)]
 
 
-def outcome(mutant, objects):
+def outcome(sources, mutant, objects):
     """Returns how the tests found the mutant, or None."""
     units = [name for name in objects if name.endswith(".cu")]
     if mutant.file.endswith(".h"):
-        units = [unit for unit in units if includes(unit, mutant.file)]
+        units = [unit for unit in units if includes(sources, unit, mutant.file)]
     else:
         units = [mutant.file]
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        for source in [*SOURCES.glob("*.cu"), *SOURCES.glob("*.h")]:
+        for source in [*sources.glob("*.cu"), *sources.glob("*.h")]:
             shutil.copy(source, folder)
-        (folder / mutant.file).write_text(mutant.source())
+        (folder / mutant.file).write_text(mutant.source(sources))
         linked = dict(objects)
         for unit in units:
             linked[unit] = folder / f"{unit}.o"
-            done = subprocess.run(command_for(folder / unit, folder, linked[unit]), capture_output=True, text=True)
+            done = subprocess.run(command_for(sources, folder / unit, linked[unit]), capture_output=True, text=True)
             if done.returncode != 0:
                 sys.exit(f"mutate.py: {mutant.file}:{mutant.line} without its {mutant.kind} does not compile:\n{done.stderr}")
         program = folder / "test_kernels"
@@ -123,24 +122,26 @@ def main():
     parser.add_argument("--only", default="", help="files whose names contain this")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
-    files = sorted(path.name for path in [*SOURCES.glob("*.cu"), *SOURCES.glob("*.h")])
-    mutants = [mutant for file in files if args.only in file for mutant in mutants_of(file)]
-    total = len(mutants)
-    random.Random(args.seed).shuffle(mutants)
     begin = time.monotonic()
     out_of_time = lambda: args.seconds is not None and time.monotonic() - begin > args.seconds
     results = []
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as pool:
         folder = pathlib.Path(name)
-        sources = [*SOURCES.glob("*.cu"), SOURCES / "emulator/emulator.cpp", SOURCES / "emulator/test_kernels.cpp"]
-        objects = {source.name: folder / f"{source.name}.o" for source in sources}
-        compile_one = lambda source: subprocess.run(command_for(source, folder, objects[source.name]), check=True)
-        list(pool.map(compile_one, sources))
+        # A copy, so that the kernels may be edited in the meantime.
+        sources = pathlib.Path(shutil.copytree(SOURCES, folder / "sources"))
+        files = sorted(path.name for path in [*sources.glob("*.cu"), *sources.glob("*.h")])
+        mutants = [mutant for file in files if args.only in file for mutant in mutants_of(sources, file)]
+        total = len(mutants)
+        random.Random(args.seed).shuffle(mutants)
+        units = [*sources.glob("*.cu"), sources / "emulator/emulator.cpp", sources / "emulator/test_kernels.cpp"]
+        objects = {unit.name: folder / f"{unit.name}.o" for unit in units}
+        compile_one = lambda unit: subprocess.run(command_for(sources, unit, objects[unit.name]), check=True)
+        list(pool.map(compile_one, units))
         program = folder / "test_kernels"
         subprocess.run(["g++", *map(str, objects.values()), "-o", str(program)], check=True)
         if subprocess.run([str(program), "--stop"]).returncode != 0:
             sys.exit("mutate.py: the tests fail without any mutation")
-        run = lambda mutant: "left out" if out_of_time() else outcome(mutant, objects)
+        run = lambda mutant: "left out" if out_of_time() else outcome(sources, mutant, objects)
         jobs = {pool.submit(run, mutant): mutant for mutant in mutants}
         for job in as_completed(jobs):
             mutant, how = jobs[job], job.result()

@@ -64,16 +64,37 @@ constexpr int PITCH = D + 8;
 template <int ROWS, int D, int THREADS>
 DEVICE void load_tile(bf16 *tile, const Head<const bf16> &head, int first) {
     constexpr int CHUNKS = D / 8;
-    for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
-        const int row = i / CHUNKS, column = i % CHUNKS * 8;
+    if (!head.aligned) {
+        for (int i = threadIdx.x; i < ROWS * D; i += THREADS) {
+            const int row = i / D, column = i % D;
+            const bool there = GUARD(first + row < head.len) && GUARD(column < head.dim);
+            tile[row * PITCH<D> + column] = there ? head.values[(first + row) * head.stride + column] : bf16{0};
+        }
+    } else if constexpr (THREADS % CHUNKS == 0) {
+        // A thread has one column, so that addresses are sums.
+        constexpr int STEP = THREADS / CHUNKS;
+        static_assert(ROWS % STEP == 0, "threads have as many rows each");
+        const int column = threadIdx.x % CHUNKS * 8;
+        if (!GUARD(column < head.dim)) {
+            for (int row = threadIdx.x / CHUNKS; row < ROWS; row += STEP) copy_async(tile + row * PITCH<D> + column, head.values, 0);
+            return;
+        }
+        int row = threadIdx.x / CHUNKS;
         bf16 *to = tile + row * PITCH<D> + column;
-        const bool there = GUARD(first + row < head.len);
-        const bf16 *from = head.values + i64(there ? first + row : 0) * head.stride;
-        if (head.aligned) {
-            const bool inside = GUARD(column < head.dim);
-            copy_async(to, from + (inside ? column : 0), there && inside ? 16 : 0);
-        } else {
-            for (int j = 0; j < 8; ++j) to[j] = there && GUARD(column + j < head.dim) ? from[column + j] : bf16{0};
+        const bf16 *from = head.values + (first + row) * head.stride + column;
+        UNROLL for (int i = 0; i < ROWS / STEP; ++i) {
+            const bool there = GUARD(first + row < head.len);
+            copy_async(to, there ? from : head.values, there ? 16 : 0);
+            row += STEP;
+            to += STEP * PITCH<D>;
+            from += STEP * head.stride;
+        }
+    } else {
+        for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
+            const int row = i / CHUNKS, column = i % CHUNKS * 8;
+            const bool there = GUARD(first + row < head.len) && GUARD(column < head.dim);
+            const bf16 *from = head.values + (there ? (first + row) * head.stride + column : 0);
+            copy_async(tile + row * PITCH<D> + column, from, there ? 16 : 0);
         }
     }
 }

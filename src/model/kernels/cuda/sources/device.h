@@ -35,7 +35,9 @@ extern __shared__ __align__(16) unsigned char dynamic_shared_memory[];
 #define NO_UNROLL
 #endif
 
-#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+// Given threads of a block and, where the compiler would rather spill than use more registers, the blocks that a
+// multiprocessor has to have room for.
+#define KERNEL(...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__)
 
 // Defines `name_bf16` and `name_f32`, which call the template function `name` with T set.
 #define KERNEL_OF_BOTH(threads, name, parameters, arguments)                   \

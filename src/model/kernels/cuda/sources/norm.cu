@@ -422,7 +422,8 @@ DEVICE void norm_rope_backward(const T *dy, const T *x, const float *w, T *dx, f
     rows_backward(RotatedRow<T>{dy, x, dx, w, width, rows_per_token, vectors, rotation, 0}, partials, rows, width, eps,
                   offset, false, rows_per_part);
 }
-KERNEL_OF_BOTH(256, norm_rope_backward,
+#define THREE_BLOCKS 256, 3
+KERNEL_OF_BOTH(THREE_BLOCKS, norm_rope_backward,
                (const T *dy, const T *x, const float *w, T *dx, float *partials, const float *cos, const float *sin,
                 const u32 *positions, int rows, int width, int rows_per_token, int head_dim, int first, int half,
                 int interleaved, float eps, float offset, int rows_per_part),
