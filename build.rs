@@ -25,7 +25,7 @@ fn main() {
     };
     println!("cargo:rustc-env={VARIABLE}={commit}");
     if cfg!(any(feature = "cuda", feature = "cuda-emulator")) {
-        println!("cargo:rerun-if-changed={KERNELS}");
+        println!("cargo:rerun-if-changed={KERNELS}/emulator");
         compile_for_gpus();
         compile_for_emulator();
     }
@@ -34,12 +34,14 @@ fn main() {
 /// Where the kernels are.
 const KERNELS: &str = "src/model/kernels/cuda/sources";
 
-/// Returns the kernels' files, in the order of their names.
+/// Returns the kernels' files, in the order of their names; has cargo watch them and what they include.
 #[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
 fn kernel_files() -> Vec<PathBuf> {
     let entries = std::fs::read_dir(KERNELS).expect("the package holds the kernels");
     let mut files: Vec<PathBuf> = entries
         .map(|entry| entry.expect("a folder can be listed").path())
+        .filter(|path| path.is_file())
+        .inspect(|path| println!("cargo:rerun-if-changed={}", path.display()))
         .filter(|path| path.extension().is_some_and(|ending| ending == "cu"))
         .collect();
     files.sort();

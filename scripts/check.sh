@@ -5,4 +5,7 @@ cd "$(dirname "$0")/.."
 cargo fmt --check
 cargo clippy --release --locked --all-targets --features object-store -- -D warnings
 cargo clippy --release --locked -- -D warnings
+if command -v g++ >/dev/null; then
+    cargo clippy --release --locked --all-targets --features object-store,cuda-emulator -- -D warnings
+fi
 RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --no-deps --features object-store

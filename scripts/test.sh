@@ -7,6 +7,8 @@
 # The Python packages go into a virtual environment outside the repository, made once for each content
 # of scripts/requirements.txt (about 5 GB, mostly PyTorch's CUDA libraries): $REMIT_CACHE, or
 # ~/.cache/remit. Only the tests that need it wait for it.
+#
+# Where g++ is on the PATH, the CUDA backend is tested as well, on a GPU that is emulated on the CPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,7 +16,15 @@ cache="${REMIT_CACHE:-$HOME/.cache/remit}"
 target="${CARGO_TARGET_DIR:-target}"
 venv="$cache/oracle-$(sha256sum scripts/requirements.txt | cut -c1-12)"
 summary=()
+skipped=()
 begin=$SECONDS
+# With object stores, so that everything is compiled once and with all that the tests need.
+features=object-store
+if command -v g++ >/dev/null; then
+    features+=,cuda-emulator
+else
+    skipped+=("the CUDA backend on an emulated GPU: there is no g++ on the PATH")
+fi
 
 stage() { # stage NAME COMMAND...: runs it, notes its time, ends the script when it fails
     local name="$1" started=$SECONDS
@@ -42,9 +52,8 @@ make_venv &
 venv_job=$!
 trap 'kill "$venv_job" 2>/dev/null || true' EXIT
 
-# With object stores, so that everything is compiled once and with all that the tests need.
-stage "build" cargo build --release --locked --all-targets --features object-store
-stage "Rust tests" cargo test --release --locked --features object-store
+stage "build" cargo build --release --locked --all-targets --features "$features"
+stage "Rust tests" cargo test --release --locked --features "$features"
 stage "kills at random" env REMIT_BIN="$target/release" python3 scripts/kill.py 30
 stage "kills of training at random" env REMIT_BIN="$target/release" python3 scripts/kill_anneal.py 10
 stage "wait for Python packages" wait "$venv_job"
@@ -55,4 +64,5 @@ stage "oracle tests" env REMIT_BIN="$target/release" "$venv/bin/python" -m pytes
 
 echo
 printf '%s\n' "${summary[@]}"
+[ "${#skipped[@]}" -eq 0 ] || printf 'test.sh: skipped %s\n' "${skipped[@]}"
 echo "test.sh: all tests passed in $((SECONDS - begin)) s"

@@ -99,12 +99,13 @@ impl ComputeDevice {
         }
     }
 
-    /// Returns the name of its kernels, without the device's number: `cpu` or `cuda`.
-    pub fn kind(&self) -> &'static str {
+    /// Returns what decides the bits of its results, without the device's number: `cpu`, or for example
+    /// `cuda (NVIDIA H200, cuBLASLt 13.0.2)`.
+    pub fn kind(&self) -> &str {
         self.kernels.name()
     }
 
-    /// Returns what results may depend on besides the inputs, for people: the card, the versions of its libraries.
+    /// Returns the card and the versions of what drives it, for people; `None` for the CPU.
     pub fn description(&self) -> Option<&str> {
         self.kernels.description()
     }

@@ -36,12 +36,12 @@ const PORTABLE_SCORING_BYTES: usize = 2 << 30;
 /// returned.
 pub(crate) trait Kernels: Debug + Send + Sync {
     /// Returns the backend's name, which a set records: its parts have to come from one.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &str;
 
     /// Returns the device that tensors have to be on.
     fn device(&self) -> &Device;
 
-    /// Returns what results may depend on besides the inputs, for people: the card, the versions of its libraries.
+    /// Returns the card and the versions of what drives it, for people.
     fn description(&self) -> Option<&str> {
         None
     }
@@ -305,7 +305,7 @@ pub(crate) struct Portable {
 
 #[cfg(test)]
 impl Kernels for Portable {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "portable"
     }
 

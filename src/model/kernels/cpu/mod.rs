@@ -43,7 +43,7 @@ const MLP_TILE_TOKENS: usize = 1024;
 pub(crate) struct Cpu;
 
 impl Kernels for Cpu {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "cpu"
     }
 

@@ -13,6 +13,25 @@ use crate::model::architecture::RopeConfig;
 use crate::model::kernels::rope_table::RopeTable;
 use crate::model::row_layout::RowLayout;
 
+/// How large a part of the logits is computed at a time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LogitsTiles {
+    /// Tokens of a tile of logits, a multiple of [`ROW_TILE`].
+    pub tokens: usize,
+    /// Vocabulary entries of a tile of logits.
+    pub entries: usize,
+    /// Tokens whose gradients of logits are held at a time, a multiple of `tokens`: the sum of the head's
+    /// gradients is read and written once for each.
+    pub gradient_tokens: usize,
+}
+
+/// Logits of 32 MiB, which the cache of a GPU holds; their gradients of 128 MiB in bf16.
+const LOGITS_TILES: LogitsTiles = LogitsTiles {
+    tokens: 1024,
+    entries: 8192,
+    gradient_tokens: 8192,
+};
+
 /// A matrix that a product takes, `[rows, columns]` as it is or transposed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Factor<'a> {
@@ -68,6 +87,8 @@ pub(super) enum Write {
 #[derive(Debug)]
 pub(super) struct Context {
     driver: Box<dyn Driver>,
+    /// The tiles of the output head.
+    pub logits: LogitsTiles,
     /// Of the batch that was last asked about: every layer asks again.
     tiles: Mutex<Option<(RowLayout, Arc<AttentionTiles>)>>,
     /// One for each kind of rotation that was asked for.
@@ -78,6 +99,7 @@ impl Context {
     pub fn new(driver: Box<dyn Driver>) -> Self {
         Self {
             driver,
+            logits: LOGITS_TILES,
             tiles: Mutex::new(None),
             ropes: Mutex::new(Vec::new()),
         }

@@ -266,10 +266,12 @@ impl CublasLt {
         })
     }
 
-    /// Returns the version of the library, as 130002 for 13.0.2.
-    pub fn version(&self) -> usize {
+    /// Returns the library's name and version: it decides, for a card, which algorithms its heuristic chooses.
+    pub fn version(&self) -> String {
         // SAFETY: a function without arguments, of a library that is loaded.
-        unsafe { sys::cublasLtGetVersion() }
+        let version = unsafe { sys::cublasLtGetVersion() };
+        let (major, minor, patch) = (version / 10_000, version / 100 % 100, version % 100);
+        format!("cuBLASLt {major}.{minor}.{patch}")
     }
 
     fn algorithm(
@@ -301,7 +303,6 @@ impl CublasLt {
                         .best(self.handle, key.alignment)?,
                     false => here.best(self.handle, key.alignment)?,
                 };
-                tracing::debug!("cuBLASLt: {key:?} by {:?}", algorithm.data);
                 chosen.insert(key, algorithm);
                 algorithm
             }

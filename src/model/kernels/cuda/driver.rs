@@ -86,13 +86,13 @@ pub(super) struct Product {
 
 /// Memory, kernels, products and copies of one device. All of it happens in the order of the calls.
 pub(super) trait Driver: Debug + Send + Sync {
-    /// Returns the backend's name, which a set records.
-    fn name(&self) -> &'static str;
+    /// Returns the backend's name, which a set records: with the card and the library that its bits depend on.
+    fn name(&self) -> &str;
 
     /// Returns the device that tensors are on.
     fn device(&self) -> &Device;
 
-    /// Returns what results depend on besides the inputs: the card, the versions of its libraries.
+    /// Returns the card and the versions of what drives it, for people.
     fn description(&self) -> Option<&str> {
         None
     }

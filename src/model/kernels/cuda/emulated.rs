@@ -66,7 +66,7 @@ unsafe fn text(pointer: *const c_char) -> Option<String> {
 }
 
 impl Driver for Emulated {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "cuda-emulated"
     }
 

@@ -87,6 +87,7 @@ pub(super) struct Gpu {
     functions: Mutex<HashMap<String, Function>>,
     products: CublasLt,
     staging: Mutex<StagingRing>,
+    name: String,
     description: String,
 }
 
@@ -100,13 +101,28 @@ fn first_line(text: impl fmt::Display) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
 
+/// Returns in a line what a panic of the loader of CUDA's libraries means: `Unable to dynamically load the "cuda"
+/// shared library - searched for` some 30 names.
+fn why_not(panic: &str) -> String {
+    let library = panic
+        .split_once("dynamically load the \"")
+        .and_then(|(_, rest)| rest.split_once('"'));
+    match library {
+        Some(("cuda", _)) => "no NVIDIA driver is installed: there is no libcuda.so.1".to_owned(),
+        Some((name, _)) => format!(
+            "CUDA's lib{name}.so is not installed; LD_LIBRARY_PATH has to name the folder that holds it"
+        ),
+        None => first_line(panic),
+    }
+}
+
 impl Gpu {
     /// Opens the GPU of a number; an error says why that is impossible.
     pub fn open(number: usize) -> Result<Self, String> {
         // The loader of CUDA's libraries panics where one is missing, and says which.
         match crate::guard::guarded(|| Self::opened(number)) {
             Ok(opened) => opened,
-            Err(reason) => Err(first_line(reason)),
+            Err(reason) => Err(why_not(&reason)),
         }
     }
 
@@ -148,11 +164,11 @@ impl Gpu {
         unsafe { sys::cuDriverGetVersion(&mut driver) }
             .result()
             .map_err(|error| reported(&error))?;
+        let library = products.version();
         let description = format!(
-            "{name}, a driver for CUDA {}.{}, cuBLASLt {}",
+            "{name}, a driver for CUDA {}.{}, {library}",
             driver / 1000,
             driver % 1000 / 10,
-            products.version()
         );
         Ok(Self {
             device,
@@ -160,6 +176,7 @@ impl Gpu {
             functions: Mutex::new(HashMap::new()),
             products,
             staging: Mutex::new(StagingRing::default()),
+            name: format!("cuda ({name}, {library})"),
             description,
             stream,
         })
@@ -284,8 +301,8 @@ fn keep_freed_memory(stream: &Arc<CudaStream>) -> Result<(), result::DriverError
 }
 
 impl Driver for Gpu {
-    fn name(&self) -> &'static str {
-        "cuda"
+    fn name(&self) -> &str {
+        &self.name
     }
 
     fn device(&self) -> &Device {
@@ -341,8 +358,8 @@ impl Driver for Gpu {
         shape: LaunchShape,
         params: &[Param],
     ) -> Result<(), Error> {
-        let function = self.function(kernel, shape.shared_bytes)?;
         self.stream.context().bind_to_thread().map_err(failed)?;
+        let function = self.function(kernel, shape.shared_bytes)?;
         let mut words: Vec<u64> = params.iter().map(|param| param.word()).collect();
         let words = words.iter_mut().map(|word| std::ptr::from_mut(word).cast());
         let mut arguments: Vec<*mut c_void> = words.collect();

@@ -17,20 +17,10 @@ use crate::model::kernels::shapes::{LmHead, LmLoss};
 use crate::model::kernels::targets::{token_weights, z_slope};
 use crate::model::row_layout::RowLayout;
 
-/// Tokens of a tile of logits.
-const TOKEN_TILE: usize = 1024;
-
-/// Vocabulary entries of a tile of logits: with 1024 tokens 32 MiB.
-const VOCAB_TILE: usize = 8192;
-
-/// Tokens whose gradients of logits are held at a time: the sum of the head's gradients is read and written once
-/// for each.
-const GRADIENT_TOKENS: usize = 8192;
-
 const THREADS: u32 = 256;
 
 /// Ranges of `size`, and what is left.
-fn tiles(len: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
+fn ranges(len: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
     (0..len)
         .step_by(size)
         .map(move |start| start..(start + size).min(len))
@@ -78,7 +68,7 @@ impl<'a> Head<'a> {
         layout: &RowLayout,
     ) -> Result<Self, Error> {
         let vocab = head.weight.dim(0)?;
-        let rows = ids.len().min(TOKEN_TILE).next_multiple_of(ROW_TILE);
+        let rows = ids.len().min(cx.logits.tokens).next_multiple_of(ROW_TILE);
         Ok(Self {
             cx,
             hidden,
@@ -86,7 +76,7 @@ impl<'a> Head<'a> {
             vocab,
             cap: head.soft_cap.unwrap_or(0.0),
             next: cx.driver().upload(&next_ids(ids, layout))?,
-            logits: cx.empty(&[rows * vocab.min(VOCAB_TILE)])?,
+            logits: cx.empty(&[rows * vocab.min(cx.logits.entries)])?,
         })
     }
 
@@ -113,11 +103,11 @@ impl<'a> Head<'a> {
         let (cx, count) = (self.cx, self.tokens());
         let (largest, at_target) = (cx.empty(&[count])?, cx.empty(&[count])?);
         let sum = cx.driver().empty(&[count], DType::F64)?;
-        for tokens in tiles(count, TOKEN_TILE) {
+        for tokens in ranges(count, self.cx.logits.tokens) {
             let part = |x: &Tensor| x.narrow(0, tokens.start, tokens.len());
             let (next, largest, sum) = (part(&self.next)?, part(&largest)?, part(&sum)?);
             let at_target = part(&at_target)?;
-            for entries in tiles(self.vocab, VOCAB_TILE) {
+            for entries in ranges(self.vocab, self.cx.logits.entries) {
                 let logits = self.logits(&tokens, &entries)?;
                 cx.only_kernel("log_sum_exp_tile")
                     .f32s(&logits)
@@ -158,14 +148,14 @@ impl<'a> Head<'a> {
         let (cx, dtype) = (self.cx, self.hidden.dtype());
         let hidden = self.hidden.narrow(0, tokens.start, tokens.len())?;
         let d_hidden = cx.tokens(tokens.len(), hidden.dim(1)?, DType::F32)?;
-        let room = cx.tokens(tokens.len(), self.vocab.min(VOCAB_TILE), dtype)?;
-        for entries in tiles(self.vocab, VOCAB_TILE) {
+        let room = cx.tokens(tokens.len(), self.vocab.min(self.cx.logits.entries), dtype)?;
+        for entries in ranges(self.vocab, self.cx.logits.entries) {
             // As many rows, closer together where the last entries are fewer.
             let d_logits = room
                 .flatten_all()?
                 .narrow(0, 0, tokens.len() * entries.len())?
                 .reshape((tokens.len(), entries.len()))?;
-            for tile in tiles(tokens.len(), TOKEN_TILE) {
+            for tile in ranges(tokens.len(), self.cx.logits.tokens) {
                 let at = tokens.start + tile.start..tokens.start + tile.end;
                 let logits = self.logits(&at, &entries)?;
                 let part = |x: &Tensor| x.narrow(0, at.start, at.len());
@@ -257,7 +247,7 @@ pub(super) fn backward(
         slope_terms: cx.upload_f32(&slope_terms)?,
     };
     let d_hidden = cx.like(hidden)?;
-    for tokens in tiles(ids.len(), GRADIENT_TOKENS) {
+    for tokens in ranges(ids.len(), cx.logits.gradient_tokens) {
         let part = head.backward(&tokens, &given, d_head)?;
         let part = converted(cx, part, hidden.dtype())?;
         if tokens.len() == ids.len() {

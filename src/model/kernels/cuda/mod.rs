@@ -25,6 +25,8 @@ mod linear;
 mod norm;
 mod place;
 mod rows;
+#[cfg(all(test, feature = "cuda-emulator"))]
+mod tests;
 
 use candle_core::{Device, Tensor};
 
@@ -64,7 +66,7 @@ impl Cuda {
 }
 
 impl Kernels for Cuda {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         self.context.driver().name()
     }
 
