@@ -11,6 +11,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::escape::Show as _;
 use crate::fs::{self, Digest, MappedFile};
 use crate::model::{self, Content, Entry, Parameters};
 use crate::optim::AdamW;
@@ -39,7 +40,7 @@ pub enum Error {
     #[error(transparent)]
     Model(#[from] model::Error),
     /// A checkpoint is not what was written.
-    #[error("the checkpoint {} is damaged: {reason}", path.display())]
+    #[error("the checkpoint {} is damaged: {reason}", path.shown())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -47,7 +48,7 @@ pub enum Error {
         reason: String,
     },
     /// A checkpoint is intact, but of another model.
-    #[error("the checkpoint {} does not fit the model: {reason}", path.display())]
+    #[error("the checkpoint {} does not fit the model: {reason}", path.shown())]
     OtherModel {
         /// The file.
         path: PathBuf,

@@ -52,7 +52,7 @@ def tokens_of(document):
         weights, table = Path(scratch) / "weights", Path(scratch) / "tokens.csv"
         for command in (
             ["remit-score", SOURCE, "-o", weights, "--limit-docs", document + 1],
-            ["remit-inspect", "export", weights, "--tokens", table],
+            ["remit-inspect", "export", weights, "--tokens", table, "--raw-cells"],
         ):
             subprocess.run([str(folder / command[0]), *map(str, command[1:])], check=True, capture_output=True)
         with table.open(newline="", encoding="utf-8") as lines:

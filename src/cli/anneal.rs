@@ -6,12 +6,14 @@ use anyhow::{Result, bail};
 use clap::Parser;
 use serde::{Serialize, Serializer};
 
+use super::output;
 use super::progress::Console;
 use super::report::grouped;
 use super::values::{
     above_zero, bytes, decay_rate, epsilon, fraction, not_negative, open_fraction, positive,
     temperature,
 };
+use crate::escape::Show as _;
 use crate::loss::{DEFAULT_TOP_K_FRACTION, Normalize, Weighting};
 use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::optim::{
@@ -481,26 +483,26 @@ pub fn run(args: AnnealArgs) -> Result<()> {
         json,
     } = resolve(args)?;
     if let Some(config) = config {
-        return super::print(&config?);
+        return output::print_toml(&config?);
     }
     super::set_threads(threads)?;
     let stop = StopFlag::on_signals()?;
     let report = pipeline::anneal::run(&options, &stop, &Console::new(json))?;
-    super::print(&if json {
-        format!("{}\n", serde_json::to_string(&report)?)
+    if json {
+        output::print_json(&serde_json::to_string(&report)?)
     } else {
-        as_text(&report)
-    })
+        output::print(&as_text(&report))
+    }
 }
 
 fn as_text(report: &AnnealReport) -> String {
-    let output = report.output.display();
+    let output = report.output.shown();
     if report.was_finished {
         return format!("{output} was finished already: {} steps\n", report.steps);
     }
     let mut text = format!(
         "annealed {} with {} weights: {} tokens in {:.1} s, {:.0} tokens/s\n",
-        report.model,
+        report.model.shown(),
         report.weighting,
         grouped(report.own_tokens),
         report.seconds,
@@ -528,7 +530,7 @@ fn as_text(report: &AnnealReport) -> String {
     }
     text.push_str(&format!(
         "{output} is a Hugging Face directory; {} has every step\n",
-        report.output.join(METRICS_FILE).display()
+        report.output.join(METRICS_FILE).shown()
     ));
     text
 }

@@ -4,11 +4,16 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, Command, Parser};
 
+use crate::escape::Show as _;
 use crate::fs;
 use crate::pipeline::{BadInput, Usage};
+
+/// Most bytes of the file.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// The flag that names the file.
 const CONFIG: &str = "config";
@@ -23,10 +28,10 @@ pub(super) fn parse<A: Parser>(typed: Vec<OsString>) -> Result<A> {
     // The file may have what is required.
     let lenient = A::command().mut_args(|arg| arg.required(false));
     let Ok(matches) = lenient.clone().try_get_matches_from(&typed) else {
-        return Ok(A::try_parse_from(typed)?);
+        return Ok(parse_words(typed)?);
     };
     let Some(path) = matches.try_get_one::<PathBuf>(CONFIG).ok().flatten() else {
-        return Ok(A::try_parse_from(typed)?);
+        return Ok(parse_words(typed)?);
     };
     let is_typed =
         |arg: &Arg| matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
@@ -51,11 +56,36 @@ pub(super) fn parse<A: Parser>(typed: Vec<OsString>) -> Result<A> {
         words.extend(words_of(arg, path, &key, &value)?);
     }
     words.extend(rest);
-    Ok(A::try_parse_from(words)?)
+    parse_words(words).map_err(|error: clap::Error| match error.kind() {
+        ErrorKind::MissingRequiredArgument | ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            error.into()
+        }
+        // What was typed can be parsed by itself, so it is the file's.
+        _ => {
+            let text = error.render().to_string();
+            let text = text.strip_prefix("error: ").unwrap_or(&text);
+            let what = text.split("\n\n").next().unwrap_or_default();
+            Usage(format!("{}: {}", path.shown(), what.trim_end())).into()
+        }
+    })
+}
+
+/// Parses words. An error quotes some of them, which a pattern may have made of names of files: then it has them as
+/// they may be shown.
+fn parse_words<A: Parser>(words: Vec<OsString>) -> Result<A, clap::Error> {
+    let shown: Vec<OsString> = words
+        .iter()
+        .map(|word| word.shown().to_string().into())
+        .collect();
+    let is_plain = shown == words;
+    A::try_parse_from(words).map_err(|error| match is_plain {
+        true => error,
+        false => A::try_parse_from(shown).err().unwrap_or(error),
+    })
 }
 
 fn read(path: &Path) -> Result<toml::Table> {
-    let bytes = fs::read(path)?;
+    let bytes = fs::read_given(path, MAX_CONFIG_BYTES)?;
     let parsed = str::from_utf8(&bytes)
         .map_err(|error| error.to_string())
         .and_then(|text| {
@@ -65,11 +95,24 @@ fn read(path: &Path) -> Result<toml::Table> {
     parsed.map_err(|error| {
         BadInput(format!(
             "{} is not TOML: {}",
-            path.display(),
-            error.trim_end()
+            path.shown(),
+            shortened(error.trim_end())
         ))
         .into()
     })
+}
+
+/// Cuts the lines of a message that quotes a file.
+fn shortened(text: &str) -> String {
+    /// Most characters of a line.
+    const MAX_CHARS: usize = 160;
+    let lines = text
+        .lines()
+        .map(|line| match line.char_indices().nth(MAX_CHARS) {
+            None => line.to_owned(),
+            Some((at, _)) => format!("{} ...", line.get(..at).unwrap_or_default()),
+        });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Finds the option of this name.
@@ -94,7 +137,7 @@ fn find<'a>(command: &'a Command, path: &Path, key: &str) -> Result<&'a Arg> {
     };
     bail!(Usage(format!(
         "{}: {key} is no option of {}\nhint: {hint}",
-        path.display(),
+        path.shown(),
         command.get_name()
     )))
 }
@@ -120,14 +163,14 @@ fn word(arg: &Arg, path: &Path, key: &str, value: &toml::Value) -> Result<Option
         }
         _ if is_switch => bail!(Usage(format!(
             "{}: {key} is {value}; it takes true or false",
-            path.display()
+            path.shown()
         ))),
         toml::Value::String(text) => text.clone(),
         toml::Value::Integer(number) => number.to_string(),
         toml::Value::Float(number) => number.to_string(),
         other => bail!(Usage(format!(
             "{}: {key} is {other}; it takes a string or a number",
-            path.display()
+            path.shown()
         ))),
     };
     Ok(Some(format!("--{key}={text}").into()))

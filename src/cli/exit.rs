@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::escape::Show as _;
 use crate::pipeline::inspect::BadSet;
 use crate::pipeline::{Interrupted, Usage};
 use crate::{checkpoint, corpus, fs, model, shard};
@@ -17,7 +18,7 @@ const IO: u8 = 74;
 /// Interrupted or out of space; the same command resumes.
 const RESUME: u8 = 75;
 /// Anything else.
-const OTHER: u8 = 1;
+pub const OTHER: u8 = 1;
 /// The reader of our output is gone (128 + SIGPIPE); not worth a message.
 pub const BROKEN_PIPE: u8 = 141;
 
@@ -31,7 +32,9 @@ pub fn code(error: &anyhow::Error) -> u8 {
 }
 
 fn of_fs(error: &fs::Error) -> u8 {
-    if error.is_missing() && error.is_of_reading() {
+    if error.is_unfit() && error.is_of_reading() {
+        BAD_DATA
+    } else if error.is_missing() && error.is_of_reading() {
         MISSING
     } else if error.is_out_of_space() {
         RESUME
@@ -107,6 +110,9 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
             _ => BAD_DATA,
         });
     }
+    if let Some(crate::tokenize::Error::Trial { .. }) = cause.downcast_ref() {
+        return Some(IO);
+    }
     if cause.is::<crate::tokenize::Error>() || cause.is::<crate::tokenize::Mismatch>() {
         return Some(BAD_DATA);
     }
@@ -127,7 +133,10 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
 pub fn chain(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
-        let message = cause.to_string();
+        let message = match is_foreign(cause) {
+            true => cause.to_string().shown().to_string(),
+            false => cause.to_string(),
+        };
         if text.is_empty() {
             text = message;
         } else if !text.ends_with(&message) {
@@ -139,6 +148,15 @@ pub fn chain(error: &anyhow::Error) -> String {
         }
     }
     text
+}
+
+/// Returns whether an error is a parser's, which may quote a file: a line break in it would begin a line of ours.
+fn is_foreign(cause: &(dyn std::error::Error + 'static)) -> bool {
+    cause.is::<serde_json::Error>()
+        || cause.is::<parquet::errors::ParquetError>()
+        || cause.is::<arrow_schema::ArrowError>()
+        || cause.is::<safetensors::SafeTensorError>()
+        || cause.is::<io::Error>()
 }
 
 #[cfg(test)]

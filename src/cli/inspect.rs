@@ -9,7 +9,8 @@ use super::anneal::AnnealArgs;
 use super::progress::Console;
 use super::score::ScoreArgs;
 use super::values::{open_fraction, positive};
-use super::{generate, mistakes, model_report, report, show, version};
+use super::{generate, mistakes, model_report, output, report, show, version};
+use crate::escape::Show as _;
 use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::pipeline::compare::{self, CompareOptions};
 use crate::pipeline::export::ExportOptions;
@@ -93,6 +94,10 @@ enum Command {
         /// Model whose tokenizer.json decodes the ids [default: the one that the set was made with]
         #[arg(long, value_name = "DIR")]
         tokenizer: Option<PathBuf>,
+        /// Leave cells of a .csv as they are that a spreadsheet takes for formulas: those that begin with =,
+        /// +, -, @, a tab or a line break. By default an apostrophe goes before them
+        #[arg(long)]
+        raw_cells: bool,
     },
     /// Measure the losses of two models on a set, by source: plain, and weighted with the model as the learner
     Compare {
@@ -187,15 +192,15 @@ pub fn run(args: InspectArgs) -> Result<()> {
             super::set_threads(threads)?;
             let verification = match pipeline::inspect::verify(&set) {
                 Err(error) if json => {
-                    super::print(&report::unverifiable_json(&super::exit::chain(&error)))?;
+                    output::print_json(&report::unverifiable_json(&super::exit::chain(&error)))?;
                     return Err(error);
                 }
                 outcome => outcome?,
             };
             if json {
-                super::print(&report::verification_json(&verification))?;
+                output::print_json(&report::verification_json(&verification))?;
             } else if verification.problems.is_empty() {
-                super::print(&report::verified(&set, &verification.manifest))?;
+                output::print(&report::verified(&set, &verification.manifest))?;
             }
             verification.into_result(&set)
         }
@@ -216,13 +221,14 @@ pub fn run(args: InspectArgs) -> Result<()> {
             };
             let tokenizer = tokenizer.map(ModelSource::Directory);
             let row = pipeline::inspect::row(&set, choice, tokenizer, &Console::new(false))?;
-            super::print(&show::row(&row, color))
+            output::print_coloured(&show::row(&row, color))
         }
         (
             Some(Command::Export {
                 set,
                 tokens,
                 tokenizer,
+                raw_cells,
             }),
             _,
         ) => {
@@ -230,12 +236,13 @@ pub fn run(args: InspectArgs) -> Result<()> {
                 set,
                 output: tokens,
                 tokenizer: tokenizer.map(ModelSource::Directory),
+                raw_cells,
             };
             let stop = StopFlag::on_signals()?;
             let tokens = pipeline::export::tokens(&options, &stop, &Console::new(false))?;
-            super::print(&format!(
+            output::print(&format!(
                 "{}: {} tokens\n",
-                options.output.display(),
+                options.output.shown(),
                 report::grouped(tokens)
             ))
         }
@@ -262,11 +269,11 @@ pub fn run(args: InspectArgs) -> Result<()> {
             };
             let stop = StopFlag::on_signals()?;
             let comparison = compare::compare(&options, &stop, &Console::new(false))?;
-            super::print(&if json {
-                format!("{}\n", serde_json::to_string(&comparison)?)
+            if json {
+                output::print_json(&serde_json::to_string(&comparison)?)
             } else {
-                report::comparison(&comparison)
-            })
+                output::print(&report::comparison(&comparison))
+            }
         }
         (
             Some(Command::Order {
@@ -278,11 +285,11 @@ pub fn run(args: InspectArgs) -> Result<()> {
             }),
             _,
         ) => compare::order(&set, seed, batch_tokens, steps, holdout, &mut |step| {
-            super::print(&format!("{}\n", serde_json::to_string(&step)?))
+            output::print_json(&serde_json::to_string(&step)?)
         }),
         (Some(Command::Rejects { set }), _) => {
             for reject in pipeline::inspect::rejects(&set)? {
-                super::print(&format!("{}\n", serde_json::to_string(&reject)?))?;
+                output::print_json(&serde_json::to_string(&reject)?)?;
             }
             Ok(())
         }
@@ -299,11 +306,11 @@ pub fn run(args: InspectArgs) -> Result<()> {
             let source = ModelSource::Directory(model);
             let report =
                 pipeline::inspect::model(&source, seq_len, check_values, &ignore_config_fields)?;
-            super::print(&if json {
-                format!("{}\n", serde_json::to_string(&report)?)
+            if json {
+                output::print_json(&serde_json::to_string(&report)?)
             } else {
-                model_report::text(&report)
-            })
+                output::print(&model_report::text(&report))
+            }
         }
         (Some(Command::Generate { dir }), _) => {
             let programs = vec![
@@ -312,9 +319,9 @@ pub fn run(args: InspectArgs) -> Result<()> {
                 InspectArgs::command(),
             ];
             let written = generate::write(&dir, programs)?;
-            super::print(&format!(
+            output::print(&format!(
                 "{}: {} man pages and completions\n",
-                dir.display(),
+                dir.shown(),
                 written.len()
             ))
         }
@@ -323,15 +330,16 @@ pub fn run(args: InspectArgs) -> Result<()> {
                 && let Some(name) = mistakes::subcommand(&InspectArgs::command(), word)
             {
                 bail!(Usage(format!(
-                    "no such folder: {word}\nhint: if a subcommand was meant, a similar one is {name}"
+                    "no such folder: {}\nhint: if a subcommand was meant, a similar one is {name}",
+                    word.shown()
                 )));
             }
             let manifest = pipeline::inspect::summary(&set)?;
-            super::print(&if json {
-                format!("{}\n", serde_json::to_string(&manifest)?)
+            if json {
+                output::print_json(&serde_json::to_string(&manifest)?)
             } else {
-                report::summary(&manifest)
-            })
+                output::print(&report::summary(&manifest))
+            }
         }
         (None, None) => bail!(Usage("a folder is needed".to_owned())),
     }

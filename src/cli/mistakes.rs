@@ -225,6 +225,7 @@ const OPTIONS: [(&str, &[&str]); 2] = [
             "threads",
             "token-dtype",
             "tokenizer",
+            "verify",
             "worker-index",
             "zstd-window-log",
         ],

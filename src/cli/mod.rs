@@ -14,6 +14,7 @@ mod mistakes;
 mod model_report;
 #[cfg(test)]
 mod open_once_tests;
+mod output;
 mod progress;
 mod report;
 pub mod score;
@@ -24,28 +25,45 @@ mod values;
 mod version;
 mod worker;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::Parser;
 
+use crate::corpus;
+use crate::guard::process;
 use crate::pipeline::Usage;
+use crate::tokenize;
+
+/// The only argument of a process that parses files for another; `ps` shows it.
+const PARSER_ARGUMENT: &str = "--parse-files-for-parent";
+
+/// What is parsed in a process of its own.
+const PARSED_APART: &[process::Kind] = &[corpus::TABLES, tokenize::TOKENIZERS];
 
 /// Runs one program: parses its arguments, sets up logging, runs it, and maps the outcome to an
 /// exit code.
-#[expect(
-    clippy::print_stderr,
-    reason = "the one place where an error chain is printed"
-)]
 pub fn main<A: Parser>(run: impl FnOnce(A) -> Result<()>) -> ExitCode {
-    let fail = |error: &anyhow::Error| {
-        let code = exit::code(error);
-        if code != exit::BROKEN_PIPE {
-            eprintln!("error: {}", exit::chain(error));
-        }
-        ExitCode::from(code)
-    };
+    // Another process of this program wants files of others parsed.
+    if std::env::args_os()
+        .skip(1)
+        .eq([OsStr::new(PARSER_ARGUMENT)])
+    {
+        process::serve(PARSED_APART);
+        return ExitCode::SUCCESS;
+    }
+    process::use_program(PARSER_ARGUMENT);
+    output::install();
+    // A panic has told about itself by then.
+    match catch_unwind(AssertUnwindSafe(|| parse_and_run(run))) {
+        Ok(code) => ExitCode::from(code),
+        Err(_) => ExitCode::from(exit::OTHER),
+    }
+}
+
+fn parse_and_run<A: Parser>(run: impl FnOnce(A) -> Result<()>) -> u8 {
     let typed: Vec<OsString> = std::env::args_os().collect();
     let args = match config::parse::<A>(typed.clone()) {
         Ok(args) => args,
@@ -55,30 +73,26 @@ pub fn main<A: Parser>(run: impl FnOnce(A) -> Result<()>) -> ExitCode {
                 Err(error) => return fail(&error),
             };
             // Help and version go to stdout with 0, usage errors to stderr with 2.
-            let code = if error.use_stderr() { exit::USAGE } else { 0 };
-            let _ = error.print();
-            return ExitCode::from(code);
+            return match output::print_clap(&error) {
+                Ok(()) if error.use_stderr() => exit::USAGE,
+                Ok(()) => 0,
+                Err(error) => fail(&error),
+            };
         }
     };
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_target(false)
-        .without_time()
-        .init();
     match run(args) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => fail(&error),
     }
 }
 
-/// Writes a result to stdout.
-pub(crate) fn print(text: &str) -> Result<()> {
-    use std::io::Write;
-    let mut stdout = std::io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
-    stdout.flush()?;
-    Ok(())
+/// Prints an error, and returns its exit code.
+fn fail(error: &anyhow::Error) -> u8 {
+    let code = exit::code(error);
+    if code != exit::BROKEN_PIPE {
+        output::log(&format!("error: {}", exit::chain(error)));
+    }
+    code
 }
 
 /// Most threads that can be asked for on up to 64 cores; on more, there are four per core.

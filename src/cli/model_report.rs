@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::report::{document_token, grouped};
+use crate::escape::Show as _;
 use crate::model::{Activation, Architecture, BlockConfig, NormPlacement, Projections, QkNorm};
 use crate::pipeline::inspect::ModelReport;
 
@@ -14,10 +15,14 @@ pub fn text(report: &ModelReport) -> String {
         let _ = writeln!(text, "{name:<14}{value}");
     };
     let kind = match &report.text_model_type {
-        Some(text) => format!("the text of {}, which is {text}", report.model_type),
-        None => report.model_type.clone(),
+        Some(text) => format!(
+            "the text of {}, which is {}",
+            report.model_type.shown(),
+            text.shown()
+        ),
+        None => report.model_type.shown().to_string(),
     };
-    line("model", format!("{} ({kind})", report.model));
+    line("model", format!("{} ({kind})", report.model.shown()));
     line(
         "shape",
         format!(
@@ -51,7 +56,7 @@ pub fn text(report: &ModelReport) -> String {
         None => format!(
             "{} of {}, stored as {}",
             match report.files.as_slice() {
-                [(name, _)] => name.clone(),
+                [(name, _)] => name.shown().to_string(),
                 files => format!("{} shards", files.len()),
             },
             size(bytes),
@@ -109,7 +114,10 @@ pub fn text(report: &ModelReport) -> String {
                 grouped(report.ids_without_row as u64)
             ),
             (Some(ids), _) => format!("{} ids", grouped(*ids as u64)),
-            (None, reason) => format!("not usable: {}", reason.as_deref().unwrap_or("unknown")),
+            (None, reason) => format!(
+                "not usable: {}",
+                reason.as_deref().unwrap_or("unknown").shown()
+            ),
         },
     );
     if let Some(tokens) = &report.document_tokens {

@@ -1,12 +1,13 @@
 //! Progress on stderr: a bar on a terminal, a plain line every ten seconds elsewhere, or JSON objects.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::output::log_json;
 use crate::pipeline::Progress;
 
 /// Time between two plain lines.
@@ -62,11 +63,6 @@ impl Console {
     }
 }
 
-/// Writes one line to stderr; a reader that is gone is no reason to end.
-fn print_object(object: &Value) {
-    let _ = writeln!(std::io::stderr(), "{object}");
-}
-
 impl State {
     fn object(&self, event: &str) -> Value {
         json!({
@@ -105,7 +101,7 @@ impl Progress for Console {
             state.started = Instant::now();
             state.last_line = state.started;
             if self.json {
-                print_object(&state.object("begin"));
+                log_json(&state.object("begin"));
             } else if std::io::stderr().is_terminal() {
                 let bar = ProgressBar::new(total.max(1));
                 let style = ProgressStyle::with_template("{prefix} [{bar:30}] {percent:>3}% {msg}");
@@ -131,7 +127,7 @@ impl Progress for Console {
             if self.json {
                 if state.last_line.elapsed() >= OBJECT_EVERY {
                     state.last_line = Instant::now();
-                    print_object(&state.object("progress"));
+                    log_json(&state.object("progress"));
                 }
                 return;
             }
@@ -157,7 +153,7 @@ impl Progress for Console {
     fn finish(&self) {
         self.with(|state| {
             if self.json {
-                print_object(&state.object("end"));
+                log_json(&state.object("end"));
             }
             if let Some(bar) = state.bar.take() {
                 bar.finish_and_clear();
@@ -167,7 +163,7 @@ impl Progress for Console {
 
     fn note(&self, line: &str) {
         self.with(|state| match &state.bar {
-            _ if self.json => print_object(&json!({"event": "note", "message": line})),
+            _ if self.json => log_json(&json!({"event": "note", "message": line})),
             Some(bar) => bar.suspend(|| tracing::info!("{line}")),
             None => tracing::info!("{line}"),
         });
@@ -175,7 +171,7 @@ impl Progress for Console {
 
     fn warn(&self, line: &str) {
         self.with(|state| match &state.bar {
-            _ if self.json => print_object(&json!({"event": "warning", "message": line})),
+            _ if self.json => log_json(&json!({"event": "warning", "message": line})),
             Some(bar) => bar.suspend(|| tracing::warn!("{line}")),
             None => tracing::warn!("{line}"),
         });

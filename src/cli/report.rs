@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use crate::escape::Show as _;
 use crate::pipeline::compare::{ComparedLosses, Comparison};
 use crate::pipeline::estimate::Estimate;
 use crate::pipeline::inspect::Verification;
@@ -64,10 +65,13 @@ pub fn summary(manifest: &Manifest) -> String {
     };
     line(
         "RL model",
-        format!("{} ({})", plan.rl.path, plan.rl.model_type),
+        format!("{} ({})", plan.rl.path.shown(), plan.rl.model_type.shown()),
     );
     if let Some(base) = &plan.base {
-        line("base", format!("{} ({})", base.path, base.model_type));
+        line(
+            "base",
+            format!("{} ({})", base.path.shown(), base.model_type.shown()),
+        );
     }
     line(
         "packing",
@@ -209,7 +213,7 @@ fn table(text: &mut String, manifest: &Manifest) {
     let width = manifest
         .sources
         .keys()
-        .map(|source| source.chars().count())
+        .map(|source| source.shown().to_string().chars().count())
         .max()
         .unwrap_or(0)
         .clamp(6, 48);
@@ -237,12 +241,8 @@ fn table(text: &mut String, manifest: &Manifest) {
 }
 
 fn row(text: &mut String, name: &str, width: usize, statistics: &Statistics) {
+    let name = name.shown().to_string();
     let chars = name.chars().count();
-    // A file name may hold anything, but not move the cursor.
-    let name: String = name
-        .chars()
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect();
     let shown: String = if chars > width {
         let tail: String = name.chars().skip(chars - (width - 1)).collect();
         format!("…{tail}")
@@ -276,7 +276,7 @@ fn row(text: &mut String, name: &str, width: usize, statistics: &Statistics) {
 pub fn verified(dir: &Path, manifest: &Manifest) -> String {
     format!(
         "{}: {} shards, {} rows, {} tokens: digests, columns and counts are right, and every row keeps the rules\n",
-        dir.display(),
+        dir.shown(),
         manifest.shards.len(),
         grouped(manifest.totals.rows),
         grouped(manifest.totals.tokens)
@@ -304,7 +304,7 @@ pub fn verification_json(verification: &Verification) -> String {
         "tokens": verification.manifest.totals.tokens,
         "problems": problems,
     });
-    format!("{object}\n")
+    object.to_string()
 }
 
 /// Does the same for a set whose manifest can't be used, so that nothing else can be checked.
@@ -316,7 +316,7 @@ pub fn unverifiable_json(problem: &str) -> String {
         "tokens": null,
         "problems": [{"file": "_remit/manifest", "kind": "manifest", "problem": problem}],
     });
-    format!("{object}\n")
+    object.to_string()
 }
 
 /// Tables the losses of two models, by source.
@@ -327,8 +327,12 @@ pub fn comparison(comparison: &Comparison) -> String {
         all,
         sources,
     } = comparison;
-    let width = sources.keys().map(|name| name.chars().count()).max();
+    let width = sources
+        .keys()
+        .map(|name| name.shown().to_string().chars().count())
+        .max();
     let width = width.unwrap_or(0).max("source".len());
+    let (a, b, weights) = (a.shown(), b.shown(), weights.shown());
     let mut text = format!(
         "A: {a}\nB: {b}\non the rows of {weights}; losses in nats per target, weighted ones with the model as the \
          learner\n\n{:<width$} {:>12} {:>9} {:>9} {:>9}   {:>10} {:>10}\n",
@@ -342,6 +346,7 @@ pub fn comparison(comparison: &Comparison) -> String {
             ntp_loss: [a, b],
             loss: [weighted_a, weighted_b],
         } = losses;
+        let name = name.shown().to_string();
         let _ = writeln!(
             text,
             "{name:<width$} {:>12} {a:>9.4} {b:>9.4} {:>+9.4}   {weighted_a:>10.4} {weighted_b:>10.4}",

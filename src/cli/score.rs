@@ -12,15 +12,16 @@ use super::values::{
     bytes, epsilon, extension, input_format, name_pattern, positive, row_length, temperature,
 };
 use super::worker::Worker;
-use super::{report, version};
+use super::{output, report, version};
 use crate::corpus::{DEFAULT_MAX_RECORD_BYTES, DEFAULT_ZSTD_WINDOW_LOG, Input};
 use crate::demo;
+use crate::escape::Show as _;
 use crate::fs::{self, NamePattern, StdinCopy};
 use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::pack::Packing;
 use crate::pipeline::score::{
-    AddToken, ComputeOptions, DEFAULT_BATCH_TOKENS, InputOptions, RowOptions, ScoreOptions,
-    ScoreReport, SetOptions, WorkerOptions,
+    AddToken, Checked, ComputeOptions, DEFAULT_BATCH_TOKENS, InputOptions, RowOptions,
+    ScoreOptions, ScoreReport, SetOptions, WorkerOptions,
 };
 use crate::pipeline::{self, Progress, StopFlag, Usage};
 use crate::shard::schema::ShardFormat;
@@ -146,7 +147,7 @@ pub struct ScoreArgs {
     #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT_BATCH_TOKENS, value_parser = positive)]
     batch_tokens: usize,
 
-    /// Dtype that the models compute in; on the CPU bf16 is for their matrices alone
+    /// Dtype that the models compute in
     #[arg(long, value_enum, default_value_t)]
     dtype: ComputeDtype,
 
@@ -182,6 +183,10 @@ pub struct ScoreArgs {
     /// Number of this worker, from 0 [default: from SLURM, Kubernetes, torchrun or MPI, else 0]
     #[arg(long, value_name = "I")]
     worker_index: Option<u32>,
+
+    /// Read and hash all shards if the set is complete already; without it, only their sizes are compared
+    #[arg(long, conflicts_with = "dry_run")]
+    verify: bool,
 
     /// Accept this field of config.json though it is not understood; may be repeated
     #[arg(long = "ignore-config-field", value_name = "NAME")]
@@ -259,6 +264,7 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
         part_bytes,
         num_workers,
         worker_index,
+        verify,
         ignore_config_fields,
         strict,
         dry_run,
@@ -332,6 +338,7 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
                 format,
                 exact,
                 formula,
+                verify,
             },
             worker: WorkerOptions {
                 count: worker.count,
@@ -386,11 +393,11 @@ pub fn run(args: ScoreArgs) -> Result<()> {
     }
     if dry_run {
         let estimate = pipeline::estimate::run(&options, &stop, &console)?;
-        return super::print(&if json {
-            format!("{}\n", serde_json::to_string(&estimate)?)
+        return if json {
+            output::print_json(&serde_json::to_string(&estimate)?)
         } else {
-            report::estimate(&estimate)
-        });
+            output::print(&report::estimate(&estimate))
+        };
     }
     let report = pipeline::score::run(&options, &stop, &console)?;
     if let Some(manifest) = &report.manifest
@@ -403,11 +410,11 @@ pub fn run(args: ScoreArgs) -> Result<()> {
             manifest.documents.rejected_records
         ));
     }
-    super::print(&if json {
-        format!("{}\n", serde_json::to_string(&report)?)
+    if json {
+        output::print_json(&serde_json::to_string(&report)?)
     } else {
-        as_text(&options, &report)
-    })
+        output::print(&as_text(&options, &report))
+    }
 }
 
 fn is_stdin(input: &Input) -> bool {
@@ -415,7 +422,7 @@ fn is_stdin(input: &Input) -> bool {
 }
 
 fn as_text(options: &ScoreOptions, report: &ScoreReport) -> String {
-    let output = options.shards.output.display();
+    let output = options.shards.output.shown();
     let mut text = String::new();
     if report.scored_parts > 0 {
         text.push_str(&format!(
@@ -433,6 +440,17 @@ fn as_text(options: &ScoreOptions, report: &ScoreReport) -> String {
         ));
     } else {
         text.push_str("nothing to score: all parts of this worker are there already\n");
+        match (report.checked, &report.manifest) {
+            (Some(Checked::Sizes), Some(manifest)) => text.push_str(&format!(
+                "{} shards have the sizes that the manifest says; --verify compares their digests too\n",
+                manifest.shards.len()
+            )),
+            (Some(Checked::Digests), Some(manifest)) => text.push_str(&format!(
+                "{} shards have the digests that the manifest says\n",
+                manifest.shards.len()
+            )),
+            _ => {}
+        }
     }
     match &report.manifest {
         Some(manifest) => {

@@ -1,9 +1,11 @@
 //! Shows a row of a set: text coloured by weight, or a table of its tokens.
 
+use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 
+use crate::escape::{self, Show as _};
 use crate::pipeline::inspect::ShownRow;
 
 /// Says when text is coloured.
@@ -43,7 +45,7 @@ pub(super) fn row(row: &ShownRow, color: Color) -> String {
         row.stored.row_id,
         scored.num_tokens(),
         scored.doc_index,
-        printable(&scored.source)
+        scored.source.shown()
     );
     match &row.pieces {
         Some(pieces) if is_coloured => coloured(&mut text, row, pieces),
@@ -174,16 +176,9 @@ fn coloured(text: &mut String, row: &ShownRow, pieces: &[(usize, String)]) {
     text.push('\n');
 }
 
-/// Text without what would move the cursor or change colours.
-fn printable(line: &str) -> String {
-    let show = |c: char| {
-        if c.is_control() && c != '\t' {
-            '\u{fffd}'
-        } else {
-            c
-        }
-    };
-    line.chars().map(show).collect()
+/// Text without what would move the cursor, change colours or turn the direction of writing.
+fn printable(line: &str) -> Cow<'_, str> {
+    escape::lines(line)
 }
 
 fn table(text: &mut String, row: &ShownRow) {
@@ -199,7 +194,7 @@ fn table(text: &mut String, row: &ShownRow) {
     let mut texts = Vec::new();
     for (len, piece) in row.pieces.iter().flatten() {
         texts.extend((1..*len).map(|_| String::new()));
-        texts.push(format!("{piece:?}"));
+        texts.push(escape::lines(&format!("{piece:?}")).into_owned());
     }
     for (position, id) in scored.input_ids.iter().enumerate() {
         let line = format!(

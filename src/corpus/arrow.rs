@@ -10,6 +10,7 @@ use arrow_array::RecordBatch;
 use arrow_ipc::reader::{FileReader, StreamReader};
 use arrow_schema::{ArrowError, SchemaRef};
 
+use super::amplify;
 use super::columns::{self, Batch, Choice, Kind, NoColumn};
 use super::compression::MAX_EXPANSION;
 use super::parts::RowGroup;
@@ -278,9 +279,22 @@ pub(super) fn batches(
             ),
         });
     }
+    let size_bytes = file.size_bytes().unwrap_or(0);
     let mut batches = Batches::open(path, file, field)?;
     let mut groups = Vec::new();
+    let (mut bytes, mut num_rows) = (0_u64, 0_u64);
     while let Some(batch) = batches.next()? {
+        let shared = batch.arrays().map(amplify::shared_bytes);
+        bytes = shared.fold(bytes, u64::saturating_add);
+        num_rows = num_rows.saturating_add(batch.len() as u64);
+        let amplified = amplify::too_many_bytes(size_bytes, bytes)
+            .or_else(|| amplify::too_many_values(size_bytes, num_rows));
+        if let Some(reason) = amplified {
+            return Err(Error::Arrow {
+                path: path.to_owned(),
+                reason,
+            });
+        }
         groups.push(RowGroup {
             num_rows: batch.len() as u64,
             text_bytes: batch.size_bytes(),

@@ -52,7 +52,7 @@ pub(super) fn text(column: &ArrayRef, row: usize) -> Option<Result<String, Recor
 }
 
 /// The key of a row. `normalized_keys` would make those of all rows, for each of them.
-fn key(keys: &dyn Array, row: usize) -> Option<usize> {
+pub(super) fn key(keys: &dyn Array, row: usize) -> Option<usize> {
     fn of<T: ArrowPrimitiveType>(keys: &dyn Array, row: usize) -> Option<usize> {
         keys.as_primitive_opt::<T>()?.value(row).to_usize()
     }

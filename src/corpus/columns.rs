@@ -7,6 +7,7 @@ use arrow_array::types::{
 };
 use arrow_array::{Array, ArrayRef, RecordBatch};
 use arrow_schema::{DataType, Field, Schema};
+use serde::{Deserialize, Serialize};
 
 use super::RecordProblem;
 use super::cells::{list, text, whole};
@@ -32,7 +33,7 @@ pub(super) enum NoColumn {
 }
 
 /// What a column of documents holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Kind {
     Text,
     Ids,
@@ -230,6 +231,14 @@ impl Batch {
     /// Number of rows.
     pub(super) fn len(&self) -> usize {
         self.documents.len()
+    }
+
+    /// The columns.
+    pub(super) fn arrays(&self) -> impl Iterator<Item = &ArrayRef> {
+        let masks = self.masks.iter().map(|(_, mask)| mask);
+        std::iter::once(&self.documents)
+            .chain(masks)
+            .chain(&self.tools)
     }
 
     /// Bytes of the documents: what counts towards the size of a part.

@@ -12,8 +12,9 @@ use super::format::Format;
 use super::inputs::{Findings, Found, Input, find};
 use super::options::CorpusOptions;
 use super::parts::{self, Cuts, LineCutter};
+use super::tables::{self, TableFormat};
 use super::tokens::{self, TokenCutter};
-use super::{Error, TokenFileProblem, arrow, bytes, parquet, sniff};
+use super::{Error, TokenFileProblem, bytes, sniff};
 use crate::fs;
 
 /// What is known of a file before it is hashed.
@@ -175,8 +176,14 @@ fn look_at(file: &Found, options: &CorpusOptions) -> Result<Sized, Error> {
         Some(groups)
     };
     let row_groups = match file.format {
-        Format::Parquet => table_of(parquet::row_groups(&file.path, &table()?, field)?),
-        Format::Arrow => table_of(arrow::batches(&file.path, table()?, field)?),
+        Format::Parquet => {
+            let format = TableFormat::Parquet;
+            table_of(tables::row_groups(&file.path, format, table()?, field)?)
+        }
+        Format::Arrow => {
+            let format = TableFormat::Arrow;
+            table_of(tables::row_groups(&file.path, format, table()?, field)?)
+        }
         Format::Tokens(_) if size_bytes > 0 => {
             let layout = tokens::layout(&file.path, size_bytes, options.token_dtype)?;
             if layout.row_len.is_none() && options.separator.is_none() {

@@ -4,10 +4,9 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use ::parquet::errors::ParquetError;
-
 use super::compression::{Compression, MAX_EXPANSION};
 use super::problem::{Disguise, RecordProblem, TokenFileProblem, listed};
+use crate::escape::Show as _;
 use crate::fs;
 use crate::types::Reject;
 
@@ -46,13 +45,13 @@ fn text_hint(path: &Path) -> String {
 #[non_exhaustive]
 pub enum Error {
     /// An input does not exist.
-    #[error("no such file or folder: {}", path.display())]
+    #[error("no such file or folder: {}", path.shown())]
     Missing {
         /// The input as given.
         path: PathBuf,
     },
     /// A file that was named as an input has no supported name.
-    #[error("{}: a file of this type is not supported; supported are {SUPPORTED}{}", path.display(), text_hint(path))]
+    #[error("{}: a file of this type is not supported; supported are {SUPPORTED}{}", path.shown(), text_hint(path))]
     Unsupported {
         /// The input as given.
         path: PathBuf,
@@ -75,9 +74,9 @@ pub enum Error {
         "{}; its documents would be scored twice\nhint: give it once, or leave one out with --exclude; to have \
          documents twice on purpose, copy the file under another name",
         if first == second {
-            format!("{} was given twice", first.display())
+            format!("{} was given twice", first.shown())
         } else {
-            format!("{} and {} are the same file", first.display(), second.display())
+            format!("{} and {} are the same file", first.shown(), second.shown())
         }
     )]
     SameFile {
@@ -90,8 +89,8 @@ pub enum Error {
     #[error(
         "{} and {} would both be called {name:?} in the output; rename one, or give their common \
          parent folder as the only input",
-        first.display(),
-        second.display()
+        first.shown(),
+        second.shown()
     )]
     Collision {
         /// The name they share.
@@ -102,7 +101,7 @@ pub enum Error {
         second: PathBuf,
     },
     /// A file's name can't be stored as text.
-    #[error("{}: the name is not valid UTF-8; rename the file", path.display())]
+    #[error("{}: the name is not valid UTF-8; rename the file", path.shown())]
     NameNotUtf8 {
         /// The file.
         path: PathBuf,
@@ -120,7 +119,7 @@ pub enum Error {
     #[error(
         "{}: the file changed while it was in use: {how}; start again once nothing writes to the \
          corpus",
-        path.display()
+        path.shown()
     )]
     Changed {
         /// The file.
@@ -132,7 +131,7 @@ pub enum Error {
     #[error(
         "{}{place}: {problem}\nhint: --on-bad-record skip leaves out what can't be read; \
          remit-inspect rejects lists it",
-        path.display()
+        path.shown()
     )]
     BadRecord {
         /// The file.
@@ -145,7 +144,7 @@ pub enum Error {
     /// A file's content is not what its name says.
     #[error(
         "{}: {}{}",
-        path.display(),
+        path.shown(),
         match packed {
             Some(compression) => format!("in the {compression} data is "),
             None => String::new(),
@@ -161,7 +160,7 @@ pub enum Error {
         disguise: Disguise,
     },
     /// A compressed file can't be unpacked to its end.
-    #[error("{}: the {compression} data is damaged or cut short", path.display())]
+    #[error("{}: the {compression} data is damaged or cut short", path.shown())]
     Decompress {
         /// The file.
         path: PathBuf,
@@ -174,7 +173,7 @@ pub enum Error {
     #[error(
         "{}: the {compression} data unpacks to more than {MAX_EXPANSION} times its size; if that is \
          meant, unpack the file first",
-        path.display()
+        path.shown()
     )]
     Expansion {
         /// The file.
@@ -186,7 +185,7 @@ pub enum Error {
     #[error(
         "{}: to unpack it takes a zstd window of more than {} MiB; if the memory is there, allow it \
          with --zstd-window-log 31",
-        path.display(),
+        path.shown(),
         1_u64 << window_log.saturating_sub(20)
     )]
     Window {
@@ -199,7 +198,7 @@ pub enum Error {
     #[error(
         "{}: no column {field:?}; the file has {}; name the column that holds the text with \
          --text-field",
-        path.display(),
+        path.shown(),
         listed(columns)
     )]
     NoColumn {
@@ -214,7 +213,7 @@ pub enum Error {
     #[error(
         "{}: the column {field:?} is of type {found}, not a string or a list of integers; name the \
          column that holds the text or the token ids with --text-field",
-        path.display()
+        path.shown()
     )]
     ColumnNotText {
         /// The file.
@@ -225,18 +224,18 @@ pub enum Error {
         found: String,
     },
     /// A Parquet file can't be parsed.
-    #[error("{}: not a readable Parquet file", path.display())]
+    #[error("{}: not a readable Parquet file: {}", path.shown(), reason.shown())]
     Parquet {
         /// The file.
         path: PathBuf,
         /// What the parser says.
-        source: ParquetError,
+        reason: String,
     },
     /// A column is compressed in a way that is not supported.
     #[error(
         "{}: the column {field:?} is compressed with {codec}, which is not supported; supported are \
          zstd, snappy, gzip, lz4 and none: write the file again with one of them",
-        path.display()
+        path.shown()
     )]
     Codec {
         /// The file.
@@ -247,7 +246,7 @@ pub enum Error {
         codec: String,
     },
     /// A Parquet file contradicts itself.
-    #[error("{}: the Parquet file is damaged: {reason}", path.display())]
+    #[error("{}: the Parquet file is damaged: {}", path.shown(), reason.shown())]
     DamagedParquet {
         /// The file.
         path: PathBuf,
@@ -255,7 +254,7 @@ pub enum Error {
         reason: String,
     },
     /// An Arrow file can't be parsed.
-    #[error("{}: not a readable Arrow IPC file: {reason}", path.display())]
+    #[error("{}: not a readable Arrow IPC file: {}", path.shown(), reason.shown())]
     Arrow {
         /// The file.
         path: PathBuf,
@@ -263,7 +262,7 @@ pub enum Error {
         reason: String,
     },
     /// A file of token ids is of no layout that can be read.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {problem}", path.shown())]
     TokenFile {
         /// The file.
         path: PathBuf,
@@ -271,13 +270,13 @@ pub enum Error {
         problem: TokenFileProblem,
     },
     /// A pattern matches no file.
-    #[error("no file matches {pattern}")]
+    #[error("no file matches {}", pattern.shown())]
     NoMatch {
         /// The pattern.
         pattern: String,
     },
     /// A pattern is none.
-    #[error("{pattern}: not a pattern of file names: {reason}")]
+    #[error("{}: not a pattern of file names: {reason}", pattern.shown())]
     Pattern {
         /// The pattern.
         pattern: String,

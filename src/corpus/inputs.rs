@@ -45,6 +45,8 @@ pub struct LeftOut {
     pub unsupported: Vec<PathBuf>,
     /// Those that lie beside data and are none, as READMEs.
     pub beside: Vec<PathBuf>,
+    /// FIFOs, sockets and devices.
+    pub special: Vec<PathBuf>,
     /// Number of those that the patterns leave out.
     pub num_excluded: usize,
     /// Patterns that match no file.
@@ -56,15 +58,21 @@ pub(super) fn find(inputs: &[Input], options: &CorpusOptions) -> Result<Findings
     let (include, exclude) = (&options.include, &options.exclude);
     let mut candidates = Candidates {
         text_ext: &options.text_ext,
+        keep_on: &|| options.check_stop().is_ok(),
         found: Vec::new(),
+        special: Vec::new(),
     };
     for input in inputs {
         match input {
             Input::Path(path) => candidates.add_path(path, inputs.len() > 1)?,
             Input::List(paths) => candidates.add_list(paths)?,
         }
+        options.check_stop()?;
     }
-    let mut left_out = LeftOut::default();
+    let mut left_out = LeftOut {
+        special: candidates.special,
+        ..LeftOut::default()
+    };
     let mut selection = Selection::new(include, exclude);
     let mut candidates = candidates.found;
     candidates.retain(|candidate| {
@@ -184,7 +192,9 @@ impl<'a> Selection<'a> {
 struct Candidates<'a> {
     /// Endings of files that are taken for text.
     text_ext: &'a [String],
+    keep_on: fs::KeepOn<'a>,
     found: Vec<Candidate>,
+    special: Vec<PathBuf>,
 }
 
 impl Candidates<'_> {
@@ -207,12 +217,15 @@ impl Candidates<'_> {
             };
         }
         if !fs::is_dir(path)? {
+            fs::expect_regular(path)?;
             let name = path.file_name().map(Path::new).unwrap_or(path);
             self.add(path.to_owned(), relative(Path::new(""), name, None), true);
             return Ok(());
         }
         let prefix = has_siblings.then(|| own_name(path)).transpose()?;
-        for file in fs::walk(path)? {
+        let walked = fs::walk(path, self.keep_on)?;
+        self.special.extend(walked.special);
+        for file in walked.files {
             let source = relative(path, &file, prefix.as_deref());
             self.add(file, source, false);
         }
@@ -221,7 +234,7 @@ impl Candidates<'_> {
 
     /// Adds the files that a pattern matches, in folders that it matches too.
     fn add_pattern(&mut self, pattern: &str) -> Result<(), Error> {
-        let paths = fs::glob(pattern).map_err(|error| match error {
+        let paths = fs::glob(pattern, self.keep_on).map_err(|error| match error {
             fs::GlobError::Pattern(reason) => Error::Pattern {
                 pattern: pattern.to_owned(),
                 reason,
@@ -231,9 +244,16 @@ impl Candidates<'_> {
         let root = fixed_folder(pattern);
         let before = self.found.len();
         for path in paths {
-            if !fs::is_dir(&path)? {
-                let source = relative(root, &path, None);
-                self.add(path, source, false);
+            if fs::is_dir(&path)? {
+                continue;
+            }
+            match fs::expect_regular(&path) {
+                Err(error) if error.is_unfit() => self.special.push(path),
+                outcome => {
+                    outcome?;
+                    let source = relative(root, &path, None);
+                    self.add(path, source, false);
+                }
             }
         }
         if self.found.len() > before {
@@ -250,6 +270,7 @@ impl Candidates<'_> {
             if !fs::exists(path)? {
                 return Err(Error::Missing { path: path.clone() });
             }
+            fs::expect_regular(path)?;
             self.add(path.clone(), relative(&shared, path, None), true);
         }
         Ok(())

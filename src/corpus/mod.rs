@@ -30,6 +30,7 @@
 //! # Ok::<(), remit::corpus::Error>(())
 //! ```
 
+mod amplify;
 mod arrow;
 mod aside;
 mod bytes;
@@ -53,6 +54,7 @@ mod read;
 mod sniff;
 #[cfg(test)]
 mod table_tests;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -71,4 +73,5 @@ pub use options::{
 pub use parts::{DEFAULT_NUM_PARTS, MAX_PART_BYTES, MIN_PART_BYTES, Part, Slice, SliceRange};
 pub use problem::{Disguise, RecordProblem, TokenFileProblem};
 pub use read::Documents;
+pub use tables::TABLES;
 pub use tokens::{IdType, TokenLayout};

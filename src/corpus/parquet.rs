@@ -17,12 +17,14 @@ use ::parquet::file::metadata::RowGroupMetaData;
 use ::parquet::file::reader::{ChunkReader, Length};
 use bytes::Bytes;
 
+use super::amplify::{self, Suspicion};
 use super::columns::{self, Batch, Choice, Kind, NoColumn};
 use super::compression::MAX_EXPANSION;
 use super::parts::RowGroup;
 use super::{Error, Place, RecordProblem};
 use crate::fs;
 use crate::guard::guarded;
+use crate::guard::parquet::check_metadata;
 use crate::types::Content;
 
 /// Most rows that are decoded at a time.
@@ -195,7 +197,42 @@ pub(super) fn row_groups(
             text_bytes,
         });
     }
+    refuse_amplified(path, file, &metadata, &choice, &groups)?;
     Ok((choice.kind, groups))
+}
+
+/// Refuses a file whose documents come to far more than its size.
+fn refuse_amplified(
+    path: &Path,
+    file: &fs::File,
+    metadata: &ArrowReaderMetadata,
+    choice: &Choice,
+    groups: &[RowGroup],
+) -> Result<(), Error> {
+    let is_read = |leaf: &[String]| choice.reads(leaf).0;
+    let suspicion = guarded_at(path, || {
+        amplify::suspicion(file, metadata.metadata(), is_read)
+    })?;
+    match suspicion.map_err(|reason| damaged(path, reason))? {
+        Suspicion::None => return Ok(()),
+        Suspicion::Certain(reason) => return Err(damaged(path, reason)),
+        Suspicion::Count => {}
+    }
+    let again = file
+        .try_clone()
+        .map_err(|error| damaged(path, error.to_string()))?;
+    let num_rows = groups.iter().map(|group| group.num_rows).sum();
+    let (field, all) = (Some(choice.field.as_str()), 0..groups.len());
+    let mut rows = Rows::open(path, again, field, all, 0, num_rows, 1 << 32)?;
+    let size_bytes = file.size_bytes().unwrap_or(0);
+    let mut bytes = 0_u64;
+    while let Some((_, content)) = rows.next()? {
+        bytes = bytes.saturating_add(content.map_or(0, |content| content.size_bytes() as u64));
+        if let Some(reason) = amplify::too_many_bytes(size_bytes, bytes) {
+            return Err(damaged(path, reason));
+        }
+    }
+    Ok(())
 }
 
 /// The name and the codec of a column that is read of a row group, if this build has none of that name. The parser
@@ -242,8 +279,33 @@ fn column_bytes(group: &RowGroupMetaData, is_one: impl Fn(&[String]) -> bool) ->
 /// every string column, whatever its Arrow type was, comes back as one type.
 fn load(path: &Path, file: &fs::File) -> Result<ArrowReaderMetadata, Error> {
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+    check_depth(path, file)?;
     guarded_at(path, || ArrowReaderMetadata::load(file, options))?
         .map_err(|source| unreadable(path, &file.failure(), || not_parquet(path, source)))
+}
+
+/// Refuses a schema that the parser would recurse into without end.
+fn check_depth(path: &Path, file: &fs::File) -> Result<(), Error> {
+    let Ok(size_bytes) = file.size_bytes() else {
+        return Ok(());
+    };
+    let read = |range| {
+        file.read_range(range).map_err(|source| {
+            unreadable(path, &file.failure(), || damaged(path, source.to_string()))
+        })
+    };
+    // What is no file at all, or is encrypted, the parser finds out by itself.
+    let Some(trailer) = size_bytes.checked_sub(8) else {
+        return Ok(());
+    };
+    let end = read(trailer..size_bytes)?;
+    let len = end.first_chunk().map_or(0, |len| u32::from_le_bytes(*len));
+    match trailer.checked_sub(u64::from(len)) {
+        Some(start) if end.ends_with(b"PAR1") => {
+            check_metadata(&read(start..trailer)?).map_err(|reason| damaged(path, reason))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The columns that are read.
@@ -270,7 +332,7 @@ fn choose(
 fn not_parquet(path: &Path, source: ParquetError) -> Error {
     Error::Parquet {
         path: path.to_owned(),
-        source,
+        reason: source.to_string(),
     }
 }
 

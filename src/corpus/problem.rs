@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::compression::Compression;
+use crate::escape::Show as _;
 use crate::types::TokenId;
 
 /// Most keys or columns that a message lists.
@@ -27,7 +28,7 @@ pub enum Disguise {
 impl Disguise {
     /// Says what the file is, and what to do about it.
     pub(super) fn message(self, path: &Path, packed: Option<Compression>) -> String {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = path.file_name().unwrap_or_default().shown().to_string();
         let through = |command: &str, result: &str| match packed {
             Some(Compression::Gzip) => format!("gzip -dc {name} | {command} > {result}"),
             Some(Compression::Zstd) => format!("zstd -dc {name} | {command} > {result}"),
@@ -111,6 +112,12 @@ fn with_ending(name: &str, ending: &str) -> String {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecordProblem {
+    /// What another process says of it.
+    #[error("{reason}")]
+    Told {
+        /// Its words.
+        reason: String,
+    },
     /// It is too long to be held in memory.
     #[error(
         "longer than {max_bytes} bytes, the most that a record may have; split it, or give a larger \

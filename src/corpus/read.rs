@@ -8,7 +8,8 @@ use super::compression::Compression;
 use super::files::{Corpus, CorpusFile};
 use super::format::Format;
 use super::parts::{Part, Slice, SliceRange};
-use super::{Error, Place, RecordProblem, arrow, jsonl, parquet, tokens};
+use super::tables::{self, TableFormat};
+use super::{Error, Place, RecordProblem, jsonl, tokens};
 use crate::fs;
 use crate::types::{Content, Document};
 
@@ -44,8 +45,7 @@ struct OpenSlice<'a> {
 enum Records {
     Text(Option<Box<ByteStream>>),
     Lines(Lines),
-    Parquet(Box<parquet::Rows>),
-    Arrow(Box<arrow::Rows>),
+    Table(Box<tables::Rows>),
     Tokens(Box<tokens::Documents<BufReader<io::Take<fs::File>>>>),
 }
 
@@ -215,7 +215,6 @@ impl Records {
     ) -> Result<Self, Error> {
         file.expect_unchanged()?;
         let options = &corpus.options;
-        let field = options.text_field.as_deref();
         let unpack = || bytes::open(&file.path, file.compression, options.zstd_window_log);
         let misfit = || Error::Changed {
             path: file.path.clone(),
@@ -243,40 +242,15 @@ impl Records {
                 lines.end = end;
                 Self::Lines(lines)
             }
-            (
-                Format::Parquet,
-                SliceRange::RowGroups {
-                    start,
-                    end,
-                    first_record,
-                    num_records,
-                },
-            ) => Self::Parquet(Box::new(parquet::Rows::open(
-                &file.path,
-                table.ok_or_else(misfit)?,
-                field,
-                start..end,
-                first_record,
-                num_records,
-                options.num_ids,
-            )?)),
-            (
-                Format::Arrow,
-                SliceRange::RowGroups {
-                    start,
-                    first_record,
-                    num_records,
-                    ..
-                },
-            ) => Self::Arrow(Box::new(arrow::Rows::open(
-                &file.path,
-                table.ok_or_else(misfit)?,
-                field,
-                start,
-                first_record,
-                num_records,
-                options.num_ids,
-            )?)),
+            (Format::Parquet | Format::Arrow, range) => {
+                let format = match file.format {
+                    Format::Parquet => TableFormat::Parquet,
+                    _ => TableFormat::Arrow,
+                };
+                let table = table.ok_or_else(misfit)?;
+                let rows = tables::Rows::open(&file.path, format, table, range, options)?;
+                Self::Table(Box::new(rows.ok_or_else(misfit)?))
+            }
             (
                 Format::Tokens(layout),
                 SliceRange::Bytes {
@@ -291,7 +265,7 @@ impl Records {
                 options.num_ids,
                 first_record,
             ))),
-            (Format::Jsonl | Format::Parquet | Format::Arrow | Format::Tokens(_), _) => {
+            (Format::Jsonl | Format::Tokens(_), _) => {
                 return Err(misfit());
             }
         })
@@ -302,7 +276,7 @@ impl Records {
         match self {
             Self::Lines(lines) => Some(lines.offset),
             Self::Tokens(documents) => Some(documents.offset()),
-            Self::Text(_) | Self::Parquet(_) | Self::Arrow(_) => None,
+            Self::Text(_) | Self::Table(_) => None,
         }
     }
 
@@ -328,8 +302,7 @@ impl Records {
                 Ok(Some((0, content)))
             }
             Self::Lines(lines) => lines.next(file, corpus),
-            Self::Parquet(rows) => Ok(rows.next()?.map(|record| limited(record, max_bytes))),
-            Self::Arrow(rows) => Ok(rows.next()?.map(|record| limited(record, max_bytes))),
+            Self::Table(rows) => rows.next(),
             Self::Tokens(documents) => {
                 let record = documents
                     .next(max_bytes)
@@ -341,18 +314,6 @@ impl Records {
             }
         }
     }
-}
-
-/// A row of a table, unless it is too long.
-fn limited((row, content): Record, max_bytes: u64) -> Record {
-    let content = content.and_then(|content| {
-        if content.size_bytes() as u64 > max_bytes {
-            Err((Place::Row(row), RecordProblem::TooLong { max_bytes }))
-        } else {
-            Ok(content)
-        }
-    });
-    (row, content)
 }
 
 /// A whole file as text.

@@ -580,13 +580,13 @@ fn parquet_errors_name_column_row_and_way_out() {
     );
     assert_eq!(
         message("x.parquet", "PAR1 or not"),
-        "x.parquet: not a readable Parquet file"
+        "x.parquet: not a readable Parquet file: Parquet error: Invalid Parquet file. Corrupt footer"
     );
     let mut cut = file("text", strings(vec![Some("a")]));
     cut.truncate(cut.len() - 20);
     assert_eq!(
         message("x.parquet", cut),
-        "x.parquet: not a readable Parquet file"
+        "x.parquet: not a readable Parquet file: Parquet error: Invalid Parquet file. Corrupt footer"
     );
 }
 

@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::operation::Operation;
 use super::{fault, remote};
+use crate::escape::Show as _;
 
 /// An I/O failure, with what was attempted on which path.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {operation} {}", path.display())]
+#[error("cannot {operation} {}", path.shown())]
 #[non_exhaustive]
 pub struct Error {
     /// What was attempted.
@@ -129,6 +130,6 @@ pub fn write_error(path: &Path, source: io::Error) -> Error {
 pub fn write_failure(path: &Path, failure: &Failure, error: anyhow::Error) -> anyhow::Error {
     match failure.take() {
         Some(source) => write_error(path, source).into(),
-        None => error.context(format!("cannot write {}", path.display())),
+        None => error.context(format!("cannot write {}", path.shown())),
     }
 }

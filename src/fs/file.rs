@@ -4,17 +4,22 @@ use std::fmt;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
 use super::error::{Context, Failure, Result, attempt};
 use super::operation::Operation;
+use super::regular::{Unfit, open_regular};
 use super::url::Url;
 use super::{fault, remote};
+use crate::escape::Show as _;
 
 /// Bytes of an object that are read at a time.
 const BLOCK_BYTES: u64 = 4 << 20;
+
+/// Bytes of a [`File::served`] that are read at a time.
+const SERVED_BLOCK_BYTES: u64 = 256 << 10;
 
 /// A file or object that is open for reading.
 #[derive(Debug)]
@@ -34,14 +39,64 @@ enum Inner {
         /// Where the bytes that were read last begin, and these.
         block: (u64, Bytes),
     },
+    Served {
+        served: Arc<Served>,
+        position: u64,
+    },
+}
+
+/// Bytes that come from elsewhere, asked for by their place.
+pub trait ReadAt: Send + Sync {
+    /// Number of bytes.
+    fn size_bytes(&self) -> u64;
+
+    /// Returns the bytes of a range, all of them.
+    ///
+    /// # Errors
+    ///
+    /// When they end before, or reading fails.
+    fn read_at(&self, range: Range<u64>) -> io::Result<Bytes>;
+}
+
+/// What a file and its clones share.
+struct Served {
+    source: Box<dyn ReadAt>,
+    /// Where the bytes that were read last begin, and these.
+    block: Mutex<(u64, Bytes)>,
+}
+
+impl fmt::Debug for Served {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Served({} bytes)", self.source.size_bytes())
+    }
+}
+
+impl Served {
+    /// Reads from a place up to the end of a block.
+    fn read(&self, position: u64, buf: &mut [u8]) -> io::Result<usize> {
+        let size_bytes = self.source.size_bytes();
+        if position >= size_bytes || buf.is_empty() {
+            return Ok(0);
+        }
+        let mut block = self.block.lock().unwrap_or_else(PoisonError::into_inner);
+        let (start, bytes) = &mut *block;
+        if position < *start || position >= *start + bytes.len() as u64 {
+            let end = position.saturating_add(SERVED_BLOCK_BYTES).min(size_bytes);
+            *bytes = self.source.read_at(position..end)?;
+            *start = position;
+        }
+        let skip = usize::try_from(position - *start).unwrap_or(usize::MAX);
+        let rest = bytes.get(skip..).unwrap_or_default();
+        let len = rest.len().min(buf.len());
+        buf.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+        Ok(len)
+    }
 }
 
 /// Opens a file for reading.
 pub fn open(path: &Path) -> Result<File> {
     let inner = match Url::of(path) {
-        None => Inner::Local(attempt(Operation::Open, path, || {
-            std::fs::File::open(path)
-        })?),
+        None => Inner::Local(attempt(Operation::Open, path, || open_regular(path))?),
         Some(url) => Inner::Object {
             size_bytes: remote::size_bytes(&url).during(Operation::Open, path)?,
             url,
@@ -57,6 +112,22 @@ pub fn open(path: &Path) -> Result<File> {
 }
 
 impl File {
+    /// Returns a file of bytes from elsewhere; errors call it `path`.
+    pub fn served(path: &Path, source: Box<dyn ReadAt>) -> Self {
+        let served = Served {
+            source,
+            block: Mutex::default(),
+        };
+        Self {
+            path: path.to_owned(),
+            inner: Inner::Served {
+                served: Arc::new(served),
+                position: 0,
+            },
+            failure: Failure::default(),
+        }
+    }
+
     /// Size in bytes; of an object, when it was opened.
     ///
     /// # Errors
@@ -66,6 +137,7 @@ impl File {
         match &self.inner {
             Inner::Local(file) => Ok(file.metadata()?.len()),
             Inner::Object { size_bytes, .. } => Ok(*size_bytes),
+            Inner::Served { served, .. } => Ok(served.source.size_bytes()),
         }
     }
 
@@ -87,6 +159,10 @@ impl File {
                 size_bytes: *size_bytes,
                 position: *position,
                 block: block.clone(),
+            },
+            Inner::Served { served, position } => Inner::Served {
+                served: Arc::clone(served),
+                position: *position,
             },
         };
         Ok(Self {
@@ -129,6 +205,7 @@ impl File {
             }
             Inner::Object { .. } if len == 0 => Ok(Bytes::new()),
             Inner::Object { url, .. } => remote::read_range(url, range),
+            Inner::Served { served, .. } => served.source.read_at(range),
         }
     }
 }
@@ -145,6 +222,11 @@ impl File {
         fault::check(Operation::Read, &self.path)?;
         match &mut self.inner {
             Inner::Local(file) => file.read(buf),
+            Inner::Served { served, position } => {
+                let len = served.read(*position, buf)?;
+                *position += len as u64;
+                Ok(len)
+            }
             Inner::Object {
                 url,
                 size_bytes,
@@ -181,17 +263,20 @@ impl Seek for File {
                 size_bytes,
                 position,
                 ..
-            } => {
-                let target = match to {
-                    SeekFrom::Start(target) => Some(target),
-                    SeekFrom::End(offset) => size_bytes.checked_add_signed(offset),
-                    SeekFrom::Current(offset) => position.checked_add_signed(offset),
-                };
-                *position = target.ok_or(io::ErrorKind::InvalidInput)?;
-                Ok(*position)
-            }
+            } => seek(*size_bytes, position, to),
+            Inner::Served { served, position } => seek(served.source.size_bytes(), position, to),
         }
     }
+}
+
+fn seek(size_bytes: u64, position: &mut u64, to: SeekFrom) -> io::Result<u64> {
+    let target = match to {
+        SeekFrom::Start(target) => Some(target),
+        SeekFrom::End(offset) => size_bytes.checked_add_signed(offset),
+        SeekFrom::Current(offset) => position.checked_add_signed(offset),
+    };
+    *position = target.ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(*position)
 }
 
 /// A new temporary file without a name.
@@ -205,7 +290,7 @@ fn no_temporary(error: io::Error) -> io::Error {
         error.kind(),
         format!(
             "no temporary file can be made in {}: {error}\nhint: set TMPDIR to a folder that exists and has room",
-            folder.display()
+            folder.shown()
         ),
     )
 }
@@ -302,7 +387,7 @@ impl MappedFile {
     /// without a name first, which is gone with the map.
     pub fn open(path: &Path) -> Result<Self> {
         let file = match Url::of(path) {
-            None => attempt(Operation::Open, path, || std::fs::File::open(path))?,
+            None => attempt(Operation::Open, path, || open_regular(path))?,
             Some(url) => download(&url).during(Operation::Read, path)?,
         };
         let size = attempt(Operation::ReadSize, path, || file.metadata())?.len();
@@ -322,6 +407,16 @@ impl MappedFile {
             path: path.into(),
             map,
         })
+    }
+
+    /// Maps a file as [`MappedFile::open`] does, if it has no more bytes than this.
+    pub fn open_at_most(path: &Path, max_bytes: u64) -> Result<Self> {
+        let file = Self::open(path)?;
+        if file.len() as u64 > max_bytes {
+            return Err(io::Error::from(Unfit::TooLarge { max_bytes }))
+                .during(Operation::Read, path);
+        }
+        Ok(file)
     }
 
     /// Returns the path as it was opened.
@@ -345,7 +440,7 @@ impl MappedFile {
                 map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, end - offset)
             };
             if let Err(error) = advised {
-                tracing::debug!(path = %self.path.display(), %error, "madvise was refused");
+                tracing::debug!(path = %self.path.shown(), %error, "madvise was refused");
             }
         }
     }
@@ -367,6 +462,6 @@ impl AsRef<[u8]> for MappedFile {
 
 impl fmt::Debug for MappedFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "MappedFile({})", self.path.display())
+        write!(f, "MappedFile({})", self.path.shown())
     }
 }

@@ -7,6 +7,7 @@ use super::error::{Context, Result, attempt, unsupported};
 use super::fault;
 use super::operation::Operation;
 use super::paths::{parent, sync_dir};
+use super::regular::open_log;
 use super::url::Url;
 
 /// A log: what is appended is handed to the operating system at once, and is durable after
@@ -16,6 +17,19 @@ pub struct Log {
     path: PathBuf,
     file: std::fs::File,
     size_bytes: u64,
+    /// What the file is known by, if the system has something of the kind.
+    identity: Option<(u64, u64)>,
+}
+
+#[cfg(unix)]
+fn identity(meta: &std::fs::Metadata) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    Some((meta.dev(), meta.ino()))
+}
+
+#[cfg(not(unix))]
+fn identity(_: &std::fs::Metadata) -> Option<(u64, u64)> {
+    None
 }
 
 impl Log {
@@ -29,13 +43,7 @@ impl Log {
             return Err(unsupported(Operation::Create, path));
         }
         let is_new = !super::paths::exists(path)?;
-        let file = attempt(Operation::Create, path, || {
-            std::fs::OpenOptions::new()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .open(path)
-        })?;
+        let file = attempt(Operation::Create, path, || open_log(path))?;
         let size_bytes = attempt(Operation::Write, path, || {
             // File systems without locks refuse; then there is no lock.
             if let Err(std::fs::TryLockError::WouldBlock) = file.try_lock() {
@@ -48,6 +56,7 @@ impl Log {
         }
         Ok(Self {
             path: path.to_owned(),
+            identity: identity(&attempt(Operation::Write, path, || file.metadata())?),
             file,
             size_bytes,
         })
@@ -72,8 +81,35 @@ impl Log {
         &self.path
     }
 
+    /// Fails when the file is no longer where it was opened, say because its folder was removed: what is written
+    /// then would go nowhere.
+    fn expect_in_place(&self) -> Result<()> {
+        attempt(Operation::Write, &self.path, || {
+            let there = match std::fs::metadata(&self.path) {
+                Ok(meta) => identity(&meta),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    return Err(std::io::Error::other(
+                        "it was removed while it was written to",
+                    ));
+                }
+                Err(error) => return Err(error),
+            };
+            if there == self.identity {
+                return Ok(());
+            }
+            Err(std::io::Error::other(
+                "another file took its place while it was written to",
+            ))
+        })
+    }
+
     /// Appends bytes.
+    ///
+    /// # Errors
+    ///
+    /// When writing fails, or the file was removed.
     pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.expect_in_place()?;
         let mut rest = bytes;
         while !rest.is_empty() {
             let allowed =
@@ -94,7 +130,12 @@ impl Log {
     }
 
     /// Makes what was appended durable.
+    ///
+    /// # Errors
+    ///
+    /// When that fails, or the file was removed.
     pub fn sync(&self) -> Result<()> {
+        self.expect_in_place()?;
         attempt(Operation::Sync, &self.path, || self.file.sync_data())
     }
 }

@@ -26,6 +26,8 @@ mod log;
 mod operation;
 mod paths;
 mod pattern;
+mod read;
+mod regular;
 #[cfg(not(feature = "object-store"))]
 #[path = "no_remote.rs"]
 mod remote;
@@ -38,13 +40,15 @@ mod walk;
 pub use atomic::{AtomicFile, TEMP_SUFFIX, remove_stale_temps, write_atomic, write_new};
 pub use digest::{Digest, Hasher, HashingFile, HashingWriter, hash_file, hash_mapped};
 pub use error::{Error, Failure, Result, is_of_system, write_error, write_failure};
-pub use file::{File, MappedFile, Spool, StdinCopy, open};
+pub use file::{File, MappedFile, ReadAt, Spool, StdinCopy, open};
 pub use log::Log;
 pub use operation::Operation;
 pub use paths::{
     canonicalize, canonicalize_missing, create_dir_all, exists, expect_no_file, folder_above_with,
-    identity, is_dir, lacks_bucket, list, read, read_list, remove_file, size_bytes,
+    identity, is_dir, lacks_bucket, list, read_list, remove_file, size_bytes,
 };
 pub use pattern::{GlobError, NamePattern, glob, matches};
+pub use read::{MAX_READ_BYTES, read, read_at_most, read_given};
+pub use regular::expect_regular;
 pub use stamp::{Stamp, stamp};
-pub use walk::walk;
+pub use walk::{KeepOn, Walked, walk};

@@ -44,6 +44,8 @@ pub enum Operation {
     Remove,
     /// Copy to a temporary file what can only be read in a line.
     Spool,
+    /// Start a process that parses a file.
+    StartParser,
 }
 
 impl Operation {
@@ -68,7 +70,8 @@ impl Operation {
             | Self::SetPermissions
             | Self::Publish
             | Self::Remove
-            | Self::Spool => false,
+            | Self::Spool
+            | Self::StartParser => false,
         }
     }
 }
@@ -95,6 +98,7 @@ impl fmt::Display for Operation {
             Self::Publish => "publish",
             Self::Remove => "remove",
             Self::Spool => "make a temporary copy of",
+            Self::StartParser => "start a process to read",
         })
     }
 }

@@ -1,12 +1,13 @@
 //! Looks at paths and into folders.
 
 use std::ffi::OsString;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::error::{Context, Result, attempt};
-use super::file::open;
 use super::operation::Operation;
+use super::read::{MAX_READ_BYTES, read_given, take_at_most};
+use super::regular::Unfit;
 use super::remote;
 use super::url::Url;
 
@@ -18,21 +19,27 @@ pub fn size_bytes(path: &Path) -> Result<u64> {
     })
 }
 
-/// Reads all of a file.
-pub fn read(path: &Path) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    open(path)?
-        .read_to_end(&mut bytes)
-        .during(Operation::Read, path)?;
-    Ok(bytes)
-}
-
 /// Reads a list of paths, one a line; `-` is stdin. Blank lines are left out.
 pub fn read_list(path: &Path) -> Result<Vec<PathBuf>> {
     let text = if path == Path::new("-") {
-        io::read_to_string(io::stdin()).during(Operation::ReadList, Path::new("stdin"))?
+        take_at_most(io::stdin(), MAX_READ_BYTES).during(Operation::ReadList, Path::new("stdin"))?
     } else {
-        io::read_to_string(open(path)?).during(Operation::Read, path)?
+        read_given(path, MAX_READ_BYTES)?
+    };
+    let line_of = |at: usize| {
+        let before = text.get(..at).unwrap_or_default();
+        1 + memchr::memchr_iter(b'\n', before).count()
+    };
+    let unfit = |unfit: Unfit| Err(io::Error::from(unfit)).during(Operation::ReadList, path);
+    if let Some(at) = memchr::memchr(0, &text) {
+        return unfit(Unfit::Nul { line: line_of(at) });
+    }
+    let text = match str::from_utf8(&text) {
+        Ok(text) => text,
+        Err(error) => {
+            let line = line_of(error.valid_up_to());
+            return unfit(Unfit::NotUtf8 { line });
+        }
     };
     Ok(text
         .lines()

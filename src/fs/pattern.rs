@@ -6,7 +6,7 @@ use super::error::Error;
 use super::operation::Operation;
 use super::paths::is_dir;
 use super::url::Url;
-use super::walk::{Walk, walk, walk_with};
+use super::walk::{KeepOn, Walk, Walked, walk, walk_with};
 
 /// Why a pattern gives no paths.
 #[derive(Debug)]
@@ -85,18 +85,20 @@ impl NamePattern {
 /// Returns what a pattern of `*`, `?`, `[...]` and `**` matches; names that begin with a dot only where the
 /// pattern spells the dot out. What `**` matches are files alone, and as in [`walk`] a folder that
 /// links to itself below there is an error.
-pub fn glob(pattern: &str) -> Result<Vec<PathBuf>, GlobError> {
+pub fn glob(pattern: &str, keep_on: KeepOn<'_>) -> Result<Vec<PathBuf>, GlobError> {
     let compiled = ::glob::Pattern::new(pattern).map_err(|error| GlobError::Pattern(error.msg))?;
     if Url::of(Path::new(pattern)).is_some() {
         let special = pattern.find(['*', '?', '[']).unwrap_or(pattern.len());
         let fixed = pattern.get(..special).unwrap_or_default();
         let folder = fixed.rsplit_once('/').map_or(fixed, |(folder, _)| folder);
-        let mut paths = walk(Path::new(folder)).map_err(GlobError::Io)?;
+        let mut paths = walk(Path::new(folder), keep_on)
+            .map_err(GlobError::Io)?
+            .files;
         paths.retain(|path| compiled.matches_path_with(path, OPTIONS));
         return Ok(paths);
     }
     match recursive(pattern) {
-        Some((above, below)) => walk_matches(pattern, above, below),
+        Some((above, below)) => walk_matches(pattern, above, below, keep_on),
         None => listed(pattern),
     }
 }
@@ -130,7 +132,12 @@ fn recursive(pattern: &str) -> Option<(&str, &str)> {
     pattern.strip_suffix("/**").map(|above| (above, ""))
 }
 
-fn walk_matches(pattern: &str, above: &str, below: &str) -> Result<Vec<PathBuf>, GlobError> {
+fn walk_matches(
+    pattern: &str,
+    above: &str,
+    below: &str,
+    keep_on: KeepOn<'_>,
+) -> Result<Vec<PathBuf>, GlobError> {
     let is_relative = above.is_empty() && !pattern.starts_with('/');
     let roots = match above {
         "" if is_relative => vec![PathBuf::from(".")],
@@ -153,7 +160,9 @@ fn walk_matches(pattern: &str, above: &str, below: &str) -> Result<Vec<PathBuf>,
         if !is_dir(&root).map_err(GlobError::Io)? {
             continue;
         }
-        let found = walk_with(&root, what).map_err(GlobError::Io)?;
+        let Walked { files, special } = walk_with(&root, what, keep_on).map_err(GlobError::Io)?;
+        let mut found = files;
+        found.extend(special);
         let as_written = |path: PathBuf| match path.strip_prefix(".") {
             Ok(path) if is_relative => path.to_owned(),
             _ => path,
@@ -180,7 +189,7 @@ mod tests {
     }
 
     fn found(dir: &Path, pattern: &str) -> Vec<String> {
-        let paths = glob(&format!("{}/{pattern}", dir.display())).unwrap();
+        let paths = glob(&format!("{}/{pattern}", dir.display()), &|| true).unwrap();
         let below = |path: &PathBuf| path.strip_prefix(dir).unwrap().display().to_string();
         paths.iter().map(below).collect()
     }
@@ -199,7 +208,10 @@ mod tests {
         ] {
             assert_eq!(found(dir.path(), pattern), paths, "{pattern}");
         }
-        assert!(matches!(glob("a**/x"), Err(GlobError::Pattern(_))));
+        assert!(matches!(
+            glob("a**/x", &|| true),
+            Err(GlobError::Pattern(_))
+        ));
     }
 
     #[test]
@@ -240,7 +252,7 @@ mod tests {
             std::os::unix::fs::symlink(dir.path().join("a"), dir.path().join(link)).unwrap();
         }
         let pattern = format!("{}/**/*.none", dir.path().display());
-        let Err(GlobError::Io(error)) = glob(&pattern) else {
+        let Err(GlobError::Io(error)) = glob(&pattern, &|| true) else {
             panic!("it should be refused");
         };
         assert!(error.path.ends_with("a/b/up"), "{error}");

@@ -93,7 +93,7 @@ impl Architecture {
         let (narrow, widened_head) = match run.dtype {
             ComputeDtype::F32 => (0, 0),
             // The whole head is widened for its gradient.
-            ComputeDtype::Bf16 => (
+            ComputeDtype::Bf16 | ComputeDtype::Bf16Split => (
                 2 * matrices,
                 (self.vocab_size * self.hidden_size) as u64 * F32_BYTES,
             ),

@@ -44,7 +44,7 @@ fn portable() -> Portable {
 /// Backends to compare with the portable one.
 fn backends() -> Vec<(&'static str, Compute)> {
     vec![
-        ("cpu", on(Cpu)),
+        ("cpu", on(Cpu::default())),
         #[cfg(feature = "cuda-emulator")]
         ("cuda-emulated", on(Cuda::emulated())),
     ]
@@ -175,34 +175,69 @@ fn steps_of_the_optimizer_agree_with_the_portable_ones() {
     }
 }
 
+/// Log-probs of all rows, one after the other, and their bits.
+fn scores(model: &Decoder, rows: &[Vec<u32>]) -> (Vec<f32>, Vec<u32>) {
+    let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+    let scores = model.target_log_probs(&rows).unwrap().concat();
+    let bits = scores.iter().map(|v| v.to_bits()).collect();
+    (scores, bits)
+}
+
+/// Checkpoints that are stored in bf16.
+const STORED_IN_BF16: [&str; 4] = ["tiny-gemma3", "tiny-olmo2", "tiny-phi3", "tiny-youtu"];
+
 #[test]
-fn matrices_kept_in_bf16_give_the_same_bits_when_they_were_stored_in_it() {
+fn a_learner_with_matrices_in_bf16_gives_the_bits_of_f32_when_they_were_stored_in_it() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models");
-    for name in ["tiny-gemma3", "tiny-olmo2", "tiny-phi3", "tiny-youtu"] {
-        let source = ModelSource::Directory(folder.join(name));
+    for name in STORED_IN_BF16 {
+        let wide = load(&folder.join(name));
         let narrow = Compute {
             dtype: ComputeDtype::Bf16,
+            trained: true,
             ..Compute::default()
         };
-        let model = Decoder::load_on(&source, &narrow).unwrap();
-        let rows = rows(model.architecture().vocab_size);
-        let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
-        let bits =
-            |all: Vec<Vec<f32>>| all.concat().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-        let want = Decoder::load(&source).unwrap().target_log_probs(&rows);
-        let got = model.target_log_probs(&rows);
-        assert_eq!(bits(got.unwrap()), bits(want.unwrap()), "{name}");
-        // The portable operations run in bf16 throughout, and are off by that much.
-        let narrow = Compute {
-            dtype: ComputeDtype::Bf16,
-            ..on(portable())
+        let narrow = load_on(&folder.join(name), &narrow);
+        let rows = rows(wide.architecture().vocab_size);
+        assert_eq!(scores(&narrow, &rows).1, scores(&wide, &rows).1, "{name}");
+    }
+}
+
+#[test]
+fn activations_in_bf16_are_off_by_what_was_rounded_and_a_row_depends_on_itself_alone() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models");
+    for name in STORED_IN_BF16 {
+        let wide = load(&folder.join(name));
+        let rows = rows(wide.architecture().vocab_size);
+        let (exact, _) = scores(&wide, &rows);
+        let mean = |compute: &Compute| {
+            let model = load_on(&folder.join(name), compute);
+            let (together, bits) = scores(&model, &rows);
+            let alone: Vec<u32> = rows
+                .iter()
+                .rev()
+                .map(|row| scores(&model, std::slice::from_ref(row)).1)
+                .rev()
+                .flatten()
+                .collect();
+            assert!(
+                alone == bits || compute.device.kind() != Cpu::NAME,
+                "{name} {}",
+                compute.dtype
+            );
+            let differences = together.iter().zip(&exact).map(|(a, b)| a - b);
+            norm(differences) / (exact.len() as f64).sqrt()
         };
-        let rounded = Decoder::load_on(&source, &narrow).unwrap();
-        let rounded = rounded.target_log_probs(&rows).unwrap().concat();
-        let exact = model.target_log_probs(&rows).unwrap().concat();
-        let mean =
-            norm(rounded.iter().zip(&exact).map(|(a, b)| a - b)) / (exact.len() as f64).sqrt();
-        assert!(mean > 1e-4 && mean < 0.3, "{name}: {mean}");
+        let of = |dtype, compute: Compute| mean(&Compute { dtype, ..compute });
+        let split = of(ComputeDtype::Bf16Split, Compute::default());
+        let rounded = of(ComputeDtype::Bf16, Compute::default());
+        // The portable operations run in bf16 throughout.
+        let throughout = of(ComputeDtype::Bf16, on(portable()));
+        assert!(split < 5e-5, "{name}: {split}");
+        assert!(
+            rounded > 1e-4 && rounded < throughout,
+            "{name}: {rounded} {throughout}"
+        );
+        assert!(throughout < 0.3, "{name}: {throughout}");
     }
 }
 
@@ -219,8 +254,11 @@ fn bf16_throughout_is_nearer_to_f32_than_the_portable_operations_are() {
             };
             Decoder::load_on(&source, &compute).unwrap()
         };
-        // Matrices are rounded, nothing else is.
-        let exact = narrow(on(Cpu));
+        // A learner's matrices are rounded, nothing else is.
+        let exact = narrow(Compute {
+            trained: true,
+            ..Compute::default()
+        });
         let rows = rows(exact.architecture().vocab_size);
         let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
         let exact = exact.target_log_probs(&rows).unwrap().concat();

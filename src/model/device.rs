@@ -9,7 +9,7 @@ use candle_core::DeviceLocation;
 use super::Error;
 #[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
 use super::kernels::Cuda;
-use super::kernels::{Cpu, Kernels};
+use super::kernels::{Activations, Cpu, Kernels};
 
 /// The device as a user asks for it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -66,7 +66,7 @@ pub struct ComputeDevice {
 
 impl ComputeDevice {
     fn cpu() -> Self {
-        Self::with_kernels(Cpu)
+        Self::with_kernels(Cpu::default())
     }
 
     /// The device of some kernels.
@@ -115,7 +115,7 @@ impl ComputeDevice {
         matches!(self.location(), DeviceLocation::Cpu)
     }
 
-    pub(super) fn kernels(&self) -> Arc<dyn Kernels> {
+    fn kernels(&self) -> Arc<dyn Kernels> {
         Arc::clone(&self.kernels)
     }
 
@@ -153,10 +153,14 @@ pub enum ComputeDtype {
     /// Everything in f32.
     #[default]
     F32,
-    /// Matrices in bf16. On the CPU all else is f32, so that a checkpoint stored in bf16 gives the
-    /// same log-probs as in f32, in half the memory; on a GPU activations are bf16 too, and norms,
-    /// softmax and everything from the logits on are f32.
+    /// Matrices in bf16, half the memory. On the CPU activations are rounded to bf16 where they meet a matrix, but not
+    /// in training; all else is f32. On a GPU activations are bf16, and norms, softmax and everything from the
+    /// logits on are f32.
     Bf16,
+    /// Matrices in bf16, and activations as sums of two bf16, which differ by 2^-17 at most: for a checkpoint stored in
+    /// bf16, nearly the log-probs of f32. For scoring on the CPU.
+    #[serde(rename = "bf16-split")]
+    Bf16Split,
 }
 
 impl fmt::Display for ComputeDtype {
@@ -164,6 +168,7 @@ impl fmt::Display for ComputeDtype {
         f.write_str(match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Bf16Split => "bf16-split",
         })
     }
 }
@@ -178,6 +183,22 @@ pub struct Compute {
     /// Whether the model will be trained: tensors that are kept in less than f32 then have an f32
     /// original beside them, which the optimizer changes.
     pub trained: bool,
+}
+
+impl Compute {
+    /// Returns the kernels of the device, with the dtype's precision where they have several.
+    pub(super) fn kernels(&self) -> Arc<dyn Kernels> {
+        let activations = match self.dtype {
+            ComputeDtype::Bf16 if !self.trained => Activations::Bf16,
+            ComputeDtype::Bf16Split if !self.trained => Activations::Split,
+            _ => Activations::F32,
+        };
+        let kernels = self.device.kernels();
+        match kernels.name() == Cpu::NAME {
+            true => Arc::new(Cpu { activations }),
+            false => kernels,
+        }
+    }
 }
 
 impl Default for Compute {

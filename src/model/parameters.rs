@@ -82,7 +82,7 @@ impl Parameters {
         weights: &ModelWeights,
         compute: &Compute,
     ) -> Result<Self, Error> {
-        let kernels = compute.device.kernels();
+        let kernels = compute.kernels();
         let device = kernels.device();
         if compute.trained {
             kernels.prepare_for_training();
@@ -92,7 +92,7 @@ impl Parameters {
             let values = weights.load(&name)?;
             // Vectors stay f32: they are small, and enter where the computation is f32 anyway.
             let (tensor, master) = match compute.dtype {
-                ComputeDtype::Bf16 if shape.len() > 1 => {
+                ComputeDtype::Bf16 | ComputeDtype::Bf16Split if shape.len() > 1 => {
                     let narrow = rounded_to_bf16(&values, shape.clone())?;
                     let master = compute.trained.then(|| tensor(values, shape)).transpose()?;
                     (narrow, master)

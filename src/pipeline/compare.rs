@@ -14,6 +14,7 @@ use super::anneal::{
 use super::device::open_device;
 use super::{BadInput, Progress, StopFlag};
 use crate::batch::Order;
+use crate::escape::Show as _;
 use crate::loss::{LossSums, Normalize, Objective, Weighting};
 use crate::model::{Compute, ComputeDtype, Decoder, DeviceChoice, ModelSource, OpenModel};
 use crate::shard::read::ShardSet;
@@ -68,13 +69,13 @@ pub fn compare(
     stop: &StopFlag,
     progress: &dyn Progress,
 ) -> Result<Comparison> {
-    let device = open_device(options.device, progress)?;
+    let device = open_device(options.device, options.dtype, progress)?;
     let set = ShardSet::open(&options.weights)?;
     let manifest = set.manifest();
     if manifest.totals.rows == 0 {
         return Err(BadInput(format!(
             "the set in {} has no rows",
-            options.weights.display()
+            options.weights.shown()
         ))
         .into());
     }
@@ -161,7 +162,7 @@ pub fn order(
     let set = ShardSet::open(dir)?;
     let order = Order::new(&set, seed, holdout)?;
     if order.longest_row() == 0 {
-        return Err(BadInput(format!("the set in {} has no rows", dir.display())).into());
+        return Err(BadInput(format!("the set in {} has no rows", dir.shown())).into());
     }
     let mut step = 0;
     for epoch in 0.. {

@@ -12,6 +12,7 @@ use parquet::file::properties::WriterProperties;
 
 use super::inspect::tokenizer_of_set;
 use super::{Progress, StopFlag, Usage, refuse_below_a_set, refuse_inside_set};
+use crate::escape::Show as _;
 use crate::fs::{self, AtomicFile};
 use crate::model::ModelSource;
 use crate::shard::manifest::Manifest;
@@ -29,6 +30,8 @@ pub struct ExportOptions {
     pub output: PathBuf,
     /// The model whose tokenizer the text is decoded with; `None` for the set's own.
     pub tokenizer: Option<ModelSource>,
+    /// Leaves cells of a `.csv` as they are that a spreadsheet takes for formulas.
+    pub raw_cells: bool,
 }
 
 /// Tokens as columns. Of the first position of a row, and of others that are no targets, `rl_logprob` and
@@ -58,7 +61,7 @@ pub fn tokens(options: &ExportOptions, stop: &StopFlag, progress: &dyn Progress)
         _ => {
             return Err(Usage(format!(
                 "{}: the file to write has to end with .parquet or .csv",
-                path.display()
+                path.shown()
             ))
             .into());
         }
@@ -69,7 +72,7 @@ pub fn tokens(options: &ExportOptions, stop: &StopFlag, progress: &dyn Progress)
     let exists = || {
         Usage(format!(
             "{} exists already\nhint: remove it, or give another name",
-            path.display()
+            path.shown()
         ))
     };
     if fs::exists(path)? {
@@ -80,7 +83,11 @@ pub fn tokens(options: &ExportOptions, stop: &StopFlag, progress: &dyn Progress)
     let failure = file.failure();
     let failed = |error| fs::write_failure(path, &failure, error);
     let mut sink = if is_csv {
-        Sink::Csv(io::BufWriter::new(file), false)
+        Sink::Csv(CsvFile {
+            file: io::BufWriter::new(file),
+            has_header: false,
+            raw_cells: options.raw_cells,
+        })
     } else {
         Sink::Parquet(Some(file), None)
     };
@@ -193,9 +200,14 @@ impl Tokens {
     }
 }
 
+struct CsvFile {
+    file: io::BufWriter<AtomicFile>,
+    has_header: bool,
+    raw_cells: bool,
+}
+
 enum Sink {
-    /// And whether the header is written.
-    Csv(io::BufWriter<AtomicFile>, bool),
+    Csv(CsvFile),
     /// The file, until the writer has it.
     Parquet(Option<AtomicFile>, Option<Box<ArrowWriter<AtomicFile>>>),
 }
@@ -203,12 +215,12 @@ enum Sink {
 impl Sink {
     fn write(&mut self, tokens: Tokens) -> Result<()> {
         match self {
-            Self::Csv(file, has_header) => {
-                if !*has_header {
-                    write_header(file, &tokens)?;
-                    *has_header = true;
+            Self::Csv(csv) => {
+                if !csv.has_header {
+                    write_header(&mut csv.file, &tokens)?;
+                    csv.has_header = true;
                 }
-                Ok(write_csv(file, &tokens)?)
+                Ok(write_csv(&mut csv.file, &tokens, csv.raw_cells)?)
             }
             Self::Parquet(file, writer) => {
                 let batch = tokens.batch()?;
@@ -229,7 +241,10 @@ impl Sink {
 
     fn finish(self) -> Result<AtomicFile> {
         match self {
-            Self::Csv(file, _) => Ok(file.into_inner().map_err(io::IntoInnerError::into_error)?),
+            Self::Csv(csv) => Ok(csv
+                .file
+                .into_inner()
+                .map_err(io::IntoInnerError::into_error)?),
             Self::Parquet(_, writer) => Ok(writer.context("nothing was written")?.into_inner()?),
         }
     }
@@ -247,7 +262,8 @@ fn write_header(file: &mut impl Write, tokens: &Tokens) -> io::Result<()> {
     writeln!(file)
 }
 
-fn write_csv(file: &mut impl Write, tokens: &Tokens) -> io::Result<()> {
+fn write_csv(file: &mut impl Write, tokens: &Tokens, raw_cells: bool) -> io::Result<()> {
+    let quoted = |text: &str| quoted(text, raw_cells);
     let number = |value: Option<f32>| value.map_or_else(String::new, |value| value.to_string());
     for (i, id) in tokens.input_id.iter().enumerate() {
         write!(
@@ -270,7 +286,40 @@ fn write_csv(file: &mut impl Write, tokens: &Tokens) -> io::Result<()> {
     Ok(())
 }
 
-/// A field of a CSV file, after RFC 4180.
-fn quoted(text: &str) -> String {
-    format!("\"{}\"", text.replace('"', "\"\""))
+/// What a cell begins with that a spreadsheet takes for a formula, which may call programs and send data away.
+const FORMULA_STARTS: [char; 7] = ['=', '+', '-', '@', '\t', '\r', '\n'];
+
+/// A field of a CSV file, after RFC 4180. An apostrophe goes before what a spreadsheet would take for a formula,
+/// unless it is to stay as it is.
+fn quoted(text: &str, raw: bool) -> String {
+    let guard = if !raw && text.starts_with(FORMULA_STARTS) {
+        "'"
+    } else {
+        ""
+    };
+    format!("\"{guard}{}\"", text.replace('"', "\"\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_that_a_spreadsheet_would_run_is_marked_as_text() {
+        for (text, cell) in [
+            ("=cmd|' /C calc'!A0", "\"'=cmd|' /C calc'!A0\""),
+            ("+1", "\"'+1\""),
+            ("-1", "\"'-1\""),
+            ("@SUM(A1)", "\"'@SUM(A1)\""),
+            ("\t=1", "\"'\t=1\""),
+            ("\r=1", "\"'\r=1\""),
+            ("\n=1", "\"'\n=1\""),
+            (" a", "\" a\""),
+            ("1-1", "\"1-1\""),
+            ("\"=1", "\"\"\"=1\""),
+        ] {
+            assert_eq!(quoted(text, false), cell);
+            assert_eq!(quoted(text, true), cell.replacen("\"'", "\"", 1));
+        }
+    }
 }

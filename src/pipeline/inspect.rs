@@ -12,6 +12,7 @@ use super::special::TokenizerSource;
 use super::tokenizer::tokenizer_in;
 use super::{BadInput, Progress, Usage};
 use crate::demo;
+use crate::escape::Show as _;
 use crate::model::{self, AnnealingShape, Architecture, ComputeDtype, ModelSource, OpenModel};
 use crate::shard;
 use crate::shard::manifest::Manifest;
@@ -44,7 +45,7 @@ pub struct Verification {
     "{} files of {} are not what they should be:{}\nhint: remove the damaged ones and run \
      the same remit-score command again; it makes what is missing",
     problems.len(),
-    dir.display(),
+    dir.shown(),
     problems.iter().map(|(_, error)| format!("\n  {}", error.first_line())).collect::<String>()
 )]
 pub struct BadSet {
@@ -133,35 +134,29 @@ pub fn row(
             RowChoice::Id(id) => format!("no row with the row_id {id}"),
         };
         let rows = manifest.totals.rows;
-        Usage(format!(
-            "{} has {what}, and there are {rows}",
-            dir.display()
-        ))
+        Usage(format!("{} has {what}, and there are {rows}", dir.shown()))
     })?;
     let entry = manifest
         .shards
         .get(part)
         .context("the part was just found")?;
     let shard = ShardFile::open_verified(dir, entry, &manifest.plan, manifest.plan.identity()?)?;
-    let mut before = 0;
-    for group in 0..shard.num_row_groups() {
-        let rows = shard.read_row_group(group)?;
-        let len = rows.len() as u64;
-        let at = usize::try_from(index - before).unwrap_or(usize::MAX);
-        if let Some(stored) = rows.into_iter().nth(at) {
-            let ids = stored.ids();
-            let tokenizer = tokenizer_of_set(&manifest, tokenizer, progress)?;
-            return Ok(ShownRow {
-                pieces: tokenizer
-                    .map(|tokenizer| tokenizer.pieces(ids))
-                    .transpose()?,
-                epsilon: manifest.plan.formula.map(|formula| formula.epsilon()),
-                stored,
-            });
+    let stored = match shard.group_of(index) {
+        Some((group, at)) => {
+            let at = usize::try_from(at).unwrap_or(usize::MAX);
+            shard.read_row_group(group)?.into_iter().nth(at)
         }
-        before += len;
-    }
-    anyhow::bail!("the shard of the row has fewer rows than the manifest says")
+        None => None,
+    };
+    let stored = stored.context("the shard of the row has fewer rows than the manifest says")?;
+    let tokenizer = tokenizer_of_set(&manifest, tokenizer, progress)?;
+    Ok(ShownRow {
+        pieces: tokenizer
+            .map(|tokenizer| tokenizer.pieces(stored.ids()))
+            .transpose()?,
+        epsilon: manifest.plan.formula.map(|formula| formula.epsilon()),
+        stored,
+    })
 }
 
 /// Index of a row's part, and its number there.
@@ -196,7 +191,7 @@ pub(super) fn tokenizer_of_set(
         if tokenizer.fingerprint() != wanted.fingerprint {
             return Err(BadInput(format!(
                 "the tokenizer of {source} is not the one that the set was made with, that of {}",
-                wanted.path
+                wanted.path.shown()
             ))
             .into());
         }
@@ -210,7 +205,7 @@ pub(super) fn tokenizer_of_set(
             progress.note(&format!(
                 "{} is not there, or has another tokenizer: there will be ids, but no text; --tokenizer \
                  names a model that has it",
-                wanted.path
+                wanted.path.shown()
             ));
             Ok(None)
         }
@@ -343,7 +338,7 @@ pub fn model(
         .as_ref()
         .map(|(tokenizer, _)| tokenizer.warnings().to_vec());
     Ok(ModelReport {
-        model: source.to_string(),
+        model: source.name(),
         model_type: architecture.outer_model_type().to_owned(),
         text_model_type: architecture
             .multimodal

@@ -16,6 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::escape::Show as _;
 use crate::fs;
 use crate::model::{self, OpenModel};
 use crate::shard::layout::DESCRIPTION_DIR;
@@ -85,7 +86,7 @@ fn refuse_inside_set(output: &Path, set: &Path) -> anyhow::Result<()> {
     if fs::canonicalize_missing(output)?.starts_with(fs::canonicalize(set)?) {
         return Err(Usage(format!(
             "{} lies in the set itself, where a reader would take it for a shard\nhint: write it elsewhere",
-            output.display()
+            output.shown()
         ))
         .into());
     }
@@ -98,8 +99,8 @@ fn refuse_below_a_set(output: &Path) -> anyhow::Result<()> {
         None => Ok(()),
         Some(set) => Err(Usage(format!(
             "{} lies in {}, the folder of a set, whose readers would take it for shards\nhint: write it elsewhere",
-            output.display(),
-            set.display()
+            output.shown(),
+            set.shown()
         ))
         .into()),
     }

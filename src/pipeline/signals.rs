@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::{BadInput, Progress, json_of};
+use crate::escape::Show as _;
 use crate::model::{self, OpenModel};
 use crate::shard::manifest::Manifest;
 use crate::shard::statistics::Statistics;
@@ -95,8 +96,8 @@ pub(super) fn of_learner(learner: &OpenModel, dir: &Path, manifest: &Manifest) -
     vec![format!(
         "the learner {learner} is the RL model that the set in {} was scored with, {} (fingerprint {}): at the first step \
          every dynamic weight is 1, and nothing is left to learn from it; look at --model",
-        dir.display(),
-        rl.path,
+        dir.shown(),
+        rl.path.shown(),
         short(&rl.fingerprint.to_string())
     )]
 }

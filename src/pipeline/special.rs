@@ -75,8 +75,8 @@ impl TokenizerSource {
     ///
     /// # Errors
     ///
-    /// When a token is asked for that no file names, and when one is left to the template of the tokenizer, which
-    /// is none of BOS and EOS.
+    /// When a token is asked for that no file names, when one is left to the template of the tokenizer, which is
+    /// none of BOS and EOS, and when one is in no list of tokens.
     pub fn document_tokens(&self, bos: AddToken, eos: AddToken) -> Result<DocumentTokens> {
         const TEMPLATE: &str = "the template in tokenizer.json";
         let template = || self.tokenizer.template();
@@ -91,7 +91,7 @@ impl TokenizerSource {
                 .into()),
             }
         };
-        Ok(DocumentTokens {
+        let tokens = DocumentTokens {
             bos: match bos {
                 AddToken::Auto => of_template(template()?.bos),
                 AddToken::Always => required("bos_token", "--bos")?,
@@ -102,7 +102,19 @@ impl TokenizerSource {
                 AddToken::Always => required("eos_token", "--eos")?,
                 AddToken::Never => None,
             },
-        })
+        };
+        for (name, token) in [("bos", &tokens.bos), ("eos", &tokens.eos)] {
+            if let Some(NamedToken { id, token, from }) = token
+                && self.tokenizer.is_new(*id)
+            {
+                return Err(BadInput(format!(
+                    "{from}: {name}_token is {token:?}, which is no token of tokenizer.json: no model has seen it\n\
+                     hint: correct it, or turn it off with --{name} never"
+                ))
+                .into());
+            }
+        }
+        Ok(tokens)
     }
 }
 

@@ -9,6 +9,7 @@ use anyhow::Result;
 
 use super::{BadInput, Progress, StopFlag};
 use crate::corpus::{Corpus, Documents, Part};
+use crate::escape::Show as _;
 use crate::fs::{self, AtomicFile};
 use crate::pack::{PackStats, Packer, Packing};
 use crate::shard::read::ShardFile;
@@ -246,7 +247,9 @@ fn too_many(part: &Part, rejects: &[Reject]) -> BadInput {
     let first = rejects.first().map_or_else(String::new, |first| {
         format!(
             "; the first is record {} of {}: {}",
-            first.doc_index, first.source, first.reason
+            first.doc_index,
+            first.source.shown(),
+            first.reason.shown()
         )
     });
     BadInput(format!(

@@ -114,13 +114,7 @@ pub fn assemble(dir: &Path, plan: Plan) -> Result<Assembly, Error> {
             }
         }
     }
-    if bad.len() > 1 {
-        let dir = dir.to_owned();
-        return Err(Error::Several { dir, problems: bad });
-    }
-    if let Some(error) = bad.pop() {
-        return Err(error);
-    }
+    Error::of_several(dir, bad)?;
     let mut totals = Accumulator::default();
     by_source
         .values()

@@ -17,6 +17,7 @@ use parquet::arrow::arrow_reader::{
 };
 
 use super::schema::{BATCH_ROWS_KEY, ShardFormat};
+use crate::guard::parquet::{check_footer, check_pages};
 
 /// Rows decoded at a time, where the format leaves the choice.
 const BATCH_ROWS: usize = 1024;
@@ -64,9 +65,12 @@ impl Iterator for Batches {
 impl Container {
     pub(super) fn parse(format: ShardFormat, bytes: &Bytes) -> Result<Self, String> {
         match format {
-            ShardFormat::Parquet => ArrowReaderMetadata::load(bytes, ArrowReaderOptions::new())
-                .map(Self::Parquet)
-                .map_err(|error| error.to_string()),
+            ShardFormat::Parquet => {
+                check_footer(bytes)?;
+                ArrowReaderMetadata::load(bytes, ArrowReaderOptions::new())
+                    .map(Self::Parquet)
+                    .map_err(|error| error.to_string())
+            }
             ShardFormat::Arrow => ArrowFooter::parse(bytes).map(Self::Arrow),
         }
     }
@@ -115,6 +119,7 @@ impl Container {
     ) -> Result<Batches, String> {
         match self {
             Self::Parquet(metadata) => {
+                check_group(metadata, bytes, group, column)?;
                 let descriptor = metadata.metadata().file_metadata().schema_descr();
                 let mask = match column {
                     None => ProjectionMask::all(),
@@ -133,6 +138,31 @@ impl Container {
                 .map(|batch| Batches::Arrow(Some(batch))),
         }
     }
+}
+
+/// Checks the pages of a row group before the parser believes what they say of themselves.
+fn check_group(
+    metadata: &ArrowReaderMetadata,
+    bytes: &Bytes,
+    group: usize,
+    column: Option<&str>,
+) -> Result<(), String> {
+    let group = metadata.metadata().row_groups().get(group);
+    let chunks = group.map_or(&[][..], |group| group.columns());
+    for chunk in chunks {
+        let root = chunk.column_path().parts().first().map(String::as_str);
+        if column.is_some() && column != root {
+            continue;
+        }
+        let (start, len) = chunk.byte_range();
+        let place = |at: Option<u64>| at.and_then(|at| usize::try_from(at).ok());
+        let range = place(Some(start)).zip(place(start.checked_add(len)));
+        let pages = range
+            .and_then(|(start, end)| bytes.get(start..end))
+            .ok_or("a column reaches beyond its end")?;
+        check_pages(pages)?;
+    }
+    Ok(())
 }
 
 impl ArrowFooter {

@@ -11,6 +11,7 @@ use super::layout::{DESCRIPTION_DIR, Description};
 use super::schema::{self, SEAL_KEY, ShardFormat};
 use super::seal;
 use super::sink::Sink;
+use crate::escape::Show as _;
 use crate::fs;
 use crate::guard::guarded;
 
@@ -53,7 +54,7 @@ pub fn read(dir: &Path, what: Description) -> Result<Option<Found>, Error> {
                 path,
                 reason: format!(
                     "{} is there too, and a set has one {}; were two workers started with different --format?",
-                    first.path.display(),
+                    first.path.shown(),
                     what.name()
                 ),
             });

@@ -1,13 +1,14 @@
 //! Errors of reading and writing sets of shards.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use arrow_schema::ArrowError;
 use parquet::errors::ParquetError;
 
 use super::layout::DESCRIPTION_DIR;
 use super::schema::{RowProblem, ShardFormat};
+use crate::escape::Show as _;
 use crate::fs::{self, Digest};
 
 /// The class of an error, for exit codes.
@@ -30,13 +31,21 @@ pub enum Error {
     #[error(transparent)]
     Fs(#[from] fs::Error),
     /// The folder of a set does not exist.
-    #[error("no such folder: {}\nhint: remit-score INPUT -o {} makes it", dir.display(), dir.display())]
+    #[error("no such folder: {}\nhint: remit-score INPUT -o {} makes it", dir.shown(), dir.shown())]
     NoFolder {
         /// The folder as given.
         dir: PathBuf,
     },
+    /// A file was given for the folder of a set.
+    #[error("{} is a file, and a set is a folder\nhint: {hint}", path.shown())]
+    NotAFolder {
+        /// The file as given.
+        path: PathBuf,
+        /// The folder to give, if it is that of a set.
+        hint: String,
+    },
     /// The folder holds no set.
-    #[error("{} has no {DESCRIPTION_DIR}/manifest, so it is not a set of shards\nhint: {hint}", dir.display())]
+    #[error("{} has no {DESCRIPTION_DIR}/manifest, so it is not a set of shards\nhint: {hint}", dir.shown())]
     NoManifest {
         /// The folder.
         dir: PathBuf,
@@ -44,25 +53,25 @@ pub enum Error {
         hint: String,
     },
     /// The folder holds a set that is not finished.
-    #[error("the set in {} is not finished: it has a plan in {DESCRIPTION_DIR}/, but no manifest yet\nhint: run the same remit-score command again to finish it", dir.display())]
+    #[error("the set in {} is not finished: it has a plan in {DESCRIPTION_DIR}/, but no manifest yet\nhint: run the same remit-score command again to finish it", dir.shown())]
     Unfinished {
         /// The folder.
         dir: PathBuf,
     },
     /// The folder holds a set of version 1 that is not finished.
-    #[error("the set in {} is not finished, and of version 1 of the format: it has a plan.json, but no manifest.json\nhint: finish it with the remit that began it, or score the corpus again into another folder", dir.display())]
+    #[error("the set in {} is not finished, and of version 1 of the format: it has a plan.json, but no manifest.json\nhint: finish it with the remit that began it, or score the corpus again into another folder", dir.shown())]
     Version1Unfinished {
         /// The folder.
         dir: PathBuf,
     },
     /// Shards were to be added to a set of version 1.
-    #[error("{} holds a set of version 1 of the format, which this remit reads, but does not add to\nhint: a finished set needs nothing more, remit-anneal trains on it as it is; else give another -o, or finish it with the remit that began it", dir.display())]
+    #[error("{} holds a set of version 1 of the format, which this remit reads, but does not add to\nhint: a finished set needs nothing more, remit-anneal trains on it as it is; else give another -o, or finish it with the remit that began it", dir.shown())]
     Version1 {
         /// The folder.
         dir: PathBuf,
     },
     /// A plan or a manifest can't be parsed.
-    #[error("{} is not what remit writes", path.display())]
+    #[error("{} is not what remit writes", path.shown())]
     Json {
         /// The file.
         path: PathBuf,
@@ -70,7 +79,7 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// A plan or a manifest was written by another version of the format.
-    #[error("{} has format version {found}; this remit reads version {expected}", path.display())]
+    #[error("{} has format version {found}; this remit reads version {expected}", path.shown())]
     FormatVersion {
         /// The file.
         path: PathBuf,
@@ -80,7 +89,7 @@ pub enum Error {
         expected: u64,
     },
     /// A description of a set is not what was written, or contradicts itself.
-    #[error("{} is damaged: {reason}\nhint: remove it and run the same remit-score command again; it makes what is missing", path.display())]
+    #[error("{} is damaged: {reason}\nhint: remove it and run the same remit-score command again; it makes what is missing", path.shown())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -88,19 +97,19 @@ pub enum Error {
         reason: String,
     },
     /// A shard of the manifest is not there.
-    #[error("the shard {} is missing\nhint: run the same remit-score command again; it makes what is missing", path.display())]
+    #[error("the shard {} is missing\nhint: run the same remit-score command again; it makes what is missing", path.shown())]
     MissingShard {
         /// Its path.
         path: PathBuf,
     },
     /// The list of records that could not be read is not there.
-    #[error("{} is missing\nhint: run the same remit-score command again; it makes the list from the shards", path.display())]
+    #[error("{} is missing\nhint: run the same remit-score command again; it makes the list from the shards", path.shown())]
     MissingRejects {
         /// Its path.
         path: PathBuf,
     },
     /// A shard has another size than the manifest says.
-    #[error("the shard {} has {found} bytes; the manifest says {expected}{DAMAGED_HINT}", path.display())]
+    #[error("the shard {} has {found} bytes; the manifest says {expected}{DAMAGED_HINT}", path.shown())]
     Size {
         /// Its path.
         path: PathBuf,
@@ -110,7 +119,7 @@ pub enum Error {
         found: u64,
     },
     /// A shard has another content than the manifest says.
-    #[error("the shard {} is damaged: its BLAKE3 is {found}, the manifest says {expected}{DAMAGED_HINT}", path.display())]
+    #[error("the shard {} is damaged: its BLAKE3 is {found}, the manifest says {expected}{DAMAGED_HINT}", path.shown())]
     Hash {
         /// Its path.
         path: PathBuf,
@@ -120,7 +129,7 @@ pub enum Error {
         found: Digest,
     },
     /// A shard has another content than its own footer says.
-    #[error("the shard {} is damaged: its BLAKE3 is {found}, its footer says {expected}{DAMAGED_HINT}", path.display())]
+    #[error("the shard {} is damaged: its BLAKE3 is {found}, its footer says {expected}{DAMAGED_HINT}", path.shown())]
     Seal {
         /// Its path.
         path: PathBuf,
@@ -134,7 +143,7 @@ pub enum Error {
         "{} shards in {} are not what they should be:{}\nhint: remove these files and run the same \
          remit-score command again; it makes what is missing",
         problems.len(),
-        dir.display(),
+        dir.shown(),
         problems.iter().map(|error| format!("\n  {}", error.first_line())).collect::<String>()
     )]
     Several {
@@ -144,7 +153,7 @@ pub enum Error {
         problems: Vec<Self>,
     },
     /// A shard can't be parsed.
-    #[error("the shard {} is not a readable {format} file: {reason}{DAMAGED_HINT}", path.display())]
+    #[error("the shard {} is not a readable {format} file: {reason}{DAMAGED_HINT}", path.shown())]
     Unreadable {
         /// Its path.
         path: PathBuf,
@@ -154,7 +163,7 @@ pub enum Error {
         reason: String,
     },
     /// A shard has other columns than the format.
-    #[error("the shard {} is not one of this format: {reason}{DAMAGED_HINT}", path.display())]
+    #[error("the shard {} is not one of this format: {reason}{DAMAGED_HINT}", path.shown())]
     Schema {
         /// Its path.
         path: PathBuf,
@@ -162,13 +171,13 @@ pub enum Error {
         reason: String,
     },
     /// A shard does not belong to the set's plan.
-    #[error("the shard {} was made under another plan than that of its folder\nhint: remove it and run the same remit-score command again; it makes what is missing", path.display())]
+    #[error("the shard {} was made under another plan than that of its folder\nhint: remove it and run the same remit-score command again; it makes what is missing", path.shown())]
     OtherPlan {
         /// Its path.
         path: PathBuf,
     },
     /// A shard holds other numbers of things than the manifest or its own footer says.
-    #[error("the shard {} holds {found} {what}; {expected} were expected", path.display())]
+    #[error("the shard {} holds {found} {what}; {expected} were expected", path.shown())]
     Count {
         /// Its path.
         path: PathBuf,
@@ -180,7 +189,7 @@ pub enum Error {
         found: u64,
     },
     /// A row breaks a rule of the format.
-    #[error("the shard {}, row {row}: {reason}", path.display())]
+    #[error("the shard {}, row {row}: {reason}", path.shown())]
     Row {
         /// Its path.
         path: PathBuf,
@@ -237,9 +246,30 @@ impl Error {
         text.lines().next().unwrap_or_default().to_owned()
     }
 
+    /// Fails if there are problems with shards of a set: with the one, or with [`Error::Several`].
+    pub(super) fn of_several(dir: &Path, mut problems: Vec<Self>) -> Result<(), Self> {
+        match problems.len() {
+            0 => Ok(()),
+            1 => Err(problems.remove(0)),
+            _ => Err(Self::Several {
+                dir: dir.to_owned(),
+                problems,
+            }),
+        }
+    }
+
     /// Returns the class of the error, for exit codes.
     pub fn kind(&self) -> ErrorKind {
         match self {
+            Self::Several { problems, .. } => {
+                let kinds = || problems.iter().map(Self::kind);
+                let all = |wanted| kinds().all(|kind| kind == wanted);
+                match () {
+                    () if all(ErrorKind::Io) => ErrorKind::Io,
+                    () if all(ErrorKind::Missing) => ErrorKind::Missing,
+                    () => ErrorKind::BadData,
+                }
+            }
             Self::Fs(error) if error.is_missing() => ErrorKind::Missing,
             Self::Fs(_) | Self::Write(_) | Self::Encode(_) => ErrorKind::Io,
             Self::NoFolder { .. }

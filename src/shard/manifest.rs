@@ -14,6 +14,7 @@ use super::layout::{DESCRIPTION_DIR, Description, shard_name};
 use super::plan::{FORMAT_VERSION, Plan};
 use super::statistics::Statistics;
 use super::version1;
+use crate::escape::Show as _;
 use crate::fs::{self, Digest};
 use crate::pack::PackStats;
 
@@ -35,6 +36,29 @@ pub struct ShardEntry {
     pub size_bytes: u64,
     /// Digest of the file.
     pub blake3: Digest,
+}
+
+impl ShardEntry {
+    /// Compares the size of the file, without opening it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MissingShard`] and [`Error::Size`].
+    pub fn expect_size(&self, dir: &Path) -> Result<(), Error> {
+        let path = dir.join(&self.file);
+        if !fs::exists(&path)? {
+            return Err(Error::MissingShard { path });
+        }
+        let found = fs::size_bytes(&path)?;
+        if found == self.size_bytes {
+            return Ok(());
+        }
+        Err(Error::Size {
+            path,
+            expected: self.size_bytes,
+            found,
+        })
+    }
 }
 
 /// The list of records that could not be read.
@@ -74,7 +98,7 @@ pub struct Manifest {
 /// Tells what a folder is that holds no set, and what to do with it.
 fn hint_of_no_set(dir: &Path) -> String {
     let has = |name: &str| fs::exists(&dir.join(name)).unwrap_or(false);
-    let shown = dir.display();
+    let shown = dir.shown();
     if has("config.json") {
         let of_run = if has("run.json") {
             " that remit-anneal made"
@@ -94,7 +118,7 @@ fn hint_of_no_set(dir: &Path) -> String {
         .into_iter()
         .find(|name| fs::is_dir(&dir.join(name).join(DESCRIPTION_DIR)).unwrap_or(false));
     match below {
-        Some(name) => format!("there is a set further down: {}", dir.join(name).display()),
+        Some(name) => format!("there is a set further down: {}", dir.join(name).shown()),
         None => "remit-score INPUT -o DIR makes one".to_owned(),
     }
 }
@@ -108,6 +132,14 @@ impl Manifest {
     /// tell what is missing; a manifest that was changed after it was written is refused.
     pub fn load(dir: &Path) -> Result<Self, Error> {
         if !fs::is_dir(dir)? {
+            if fs::exists(dir)? {
+                let path = dir.to_owned();
+                let hint = match fs::folder_above_with(dir, DESCRIPTION_DIR)? {
+                    Some(set) => format!("give the folder of the set: {}", set.shown()),
+                    None => "remit-score INPUT -o DIR makes a set".to_owned(),
+                };
+                return Err(Error::NotAFolder { path, hint });
+            }
             return Err(Error::NoFolder {
                 dir: dir.to_owned(),
             });

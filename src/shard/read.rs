@@ -262,6 +262,9 @@ impl ShardFile {
     pub fn read_row_group(&self, group: usize) -> Result<Vec<StoredRow>, Error> {
         let start = self.group_start(group)?;
         let mut rows = Vec::new();
+        if self.is_empty(group) {
+            return Ok(rows);
+        }
         self.decode(group, None, |batch| {
             let columns = Columns::of(&batch, self.has_base)
                 .ok_or_else(|| self.no_column("a column of the format"))?;
@@ -294,6 +297,9 @@ impl ShardFile {
     /// Returns the number of tokens of each row of a row group; decodes the ids alone.
     pub fn row_lengths(&self, group: usize) -> Result<Vec<u32>, Error> {
         let mut lengths = Vec::new();
+        if self.is_empty(group) {
+            return Ok(lengths);
+        }
         self.decode(group, Some(columns::INPUT_IDS), |batch| {
             let ids = batch
                 .column_by_name(columns::INPUT_IDS)
@@ -337,6 +343,22 @@ impl ShardFile {
                 format: self.format,
                 reason: format!("it has no row group {group}"),
             })
+    }
+
+    /// Returns the row group that a row is in, and its number there.
+    pub fn group_of(&self, row: u64) -> Option<(usize, u64)> {
+        let group = self
+            .group_starts
+            .partition_point(|start| *start <= row)
+            .checked_sub(1)?;
+        let start = self.group_starts.get(group)?;
+        (row < self.num_rows()).then_some((group, row - start))
+    }
+
+    /// Returns whether a row group has no rows. The parser takes its time for one.
+    fn is_empty(&self, group: usize) -> bool {
+        let start = self.group_starts.get(group);
+        start.is_some() && start == self.group_starts.get(group.saturating_add(1))
     }
 
     fn no_column(&self, column: &str) -> Error {

@@ -13,6 +13,23 @@ use super::version1;
 use crate::fs::{self, Digest};
 use crate::types::Reject;
 
+/// Runs a check on all shards, in parallel.
+///
+/// # Errors
+///
+/// What is wrong with the one that is damaged or missing, or [`Error::Several`].
+pub fn all(
+    dir: &Path,
+    shards: &[ShardEntry],
+    check: impl Fn(&ShardEntry) -> Result<(), Error> + Sync,
+) -> Result<(), Error> {
+    let problems: Vec<Error> = shards
+        .par_iter()
+        .filter_map(|entry| check(entry).err())
+        .collect();
+    Error::of_several(dir, problems)
+}
+
 /// Checks every file of a set, shards in parallel; returns those that are not what they should be, shards
 /// first, and why.
 ///

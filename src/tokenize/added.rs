@@ -392,7 +392,8 @@ fn token(key: &str, value: &Ordered, file: &str) -> Result<(Token, bool), String
         )),
         Some(token) => Ok((token, true)),
         None => Err(format!(
-            "{file}: {key} is neither a string nor an object that describes a token"
+            "{file}: {key} is {}, neither a string nor an object that describes a token",
+            value.kind()
         )),
     }
 }

@@ -34,217 +34,12 @@ impl Class {
     }
 }
 
-/// The class that transformers has registered for a `model_type` of decoders.
-const REGISTERED: [(Class, &[&str]); 7] = [
-    (
-        Class::Gemma,
-        &[
-            "gemma",
-            "gemma2",
-            "gemma3",
-            "gemma3_text",
-            "gemma3n",
-            "gemma3n_text",
-            "recurrent_gemma",
-            "t5gemma",
-            "zaya",
-        ],
-    ),
-    (
-        Class::Qwen2,
-        &[
-            "moss_transcribe_diarize",
-            "qwen2",
-            "qwen2_5_omni",
-            "qwen2_5_vl",
-            "qwen2_audio",
-            "qwen2_moe",
-            "qwen2_vl",
-            "qwen3",
-            "qwen3_moe",
-            "qwen3_next",
-            "qwen3_omni_moe",
-            "qwen3_vl",
-            "qwen3_vl_moe",
-        ],
-    ),
-    (
-        Class::Qwen35,
-        &[
-            "qwen3_5",
-            "qwen3_5_moe",
-            "qwen3_5_moe_text",
-            "qwen3_5_text",
-            "qwen4_exp",
-        ],
-    ),
-    (
-        Class::Gpt2,
-        &[
-            "codegen",
-            "dbrx",
-            "emu3",
-            "gpt2",
-            "gpt_neo",
-            "gptj",
-            "jais2",
-            "opt",
-            "phi",
-            "starcoder2",
-        ],
-    ),
-    (
-        Class::GptNeoX,
-        &[
-            "falcon_mamba",
-            "gpt_neox",
-            "mamba",
-            "mamba2",
-            "mpt",
-            "olmo",
-            "olmoe",
-            "rwkv",
-            "xlstm",
-        ],
-    ),
-    (
-        Class::Backend,
-        &[
-            "ernie4_5",
-            "ernie4_5_moe",
-            "flex_olmo",
-            "fuyu",
-            "glm",
-            "glm4",
-            "glm4_moe",
-            "glm4_moe_lite",
-            "gpt_bigcode",
-            "granite",
-            "granitemoe",
-            "granitemoehybrid",
-            "granitemoeshared",
-            "hyperclovax",
-            "internlm3",
-            "iquestcoder",
-            "jamba",
-            "kimi_linear",
-            "mimo_v2_flash",
-            "minicpm3",
-            "minimax_m2",
-            "modernbert-decoder",
-            "nemotron",
-            "olmo2",
-            "olmo3",
-            "olmo_hybrid",
-            "persimmon",
-            "phi3",
-            "phimoe",
-            "stablelm",
-        ],
-    ),
-    // transformers reads tokenizer.json for these, unless mistral-common is installed and there is a tekken.json.
-    (MISTRAL, &MISTRAL_TYPES),
-];
+/// The class that transformers has registered for each type of models, as scripts/model_types.py writes it.
+const MODEL_TYPES: &str = include_str!("model_types.txt");
 
+/// The class registered for Mistral's types. transformers reads tokenizer.json for these, unless mistral-common is
+/// installed and there is a tekken.json.
 const MISTRAL: Class = Class::Other("MistralCommonBackend");
-const MISTRAL_TYPES: [&str; 6] = [
-    "ministral",
-    "ministral3",
-    "mistral",
-    "mistral3",
-    "mixtral",
-    "pixtral",
-];
-
-/// Types of decoders that transformers has no class for.
-const WITHOUT_CLASS: [&str; 41] = [
-    "afmoe",
-    "apertus",
-    "arcee",
-    "bamba",
-    "bitnet",
-    "bloom",
-    "deepseek_v2",
-    "deepseek_v3",
-    "deepseek_v32",
-    "diffllama",
-    "doge",
-    "dots1",
-    "exaone4",
-    "falcon",
-    "falcon_h1",
-    "gemma4",
-    "gemma4_text",
-    "glm_moe_dsa",
-    "gpt_oss",
-    "helium",
-    "hunyuan_v1_dense",
-    "hunyuan_v1_moe",
-    "jetmoe",
-    "lfm2",
-    "lfm2_moe",
-    "llama",
-    "llama4",
-    "llama4_text",
-    "longcat_flash",
-    "minimax",
-    "mllama",
-    "nanochat",
-    "nemotron_h",
-    "phi4_multimodal",
-    "seed_oss",
-    "smollm3",
-    "solar_open",
-    "vaultgemma",
-    "youtu",
-    "zamba",
-    "zamba2",
-];
-
-/// Types of models for which transformers does not believe the class that a checkpoint names.
-const NAME_NOT_BELIEVED: [&str; 41] = [
-    "arctic",
-    "chatlm",
-    "ernie4_5",
-    "ernie4_5_moe",
-    "fuyu",
-    "h2ovl_chat",
-    "hyperclovax",
-    "hyperclovax_vlm",
-    "hyperclovax_vision_v2",
-    "internlm2",
-    "internlm3",
-    "iquestcoder",
-    "jamba",
-    "llava",
-    "llava_next",
-    "minicpm3",
-    "minicpmv",
-    "minimax_m2",
-    "modernbert",
-    "modernbert-decoder",
-    "molmo",
-    "molmo2",
-    "nemotron",
-    "nvfp4",
-    "opencua",
-    "openvla",
-    "paddleocr_vl",
-    "phi3",
-    "phi3_v",
-    "phimoe",
-    "qwen2",
-    "qwen3_5",
-    "qwen3_5_moe",
-    "qwen3_5_moe_text",
-    "qwen4_exp",
-    "step3_vl",
-    "vipllava",
-    "cohere_asr",
-    "camembertv2-base",
-    "siglip2",
-    "smolvlm",
-];
 
 /// Names of folders that transformers reads tokenizer.json for, whatever class they name.
 const NAMES_OF_BACKEND: [&str; 3] = [
@@ -357,12 +152,21 @@ const OTHERS: [&str; 100] = [
     "AutoTokenizer",
 ];
 
-/// Returns the class that is registered for a type of models.
-fn registered(model_type: &str) -> Option<Class> {
-    REGISTERED
-        .iter()
-        .find(|(_, types)| types.contains(&model_type))
-        .map(|(class, _)| *class)
+/// A type of models that transformers knows.
+struct ModelType {
+    /// The class that is registered for it.
+    registered: Option<Class>,
+    /// Another class counts where the files of a checkpoint name one.
+    is_believed: bool,
+}
+
+fn model_type(name: &str) -> Option<ModelType> {
+    let mut types = MODEL_TYPES.lines().map(|line| line.split(' '));
+    let mut fields = types.find(|fields| fields.clone().next() == Some(name))?;
+    Some(ModelType {
+        registered: fields.nth(1).and_then(by_name),
+        is_believed: fields.next().is_none(),
+    })
 }
 
 /// Returns the class of this name; `None` when transformers has none.
@@ -413,15 +217,15 @@ pub(super) fn pick(
         let mut names = list.items().iter().filter_map(Ordered::as_str);
         names.next_back().or(list.as_str()).map(str::to_owned)
     });
-    let registered = registered(&model_type);
-    let is_believed = !NAME_NOT_BELIEVED.contains(&model_type.as_str());
+    let known = self::model_type(&model_type);
+    let registered = known.as_ref().and_then(|known| known.registered);
+    let is_believed = known.as_ref().is_none_or(|known| known.is_believed);
     let base_name = |name: &str| name.strip_suffix("Fast").unwrap_or(name).to_owned();
     let declares_backend = named
         .as_ref()
         .or(of_config.as_ref())
         .is_some_and(|name| by_name(name) == Some(Class::Backend));
-    let is_known = registered.is_some() || WITHOUT_CLASS.contains(&model_type.as_str());
-    if !(model_type.is_empty() || is_known || declares_backend && is_believed) {
+    if !(model_type.is_empty() || known.is_some() || declares_backend && is_believed) {
         return Err(format!(
             "it is not known which class transformers takes for the model_type {model_type} of config.json\nhint: if \
              tokenizer.json alone is to decide, put \"tokenizer_class\": \"PreTrainedTokenizerFast\" into \
@@ -487,5 +291,30 @@ fn is_same(class: Class, name: &str) -> bool {
     match class {
         Class::Backend => name == "TokenizersBackend",
         class => class.name() == name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Named in transformers' table, but not among its classes.
+    const GONE: [&str; 3] = ["LEDTokenizer", "LxmertTokenizer", "MvpTokenizer"];
+
+    #[test]
+    fn every_class_of_the_table_is_known() {
+        for line in MODEL_TYPES.lines() {
+            let fields: Vec<&str> = line.split(' ').collect();
+            let (name, class) = (fields[0], fields[1]);
+            let found = model_type(name).unwrap();
+            let has_class = class != "-" && !GONE.contains(&class);
+            assert_eq!(found.registered.is_some(), has_class, "{line}");
+            assert_eq!(
+                found.is_believed,
+                fields.get(2) != Some(&"overruled"),
+                "{line}"
+            );
+        }
+        assert!(model_type("no_such_type").is_none());
     }
 }

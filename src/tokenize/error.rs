@@ -1,6 +1,7 @@
 //! What can go wrong with tokenizers.
 
 use super::canonical::Difference;
+use crate::escape::Show as _;
 use crate::types::{Reject, TokenId};
 
 /// What can go wrong between text and ids.
@@ -8,12 +9,20 @@ use crate::types::{Reject, TokenId};
 #[non_exhaustive]
 pub enum Error {
     /// The tokenizer can't be loaded.
-    #[error("{name}: tokenizer.json is not a tokenizer that can be used: {reason}")]
+    #[error("{name}: tokenizer.json is not a tokenizer that can be used: {}", reason.shown())]
     Load {
         /// The model's folder, as given.
         name: String,
         /// What the parser says.
         reason: String,
+    },
+    /// No process can be started that tries the tokenizer first.
+    #[error("cannot start a process to read the tokenizer.json of {name}")]
+    Trial {
+        /// The model's folder, as given.
+        name: String,
+        /// The operating system's answer.
+        source: std::io::Error,
     },
     /// A file beside tokenizer.json is not what it has to be, or asks for what is not implemented.
     #[error("{name}: the tokenizer can't be used as transformers uses it: {reason}")]
@@ -40,8 +49,10 @@ pub enum Error {
     },
     /// A document can't be encoded.
     #[error(
-        "{document}, record {index}: the tokenizer of {name} can't encode the text: {reason}\nhint: \
-         --on-bad-record skip leaves out what can't be read; remit-inspect rejects lists it"
+        "{}, record {index}: the tokenizer of {name} can't encode the text: {}\nhint: \
+         --on-bad-record skip leaves out what can't be read; remit-inspect rejects lists it",
+        document.shown(),
+        reason.shown()
     )]
     Encode {
         /// The tokenizer.
@@ -55,8 +66,10 @@ pub enum Error {
     },
     /// Messages can't be made text.
     #[error(
-        "{document}, record {index}: {reason}\nhint: --on-bad-record skip leaves out what can't be read; \
-         remit-inspect rejects lists it"
+        "{}, record {index}: {}\nhint: --on-bad-record skip leaves out what can't be read; \
+         remit-inspect rejects lists it",
+        document.shown(),
+        reason.shown()
     )]
     Render {
         /// Source of the document.
@@ -68,8 +81,9 @@ pub enum Error {
     },
     /// There are messages, and no template for them.
     #[error(
-        "{document}, record {index}: a record of messages, and the tokenizer of {name} has no chat template that would \
-         make text of them\nhint: give one with --chat-template FILE, or the field that holds text with --text-field"
+        "{}, record {index}: a record of messages, and the tokenizer of {name} has no chat template that would \
+         make text of them\nhint: give one with --chat-template FILE, or the field that holds text with --text-field",
+        document.shown()
     )]
     NoChatTemplate {
         /// The tokenizer.
@@ -80,7 +94,7 @@ pub enum Error {
         index: u64,
     },
     /// Ids can't be decoded.
-    #[error("the tokenizer of {name} can't decode {num_ids} ids: {reason}")]
+    #[error("the tokenizer of {name} can't decode {num_ids} ids: {}", reason.shown())]
     Decode {
         /// The tokenizer.
         name: String,

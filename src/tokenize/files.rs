@@ -6,12 +6,14 @@ use std::collections::BTreeMap;
 use super::added::{TokenFiles, Tokens};
 use super::class::{Class, pick};
 use super::error::Error;
+use super::load::guarded;
 use super::ordered::Ordered;
 use super::rebuild::rebuild;
 use super::special::NamedToken;
-use super::text::{TextTokenizer, guarded, parsed};
+use super::text::{TextTokenizer, parsed};
 use serde::Deserialize;
 use serde_json::Value;
+use tokenizers::AddedToken;
 
 /// Contents of the files that decide what a tokenizer does.
 #[derive(Debug, Clone, Copy)]
@@ -106,14 +108,8 @@ impl TextTokenizer {
         })
         .map_err(refused)?;
 
-        let load = |json: &[u8]| {
-            parsed(json).map_err(|reason| Error::Load {
-                name: files.name.to_owned(),
-                reason,
-            })
-        };
         let mut tokenizer = match class {
-            Class::Backend => load(files.tokenizer)?,
+            Class::Backend => parsed(files.tokenizer, files.name)?,
             Class::Other(name) => {
                 return Err(refused(format!(
                     "its class in transformers is {name}, which is not implemented\n{USE_FILE}"
@@ -126,11 +122,22 @@ impl TextTokenizer {
                 })?;
                 let json = rebuild(class, json, &tokenizer_config, unk)
                     .map_err(|reason| refused(format!("{reason}\n{USE_FILE}")))?;
-                load(json.to_string().as_bytes())?
+                parsed(json.to_string().as_bytes(), files.name)?
             }
         };
         let known = tokenizer.get_added_vocabulary().get_vocab();
         let to_add = tokens.to_add(|content| known.contains_key(content));
+        let has_no_id = |token: &&AddedToken| {
+            tokenizer.token_to_id(&token.content).is_none()
+                && tokens
+                    .stated_ids()
+                    .all(|(_, content)| content != token.content)
+        };
+        let new: Vec<String> = to_add
+            .iter()
+            .filter(has_no_id)
+            .map(|token| token.content.clone())
+            .collect();
         if !to_add.is_empty() {
             guarded(|| tokenizer.add_tokens(to_add)).map_err(refused)?;
         }
@@ -164,6 +171,10 @@ impl TextTokenizer {
         }
         check_mistral_pattern(&config, &tokenizer_config, loaded.vocab_size()).map_err(refused)?;
         loaded.named = named(&tokens, &loaded);
+        loaded.new_ids = new
+            .iter()
+            .filter_map(|token| loaded.token_to_id(token))
+            .collect();
         loaded.splits_special_tokens = tokenizer_config
             .get("split_special_tokens")
             .is_some_and(Ordered::is_truthy);

@@ -72,6 +72,15 @@ impl Ordered {
         }
     }
 
+    /// Names the kind of the value, for messages: a scalar as it is written.
+    pub(super) fn kind(&self) -> String {
+        match self {
+            Self::Scalar(value) => value.to_string(),
+            Self::Array(_) => "a list".to_owned(),
+            Self::Object(_) => "an object".to_owned(),
+        }
+    }
+
     /// Returns whether Python takes the value for true.
     pub(super) fn is_truthy(&self) -> bool {
         match self {

@@ -254,3 +254,20 @@ fn pieces_of_a_row_are_its_text_also_where_characters_span_ids() {
         assert_eq!(joined, tokenizer.decode(cut).unwrap());
     }
 }
+
+#[test]
+fn ids_without_a_text_come_in_pieces_of_few_however_many_there_are() {
+    let json = serde_json::to_vec(&bpe()).unwrap();
+    let tokenizer = TextTokenizer::from_bytes(&json, "model").unwrap();
+    let started = std::time::Instant::now();
+    // Of no id of these is there a token; the last one is "a".
+    let mut ids = vec![1_000_000; 60_000];
+    ids.push(0);
+    let pieces = tokenizer.pieces(&ids).unwrap();
+    assert_eq!(pieces.iter().map(|(len, _)| len).sum::<usize>(), ids.len());
+    assert!(pieces.iter().all(|(len, _)| *len <= 64));
+    let text: String = pieces.iter().map(|(_, text)| text.as_str()).collect();
+    assert_eq!(text, "a");
+    // Decoding all of them again for each takes a minute.
+    assert!(started.elapsed() < std::time::Duration::from_secs(10));
+}

@@ -5,14 +5,15 @@ use std::fmt;
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use tokenizers::{Encoding, ModelWrapper, Tokenizer};
+use tokenizers::{Encoding, Tokenizer};
 
+use super::apart::{self, Refusal};
 use super::canonical::Canonical;
 use super::chat::ChatTemplate;
 use super::error::{Error, Mismatch};
+use super::load::{guarded, load};
 use super::special::{NamedToken, SpecialTokens, SpecialTokensInText};
 use crate::fs::Digest;
-use crate::guard;
 use crate::types::{Content, Document, TokenId, TokenizedDocument};
 
 /// A Hugging Face tokenizer, reduced to what is deterministic: no padding, no truncation, no BPE
@@ -43,6 +44,8 @@ pub struct TextTokenizer {
     pub(super) vocab_size: usize,
     /// Ids of special tokens.
     special_ids: HashSet<TokenId>,
+    /// Ids that no file gives to a token: of tokens that are only named, to which transformers gives the next ids.
+    pub(super) new_ids: HashSet<TokenId>,
     /// Number of ids that the models have embeddings for, if that is known.
     num_rows: Option<usize>,
     /// BOS and EOS as the files name them.
@@ -72,11 +75,7 @@ impl TextTokenizer {
     ///
     /// [`Error::Load`] when it is not a tokenizer.
     pub fn from_bytes(tokenizer_json: &[u8], name: &str) -> Result<Self, Error> {
-        let tokenizer = parsed(tokenizer_json).map_err(|reason| Error::Load {
-            name: name.to_owned(),
-            reason,
-        })?;
-        Self::new(tokenizer, name)
+        Self::new(parsed(tokenizer_json, name)?, name)
     }
 
     pub(super) fn new(tokenizer: Tokenizer, name: &str) -> Result<Self, Error> {
@@ -104,6 +103,7 @@ impl TextTokenizer {
             canonical,
             vocab_size,
             special_ids,
+            new_ids: HashSet::new(),
             num_rows: None,
             named: BTreeMap::new(),
             splits_special_tokens: false,
@@ -154,6 +154,11 @@ impl TextTokenizer {
     /// Returns the token that the files name `bos_token` or `eos_token`.
     pub fn named(&self, name: &str) -> Option<&NamedToken> {
         self.named.get(name)
+    }
+
+    /// Returns whether the files name the token of this id, but have it in no list of tokens.
+    pub fn is_new(&self, id: TokenId) -> bool {
+        self.new_ids.contains(&id)
     }
 
     /// Returns what a user should know of how the files were read.
@@ -333,33 +338,45 @@ impl TextTokenizer {
         // What an unfinished character decodes to: at most one of these a byte.
         const REPLACEMENT: char = '\u{fffd}';
         const MAX_UNFINISHED: usize = 3;
+        // Most ids of a piece; most that are decoded at a time, and how many of these are kept when there are more.
+        const MAX_PIECE_IDS: usize = 64;
+        const MAX_CONTEXT_IDS: usize = 256;
+        const KEPT_IDS: usize = 8;
         let mut pieces = Vec::new();
         // What a decoder makes of an id may depend on the ids before, so these are decoded again: all
         // since `context`, whose first `printed` bytes are in pieces already.
         let (mut context, mut whole, mut printed, mut start) = (0, 0, 0, 0);
+        // The text without characters that the next ids may yet finish.
+        let finished = |text: &str| {
+            (0..MAX_UNFINISHED).fold(text.len(), |len, _| {
+                let text = text.get(..len).unwrap_or_default();
+                text.strip_suffix(REPLACEMENT).map_or(len, str::len)
+            })
+        };
         for end in 1..=ids.len() {
             let text = self.decode(ids.get(context..end).unwrap_or_default())?;
             let is_last = end == ids.len();
-            let mut stable = text.as_str();
-            for _ in 0..MAX_UNFINISHED {
-                if !is_last {
-                    stable = stable.strip_suffix(REPLACEMENT).unwrap_or(stable);
-                }
-            }
-            let added = stable.get(printed..).unwrap_or_default();
-            if added.is_empty() && !is_last {
+            let stable = if is_last { text.len() } else { finished(&text) };
+            let added = text.get(printed..stable).unwrap_or_default();
+            // Ids without a text come together, but not without end: all of them are decoded again each time.
+            if added.is_empty() && !is_last && end - start < MAX_PIECE_IDS {
                 continue;
             }
             pieces.push((end - start, added.to_owned()));
-            printed = stable.len().max(printed);
+            printed = stable.max(printed);
             start = end;
-            if stable.len() == text.len() && !is_last {
-                context = whole;
-                whole = end;
-                printed = self
-                    .decode(ids.get(context..end).unwrap_or_default())?
-                    .len();
+            let is_whole = stable == text.len();
+            if is_last || !(is_whole || end - context >= MAX_CONTEXT_IDS) {
+                continue;
             }
+            context = if is_whole { whole } else { end - KEPT_IDS };
+            whole = end;
+            let text = self.decode(ids.get(context..end).unwrap_or_default())?;
+            printed = if is_whole {
+                text.len()
+            } else {
+                finished(&text)
+            };
         }
         Ok(pieces)
     }
@@ -426,26 +443,18 @@ impl TextTokenizer {
     }
 }
 
-/// Parses a tokenizer.json.
-pub(super) fn parsed(tokenizer_json: &[u8]) -> Result<Tokenizer, String> {
-    guarded(|| deterministic(Tokenizer::from_bytes(tokenizer_json)?))
-}
-
-/// Switches off what makes ids depend on anything but the text.
-fn deterministic(mut tokenizer: Tokenizer) -> tokenizers::Result<Tokenizer> {
-    tokenizer.with_padding(None);
-    tokenizer.with_truncation(None)?;
-    if let ModelWrapper::BPE(bpe) = tokenizer.get_model()
-        && bpe.dropout.is_some()
-    {
-        let mut bpe = bpe.clone();
-        bpe.dropout = None;
-        tokenizer.with_model(bpe);
-    }
-    Ok(tokenizer)
-}
-
-/// Runs a call into the tokenizer, which panics on some inconsistent files.
-pub(super) fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
-    guard::guarded(call)?.map_err(|error| error.to_string())
+/// Loads a tokenizer.json that a process of its own survived.
+pub(super) fn parsed(tokenizer_json: &[u8], name: &str) -> Result<Tokenizer, Error> {
+    let failed = |reason| Error::Load {
+        name: name.to_owned(),
+        reason,
+    };
+    apart::check(tokenizer_json).map_err(|refusal| match refusal {
+        Refusal::Bad(reason) => failed(reason),
+        Refusal::NoProcess(source) => Error::Trial {
+            name: name.to_owned(),
+            source,
+        },
+    })?;
+    load(tokenizer_json).map_err(failed)
 }

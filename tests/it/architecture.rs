@@ -11,31 +11,35 @@ mod imports;
 
 /// Who may use whom, bottom up: a group may use only itself and groups above its line.
 const ALLOWED: &[(&[&str], &[&str])] = &[
+    (&["escape"], &[]),
     (&["types"], &[]),
-    (&["fs"], &[]),
+    (&["fs"], &["escape"]),
     (&["guard"], &[]),
-    (&["corpus"], &["types", "fs", "guard"]),
-    (&["tokenize"], &["types", "fs", "guard"]),
+    (&["corpus"], &["escape", "types", "fs", "guard"]),
+    (&["tokenize"], &["escape", "types", "fs", "guard"]),
     (&["pack"], &["types"]),
-    (&["model"], &["types", "fs", "guard"]),
+    (&["model"], &["escape", "types", "fs", "guard"]),
     (&["demo"], &["model"]),
     (&["weight"], &["types"]),
     (&["loss"], &["types", "weight"]),
     (&["optim"], &["model"]),
     (&["schedule"], &[]),
-    (&["checkpoint"], &["fs", "model", "optim"]),
+    (&["checkpoint"], &["escape", "fs", "model", "optim"]),
     (&["tensorboard"], &["fs"]),
     (&["shard::row"], &["types"]),
     (&["shard::schema"], &["types"]),
     (&["shard::layout"], &["shard::schema"]),
-    (&["shard::error"], &["fs", "shard::layout", "shard::schema"]),
+    (
+        &["shard::error"],
+        &["escape", "fs", "shard::layout", "shard::schema"],
+    ),
     (&["shard::seal"], &["fs", "shard::schema"]),
     (&["shard::json"], &["fs", "shard::error"]),
     (
         &["shard::columns"],
         &["types", "shard::row", "shard::schema"],
     ),
-    (&["shard::container"], &["shard::schema"]),
+    (&["shard::container"], &["guard", "shard::schema"]),
     (
         &["shard::sink"],
         &["shard::error", "shard::schema", "shard::seal"],
@@ -43,6 +47,7 @@ const ALLOWED: &[(&[&str], &[&str])] = &[
     (
         &["shard::description"],
         &[
+            "escape",
             "fs",
             "guard",
             "shard::error",
@@ -74,6 +79,7 @@ const ALLOWED: &[(&[&str], &[&str])] = &[
     (
         &["shard::manifest"],
         &[
+            "escape",
             "fs",
             "pack",
             "shard::description",
@@ -147,6 +153,7 @@ const ALLOWED: &[(&[&str], &[&str])] = &[
     (
         &["pipeline"],
         &[
+            "escape",
             "types",
             "fs",
             "corpus",
@@ -180,6 +187,8 @@ const ALLOWED: &[(&[&str], &[&str])] = &[
     (
         &["cli"],
         &[
+            "escape",
+            "guard",
             "types",
             "pipeline",
             "fs",
@@ -485,8 +494,10 @@ fn only_the_file_module_touches_files_and_only_the_command_line_prints() {
 
 #[test]
 fn files_are_short() {
+    // A .txt is a table that a script wrote.
     let problems: Vec<String> = sources()
         .iter()
+        .filter(|source| !source.path.ends_with(".txt"))
         .filter_map(|source| {
             let most = match source.path.starts_with("bin/") {
                 true => MAX_MAIN_LINES,

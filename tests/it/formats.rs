@@ -151,6 +151,7 @@ fn tokens_are_exported_with_nulls_where_nothing_is_predicted() {
                 .arg(format)
                 .arg("--tokens")
                 .arg(format!("{format}-tokens.{suffix}"))
+                .args(if suffix == "csv" { "--raw-cells" } else { "" })
                 .ok();
             ended.check(ended.stdout.ends_with(" tokens\n"), "it says how many");
         }

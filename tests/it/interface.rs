@@ -258,8 +258,8 @@ fn a_reader_that_has_gone_is_no_reason_to_panic_or_to_lose_the_set() {
         (INSPECT, "set", BROKEN_PIPE),
         (INSPECT, "set --json", BROKEN_PIPE),
         (ANNEAL, "--weights set --steps 1", BROKEN_PIPE),
-        (SCORE, "--help", 0),
-        (SCORE, "--version", 0),
+        (SCORE, "--help", BROKEN_PIPE),
+        (SCORE, "--version", BROKEN_PIPE),
     ] {
         let ended = workspace.command(program).args(args).stdout(closed()).run();
         ended.check(ended.status.code() == Some(exit), args);

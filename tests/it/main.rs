@@ -17,6 +17,7 @@ mod formats;
 mod full_disk;
 mod goldens;
 mod harness;
+mod hostile;
 mod inspect_model;
 mod interface;
 mod regressions;

@@ -181,6 +181,38 @@ fn the_rl_model_as_the_learner_is_warned_of() {
 }
 
 #[test]
+fn options_that_the_weighting_does_not_use_are_warned_of_and_others_are_not() {
+    let workspace = corpus();
+    workspace
+        .command(SCORE)
+        .models("demo-rl", "demo-base")
+        .args("corpus -o set")
+        .ok();
+    let given = "--epsilon 0.3 --temperature 2 --center none --top-k-fraction 0.5";
+    for (weighting, unused) in [
+        ("dynamic", "--top-k-fraction"),
+        ("excess-top-k", "--epsilon --temperature --center"),
+        (
+            "uniform",
+            "--epsilon --temperature --center --top-k-fraction",
+        ),
+    ] {
+        let ended = workspace
+            .command(ANNEAL)
+            .args("--weights set --steps 1")
+            .args(&format!("-o {weighting} --weighting {weighting} {given}"))
+            .ok();
+        let expected: Vec<String> = unused
+            .split(' ')
+            .map(|option| {
+                format!("{option} changes nothing: --weighting {weighting} does not use it")
+            })
+            .collect();
+        assert_eq!(warnings(&ended), expected);
+    }
+}
+
+#[test]
 fn an_ignored_field_is_recorded_in_the_plan_and_goes_for_training_too() {
     let workspace = corpus();
     workspace.copy_model("demo-rl", "rl");

@@ -420,7 +420,7 @@ fn classes_and_files_that_are_not_implemented_are_refused_by_name() {
         (
             "pad_token",
             5.into(),
-            "pad_token is neither a string nor an object",
+            "pad_token is 5, neither a string nor an object",
         ),
     ];
     for (field, value, expected) in cases {

@@ -276,7 +276,7 @@ def test_tokens_are_exported_with_their_text(run, stored, corpus, tmp_path):
     texts = {}
     for suffix in ("parquet", "csv"):
         out = tmp_path / f"tokens.{suffix}"
-        run("remit-inspect", "export", paths[0].parent, "--tokens", out)
+        run("remit-inspect", "export", paths[0].parent, "--tokens", out, *(["--raw-cells"] if suffix == "csv" else []))
         columns = "row_id, position, source, input_id, rl_logprob::FLOAT, base_logprob::FLOAT, weight::FLOAT, text"
         rows = duckdb.sql(f"SELECT {columns} FROM '{out}' ORDER BY row_id, position").fetchall()
         assert [row[:-1] for row in rows] == tokens, suffix

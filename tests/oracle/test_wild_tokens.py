@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -490,3 +491,10 @@ def test_a_template_that_is_more_than_bos_and_eos_is_refused(tokenizers, models,
     assert done.returncode == 65 and "the template of the tokenizer turns" in done.stderr
     _, ids = score(path, tmp_path, "--bos", "never", "--eos", "never", texts=TEXTS[:1])
     assert ids == [AutoTokenizer.from_pretrained(path)(TEXTS[0], add_special_tokens=False).input_ids]
+
+
+def test_the_table_of_model_types_is_that_of_transformers():
+    """src/tokenize/model_types.txt is what scripts/model_types.py writes."""
+    script = [sys.executable, str(Path(__file__).resolve().parents[2] / "scripts" / "model_types.py"), "--check"]
+    done = subprocess.run(script, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 use super::ignored::is_ignored;
+use crate::escape::Show as _;
 
 /// Largest number that a size may be, so that products of two can't overflow.
 pub(super) const MAX_SIZE: usize = i32::MAX as usize;
@@ -136,8 +137,9 @@ impl<'a> Fields<'a> {
             .partition(|name| ignored.iter().any(|ignored| ignored == name));
         if let Some(first) = unread.first() {
             return Err(format!(
-                "{}\nhint: if a field changes nothing in what the model computes, --ignore-config-field {first} accepts it",
-                not_implemented(&unread)
+                "{}\nhint: if a field changes nothing in what the model computes, --ignore-config-field {} accepts it",
+                not_implemented(&unread),
+                first.shown()
             ));
         }
         Ok(accepted.into_iter().map(str::to_owned).collect())
@@ -156,6 +158,10 @@ impl<'a> Fields<'a> {
 fn not_implemented(fields: &[&str]) -> String {
     format!(
         "not implemented for this model_type, and possibly of influence on its output: {}",
-        fields.join(", ")
+        fields
+            .iter()
+            .map(|field| field.shown().to_string())
+            .collect::<Vec<_>>()
+            .join(", ")
     )
 }

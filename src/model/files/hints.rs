@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::names::{INDEX_FILE, SINGLE_FILE};
+use crate::escape::Show as _;
 use crate::fs;
 
 /// Most subfolders that a hint lists.
@@ -119,7 +120,7 @@ fn places_with_a_config(dir: &Path, names: &[String]) -> Option<String> {
         return Some(match place {
             Some(place) => format!(
                 "it is a model's place in the cache of the hub; give the snapshot in it: {}",
-                place.display()
+                place.shown()
             ),
             None => "it is a model's place in the cache of the hub, but no snapshot in it has a config.json; download it again".to_owned(),
         });
@@ -127,21 +128,21 @@ fn places_with_a_config(dir: &Path, names: &[String]) -> Option<String> {
     if has("_remit") {
         return Some(format!(
             "it is a set that remit-score made, and no model; remit-inspect {} describes it",
-            dir.display()
+            dir.shown()
         ));
     }
     let mut places = Vec::new();
     for name in names {
         let path = dir.join(name);
         if has_config(&path) {
-            places.push(path.display().to_string());
+            places.push(path.shown().to_string());
         } else if name.starts_with("models--") {
             places.extend(
                 names_in(&path.join("snapshots"))
                     .iter()
                     .map(|snapshot| path.join("snapshots").join(snapshot))
                     .filter(|path| has_config(path))
-                    .map(|path| path.display().to_string()),
+                    .map(|path| path.shown().to_string()),
             );
         }
     }

@@ -86,6 +86,11 @@ impl OpenModel {
         })
     }
 
+    /// Returns the path as given, or the name of a built-in model, as files have it.
+    pub fn name(&self) -> String {
+        self.source.name()
+    }
+
     /// Returns where the model comes from.
     pub fn source(&self) -> &ModelSource {
         &self.source

@@ -7,8 +7,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::hints;
+use crate::escape::Show as _;
 use crate::fs::{self, Digest, MappedFile};
 use crate::model::Error;
+
+/// Most bytes of a tokenizer.json. The largest have some 30 MB.
+const MAX_TOKENIZER_BYTES: u64 = 512 << 20;
+
+/// Most bytes of a file besides that and the weights: descriptions, an index, a template. The index of a model of a
+/// trillion parameters has 10 MB.
+const MAX_SMALL_BYTES: u64 = 64 << 20;
 
 /// A model that is compiled into the program.
 #[derive(Debug)]
@@ -37,16 +45,36 @@ pub enum ModelSource {
     Builtin(&'static Builtin),
 }
 
+/// As messages have it: what a terminal would take for something else is escaped.
 impl fmt::Display for ModelSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Directory(path) => path.display().fmt(f),
+            Self::Directory(path) => path.shown().fmt(f),
             Self::Builtin(builtin) => f.write_str(builtin.name),
         }
     }
 }
 
+/// Returns how many bytes a file of this name may have.
+fn most_bytes(name: &str) -> u64 {
+    if name.ends_with(".safetensors") {
+        u64::MAX
+    } else if name == "tokenizer.json" {
+        MAX_TOKENIZER_BYTES
+    } else {
+        MAX_SMALL_BYTES
+    }
+}
+
 impl ModelSource {
+    /// Returns the path as given, or the name of a built-in model, as files have it.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Directory(path) => path.display().to_string(),
+            Self::Builtin(builtin) => builtin.name.to_owned(),
+        }
+    }
+
     /// Reads a file of the model; `None` when it has no such file.
     pub fn read(&self, name: &str) -> Result<Option<Cow<'static, [u8]>>, Error> {
         match self {
@@ -55,7 +83,7 @@ impl ModelSource {
                 if !fs::exists(&path)? {
                     return Ok(None);
                 }
-                let content = fs::read(&path)?;
+                let content = fs::read_at_most(&path, most_bytes(name))?;
                 self.check_content(name, &content)?;
                 Ok(Some(Cow::Owned(content)))
             }
@@ -120,7 +148,7 @@ impl ModelSource {
                 if !fs::exists(&path)? {
                     return Ok(None);
                 }
-                let content = MappedFile::open(&path)?;
+                let content = MappedFile::open_at_most(&path, most_bytes(name))?;
                 self.check_content(name, &content)?;
                 Ok(Some(ModelFile(Bytes::Mapped(content))))
             }

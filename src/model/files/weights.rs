@@ -12,6 +12,7 @@ use super::layout::{self, Layout};
 use super::names::{INDEX_FILE, SINGLE_FILE};
 use super::read::{self, width};
 use super::source::{ModelFile, ModelSource};
+use crate::escape::Show as _;
 use crate::fs::Digest;
 use crate::model::Error;
 use crate::model::architecture::{Architecture, EMBEDDING, LM_HEAD};
@@ -147,7 +148,7 @@ impl ModelWeights {
                     range: start..start + view.data().len(),
                 };
                 if tensors.insert(tensor.to_owned(), place).is_some() {
-                    problems.push(format!("{tensor} is in more than one file"));
+                    problems.push(format!("{} is in more than one file", tensor.shown()));
                 }
             }
             files.push((name, bytes));
@@ -227,7 +228,8 @@ impl ModelWeights {
             let redundant = name.ends_with("rotary_emb.inv_freq");
             if !expected.contains(name) && !redundant {
                 problems.push(format!(
-                    "{name} has no place in a {} model as config.json describes it",
+                    "{} has no place in a {} model as config.json describes it",
+                    name.shown(),
                     architecture.model_type
                 ));
             }
@@ -359,7 +361,7 @@ fn weight_files(source: &ModelSource) -> Result<Vec<String>, Error> {
         if !is_plain_name || !has(file) {
             return Err(Error::MissingFile {
                 model: source.to_string(),
-                file: file.clone(),
+                file: file.shown().to_string(),
                 hint: "\nhint: model.safetensors.index.json names it; is the download complete?"
                     .to_owned(),
             });

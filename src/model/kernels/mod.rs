@@ -25,6 +25,7 @@ pub(crate) use backend::Kernels;
 #[cfg(test)]
 pub(crate) use backend::Portable;
 pub(crate) use cpu::Cpu;
+pub(crate) use cpu::bf16::Activations;
 #[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
 pub(crate) use cuda::Cuda;
 pub(crate) use rope_table::RopeTable;

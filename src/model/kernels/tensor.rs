@@ -100,6 +100,37 @@ pub(crate) fn view(tensor: &Tensor) -> Result<View<'_>, Error> {
     })
 }
 
+/// Read access to the elements of a bf16 tensor on the CPU.
+pub(crate) struct Bf16View<'a> {
+    guard: Box<dyn Deref<Target = Storage> + 'a>,
+    range: Range<usize>,
+}
+
+impl Deref for Bf16View<'_> {
+    type Target = [bf16];
+
+    fn deref(&self) -> &[bf16] {
+        match &**self.guard {
+            Storage::Cpu(CpuStorage::BF16(values)) => &values[self.range.clone()],
+            _ => unreachable!("`bf16_view` admits bf16 storage on the CPU only"),
+        }
+    }
+}
+
+/// Returns the elements of a bf16 tensor on the CPU, to bind as those of [`view`].
+pub(crate) fn bf16_view(tensor: &Tensor) -> Result<Bf16View<'_>, Error> {
+    let (guard, layout) = tensor.storage_and_layout();
+    match (&*guard, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::BF16(_)), Some((start, end))) => Ok(Bf16View {
+            guard: Box::new(guard),
+            range: start..end,
+        }),
+        _ => Err(Error::Internal(
+            "an operation was given a tensor that is not contiguous bf16 on the CPU",
+        )),
+    }
+}
+
 /// The elements of a tensor as f32: a view, or widened.
 pub(crate) enum Widened<'a> {
     View(View<'a>),

@@ -11,7 +11,8 @@ use super::super::{BadInput, Progress, Usage};
 use super::options::LossOptions;
 use crate::batch::Order;
 use crate::demo;
-use crate::loss::{Normalize, Objective, Weighting};
+use crate::escape::Show as _;
+use crate::loss::{DEFAULT_TOP_K_FRACTION, Normalize, Objective, Weighting};
 use crate::model::{ModelSource, OpenModel};
 use crate::shard::manifest::Manifest;
 use crate::shard::read::ShardSet;
@@ -33,7 +34,7 @@ pub(super) fn learner(
     let Some(base) = &manifest.plan.base else {
         return Err(Usage(format!(
             "the set in {} was scored without a base model, so there is no initial model\nhint: give --model DIR",
-            dir.display()
+            dir.shown()
         ))
         .into());
     };
@@ -82,15 +83,15 @@ pub(in super::super) fn check_tokenizer(
         },
         None => format!(
             "{} no longer has the tokenizer that could be compared id by id",
-            wanted.path
+            wanted.path.shown()
         ),
     };
     Err(BadInput(format!(
         "the set in {} was tokenized with the tokenizer of {} (fingerprint {}), but that of {model} is another \
          (fingerprint {found}), and their ids do not mean the same: {reason}\nhint: score the corpus again with \
          --tokenizer {model}, and with an RL model to which those ids mean the same",
-        dir.display(),
-        wanted.path,
+        dir.shown(),
+        wanted.path.shown(),
         wanted.fingerprint
     ))
     .into())
@@ -138,7 +139,7 @@ pub(super) fn check_special_tokens(
     }
     let message = format!(
         "the documents of the set in {} {}, as the files of the initial model, {}, say",
-        dir.display(),
+        dir.shown(),
         differences.join(", and "),
         own.source
     );
@@ -159,7 +160,7 @@ pub(super) fn check_weighting(weighting: Weighting, dir: &Path, manifest: &Manif
     if weighting == Weighting::Static && manifest.plan.base.is_none() {
         return Err(Usage(format!(
             "--weighting static needs stored weights, but the set in {} was scored without --base-model\nhint: --weighting dynamic needs none",
-            dir.display()
+            dir.shown()
         ))
         .into());
     }
@@ -187,6 +188,30 @@ pub(in super::super) fn longest_row(set: &ShardSet, enough: usize) -> Result<usi
         return Ok(bound);
     }
     Ok(Order::new(set, 0, None)?.longest_row() as usize)
+}
+
+/// Lists the options that were given another value than their default, but that the weighting does not use.
+pub(super) fn unused(options: &LossOptions) -> Vec<&'static str> {
+    let (has_formula, has_fraction) = match options.weighting {
+        Weighting::Dynamic | Weighting::Static => (true, false),
+        Weighting::Uniform => (false, false),
+        Weighting::ExcessTopK => (false, true),
+    };
+    let given = [
+        ("--epsilon", options.epsilon.is_some(), has_formula),
+        ("--temperature", options.temperature.is_some(), has_formula),
+        ("--center", options.center != Center::default(), has_formula),
+        (
+            "--top-k-fraction",
+            options.top_k_fraction != DEFAULT_TOP_K_FRACTION,
+            has_fraction,
+        ),
+    ];
+    given
+        .iter()
+        .filter(|(_, is_given, is_used)| *is_given && !*is_used)
+        .map(|(name, ..)| *name)
+        .collect()
 }
 
 /// Returns what is minimised: what was asked for, and for what was left open, what the set was scored with.

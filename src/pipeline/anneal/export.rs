@@ -67,7 +67,7 @@ impl<'a> Provenance<'a> {
         let (schedule, optimizer) = (&settings.schedule, &settings.optimizer);
         Self {
             tool_version: env!("CARGO_PKG_VERSION"),
-            model: plan.initial.to_string(),
+            model: plan.initial.name(),
             model_fingerprint: &settings.model_fingerprint,
             weights: plan.weights.display().to_string(),
             manifest_blake3: &settings.manifest_blake3,

@@ -11,6 +11,7 @@ use super::resume::{ResumePoint, newest};
 use super::settings::{Extended, Settings};
 use super::state::State;
 use crate::checkpoint::{self, CHECKPOINTS_DIR};
+use crate::escape::Show as _;
 use crate::fs;
 
 /// What run.json records of the run that another goes on from.
@@ -41,7 +42,7 @@ impl Extension {
             return Err(Usage(format!(
                 "--resume-from {} is the output folder itself, and remit never writes over a run\nhint: give another -o; the \
                  same command as before, without --resume-from, resumes an interrupted run",
-                run.display()
+                run.shown()
             ))
             .into());
         }
@@ -50,8 +51,8 @@ impl Extension {
             return Err(Usage(format!(
                 "--resume-from {}: there is no checkpoint in {}\nhint: give the output folder of a run of remit-anneal; \
                  --model begins with the weights of any model, and moments of zero",
-                run.display(),
-                dir.display()
+                run.shown(),
+                dir.shown()
             ))
             .into());
         };
@@ -59,7 +60,7 @@ impl Extension {
         if state.step < planned {
             progress.note(&format!(
                 "{} was planned for {planned} steps; this run goes on after step {}",
-                run.display(),
+                run.shown(),
                 state.step
             ));
         }
@@ -96,9 +97,9 @@ impl Extension {
             return Err(Usage(format!(
                 "the run in {} can't be gone on with, since its rows or its initial model are others:\n  {}\nhint: give those it \
                  was started with; or begin another run with --model {}",
-                run.display(),
+                run.shown(),
                 differences.join("\n  "),
-                run.display()
+                run.shown()
             ))
             .into());
         }

@@ -8,6 +8,7 @@ use super::loss_change::{LossChange, last_evaluation};
 use super::plan::Plan;
 use super::report::AnnealReport;
 use super::train::Trained;
+use crate::escape::Show as _;
 
 /// Writes the annealed model, and returns what the run did.
 ///
@@ -21,12 +22,12 @@ pub(super) fn finish(
 ) -> Result<AnnealReport> {
     let dir = &plan.output.dir;
     let losses = LossChange::read(dir, plan.first_step(), plan.num_steps())?;
-    progress.note(&format!("writing {}", dir.display()));
+    progress.note(&format!("writing {}", dir.shown()));
     export::write(plan, trained, losses.as_ref())?;
     Ok(AnnealReport {
         output: dir.clone(),
         was_finished: false,
-        model: plan.initial.to_string(),
+        model: plan.initial.name(),
         weighting: plan.settings.objective.weighting,
         steps: plan.num_steps(),
         resumed_after: trained.resumed_after,

@@ -6,12 +6,13 @@ use anyhow::Result;
 
 use super::super::device::open_device;
 use super::super::signals;
-use super::super::{BadInput, Progress, refuse_below_a_set};
+use super::super::{BadInput, Progress, Usage, refuse_below_a_set};
 use super::carried::Carried;
 use super::compat::{check_special_tokens, check_tokenizer, check_weighting, learner};
 use super::options::{AnnealOptions, EvalOptions, EvalRows};
 use super::run_file;
-use crate::model::{ComputeDevice, OpenModel};
+use crate::escape::Show as _;
+use crate::model::{ComputeDevice, ComputeDtype, OpenModel};
 use crate::shard::read::ShardSet;
 
 /// The inputs of a run.
@@ -39,7 +40,16 @@ impl Inputs {
     pub fn open(options: &AnnealOptions, progress: &dyn Progress) -> Result<Self> {
         refuse_below_a_set(&options.output.dir)?;
         run_file::refuse_foreign_files(&options.output.dir)?;
-        let device = open_device(options.compute.device, progress)?;
+        let dtype = options.compute.dtype;
+        if dtype == ComputeDtype::Bf16Split {
+            return Err(Usage(
+                "--dtype bf16-split is for scoring: training in bf16 keeps activations in f32 on the CPU\nhint: --dtype \
+                 bf16 trains with matrices in bf16"
+                    .to_owned(),
+            )
+            .into());
+        }
+        let device = open_device(options.compute.device, dtype, progress)?;
         let set = ShardSet::open(&options.weights)?;
         let initial = learner(
             options.model.as_ref(),
@@ -64,9 +74,7 @@ impl Inputs {
                 let set = ShardSet::open(dir)?;
                 check(dir, &set)?;
                 if set.manifest().totals.rows == 0 {
-                    return Err(
-                        BadInput(format!("the set in {} has no rows", dir.display())).into(),
-                    );
+                    return Err(BadInput(format!("the set in {} has no rows", dir.shown())).into());
                 }
                 Some(set)
             }

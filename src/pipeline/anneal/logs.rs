@@ -10,6 +10,7 @@ use super::super::BadInput;
 use super::evaluate::Evaluation;
 use super::files::{EVAL_FILE, METRICS_FILE};
 use super::metrics::StepMetrics;
+use crate::escape::Show as _;
 use crate::fs::{self, Log};
 use crate::tensorboard::EventLog;
 
@@ -128,7 +129,7 @@ fn cut(log: &mut Log, size_bytes: u64) -> Result<()> {
     if log.size_bytes() < size_bytes {
         return Err(BadInput(format!(
             "{} has {} bytes, but had {size_bytes} when the newest checkpoint was written\nhint: put it back, or remove the checkpoints beside it to start over",
-            log.path().display(),
+            log.path().shown(),
             log.size_bytes()
         ))
         .into());

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::evaluate::Evaluation;
 use super::files::{EVAL_FILE, METRICS_FILE};
+use crate::escape::Show as _;
 use crate::fs;
 
 /// The part of the steps at either end of a run that losses are averaged over: one in this many.
@@ -151,7 +152,7 @@ fn lines<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Vec<T>> {
         .enumerate()
         .map(|(number, line)| {
             serde_json::from_slice(line)
-                .with_context(|| format!("line {} of {}", number + 1, path.display()))
+                .with_context(|| format!("line {} of {}", number + 1, path.shown()))
         })
         .collect()
 }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::super::{BadInput, Progress, StopFlag, Usage};
-use super::compat::{check_positions, longest_row, objective};
+use super::compat::{check_positions, longest_row, objective, unused};
 use super::extend::Extension;
 use super::inputs::Inputs;
 use super::length::num_steps;
@@ -14,6 +14,7 @@ use super::settings::Settings;
 use super::state::State;
 use super::{logs, memory, resume, run_file};
 use crate::batch::Order;
+use crate::escape::Show as _;
 use crate::model::Compute;
 use crate::schedule::Schedule;
 
@@ -84,6 +85,12 @@ pub(super) fn prepare<'a>(
         .as_ref()
         .map_or(0, |extension| extension.extended.after_step);
     let num_steps = first_step.saturating_add(num_steps(optimization, &order, stop)?);
+    for option in unused(&options.loss) {
+        progress.warn(&format!(
+            "{option} changes nothing: --weighting {} does not use it",
+            options.loss.weighting
+        ));
+    }
     let settings = Settings {
         manifest_blake3: set.manifest().content_blake3.to_string(),
         eval_manifest_blake3: eval_set
@@ -124,7 +131,7 @@ pub(super) fn prepare<'a>(
     if run_file::is_finished(&output.dir, &settings)? {
         progress.note(&format!(
             "{} holds the finished model of this very run; nothing is left to do",
-            output.dir.display()
+            output.dir.shown()
         ));
         let report = report::finished(&output.dir, initial.source(), &settings)?;
         return Ok(Prepared::Finished(Box::new(report)));
@@ -173,7 +180,7 @@ pub(super) fn prepare<'a>(
 
 /// Checks that there are rows to train on, and, if some are to be held out, to measure losses on.
 fn check_rows(options: &AnnealOptions, order: &Order<'_>, holdout: Option<f64>) -> Result<()> {
-    let dir = options.weights.display();
+    let dir = options.weights.shown();
     let held_out = order.num_held_out();
     if order.longest_row() == 0 {
         let which = if held_out > 0 {

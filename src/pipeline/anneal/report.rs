@@ -71,7 +71,7 @@ pub(super) fn finished(
     Ok(AnnealReport {
         output: output.to_owned(),
         was_finished: true,
-        model: source.to_string(),
+        model: source.name(),
         weighting: settings.objective.weighting,
         steps,
         resumed_after: steps,

@@ -9,6 +9,7 @@ use super::options::Resume;
 use super::settings::Settings;
 use super::state::State;
 use crate::checkpoint::{self, CHECKPOINTS_DIR, TrainingCheckpoint};
+use crate::escape::Show as _;
 
 /// An intact checkpoint of a run with the same settings.
 pub(super) struct ResumePoint {
@@ -36,7 +37,7 @@ pub(super) fn find(
         };
         return Err(Usage(format!(
             "{} has checkpoints, up to step {step}\nhint: leave out --resume=never to resume from there, give another -o, or remove the folder",
-            dir.display()
+            dir.shown()
         ))
         .into());
     }
@@ -47,7 +48,7 @@ pub(super) fn find(
     if !differences.is_empty() {
         return Err(Usage(format!(
             "the run in {} was started with other settings:\n  {}\nhint: give the settings it was started with to resume it, or another -o",
-            output.display(),
+            output.shown(),
             differences.join("\n  ")
         ))
         .into());
@@ -72,7 +73,7 @@ pub(super) fn newest(dir: &Path, progress: &dyn Progress) -> Result<Option<(Resu
             None => Ok(None),
             Some((_, problem)) => Err(anyhow::Error::new(problem).context(format!(
                 "no checkpoint in {} is intact, the newest for this reason\nhint: remove the folder to start over",
-                dir.display()
+                dir.shown()
             ))),
         };
     };

@@ -12,6 +12,7 @@ use super::extend::ExtendedRun;
 use super::files::{COMPLETION_MARKER, METRICS_FILE, RUN_FILE, holds_finished_model, is_written};
 use super::plan::Plan;
 use super::settings::Settings;
+use crate::escape::Show as _;
 use crate::fs;
 
 /// Content of run.json.
@@ -91,7 +92,7 @@ fn holds_foreign_file(output: &Path, name: &str) -> anyhow::Error {
     Usage(format!(
         "{} holds {name}, but no {RUN_FILE} that says it is of a run of remit-anneal\nhint: give another -o, or an empty \
          folder",
-        output.display()
+        output.shown()
     ))
     .into()
 }
@@ -120,7 +121,7 @@ pub(super) fn is_finished(output: &Path, settings: &Settings) -> Result<bool> {
 }
 
 fn holds_a_model(output: &Path, differences: &str) -> anyhow::Error {
-    let output = output.display();
+    let output = output.shown();
     let go_on = match differences {
         "" => String::new(),
         _ => format!("; to go on with it, --resume-from {output} --extend-steps N and another -o"),
@@ -148,7 +149,7 @@ pub(super) fn write(plan: &Plan<'_>, after_step: u64) -> Result<()> {
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
         command: plan.invocation.command.clone(),
         config: plan.invocation.config.clone(),
-        model: plan.initial.to_string(),
+        model: plan.initial.name(),
         settings: plan.settings.clone(),
         extends: plan.extended_run.clone(),
         starts,

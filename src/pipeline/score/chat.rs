@@ -8,6 +8,7 @@ use chrono::NaiveDate;
 use serde_json::Value;
 
 use super::super::{BadInput, json_of};
+use crate::escape::Show as _;
 use crate::fs;
 use crate::model::OpenModel;
 use crate::tokenize::ChatTemplate;
@@ -54,9 +55,9 @@ pub(super) fn find(
     };
     if let Some(file) = file {
         let text = String::from_utf8(fs::read(file)?)
-            .map_err(|_| BadInput(format!("{}: not valid UTF-8", file.display())))?;
+            .map_err(|_| BadInput(format!("{}: not valid UTF-8", file.shown())))?;
         let templates = BTreeMap::from([("default".to_owned(), text)]);
-        return compile(templates, models.first(), file.display().to_string());
+        return compile(templates, models.first(), file.shown().to_string());
     }
     for model in models {
         if let Some((templates, name)) = of_model(model)? {

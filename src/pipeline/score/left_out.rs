@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::Progress;
 use crate::corpus::Corpus;
+use crate::escape::Show as _;
 
 /// Most names or endings that a line lists.
 const MAX_LISTED: usize = 8;
@@ -26,7 +27,7 @@ pub(super) fn tell(corpus: &Corpus, progress: &dyn Progress) {
         let names: Vec<String> = left_out
             .beside
             .iter()
-            .map(|path| path.display().to_string())
+            .map(|path| path.shown().to_string())
             .collect();
         progress.note(&format!(
             "{} left out, by name no data but about the data beside: {}; name the file itself or use --include to \
@@ -47,14 +48,29 @@ pub(super) fn tell(corpus: &Corpus, progress: &dyn Progress) {
             listed(&left_out.idle_patterns)
         ));
     }
+    if let Some(first) = left_out.special.first() {
+        let count = left_out.special.len();
+        progress.note(&format!(
+            "{count} FIFOs, sockets or devices are left out, the first being {}",
+            first.shown()
+        ));
+    }
+    let mut empty = corpus.files().iter().filter(|file| file.size_bytes == 0);
+    if let Some(first) = empty.next() {
+        progress.note(&format!(
+            "{} empty, the first being {}",
+            files_are(1 + empty.count()),
+            first.path.shown()
+        ));
+    }
     let copies = corpus.copies();
     if let Some((first, copy)) = copies.first() {
         progress.warn(&format!(
             "{} copies of others, byte for byte, and their documents are scored again, the first being {}, a copy \
              of {}; --exclude leaves files out",
             files_are(copies.len()),
-            copy.path.display(),
-            first.path.display()
+            copy.path.shown(),
+            first.path.shown()
         ));
     }
 }
@@ -78,8 +94,8 @@ fn by_ending(paths: &[PathBuf]) -> String {
     let endings: Vec<String> = endings
         .into_iter()
         .map(|(ending, (count, first))| match count {
-            1 => format!("1 {ending} ({})", first.display()),
-            count => format!("{count} {ending} (the first is {})", first.display()),
+            1 => format!("1 {ending} ({})", first.shown()),
+            count => format!("{count} {ending} (the first is {})", first.shown()),
         })
         .collect();
     listed(&endings)

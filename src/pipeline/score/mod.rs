@@ -18,13 +18,17 @@ use super::signals;
 use super::stages::{self, ShardSink};
 use super::{Progress, StopFlag};
 use crate::corpus::Part;
+use crate::escape::Show as _;
 use crate::fs::{self, Digest};
+use crate::shard;
+use crate::shard::layout::shard_name;
 use crate::shard::manifest::Manifest;
 use crate::shard::plan::Plan;
 use crate::shard::write::ShardOptions;
 
 pub use options::*;
 pub(super) use prepare::Prepared;
+pub use resume::Checked;
 pub(super) use resume::{compare_plan, missing_parts};
 use resume::{complete, settle_plan};
 
@@ -43,6 +47,8 @@ pub struct ScoreReport {
     pub missing_parts: Vec<u32>,
     /// The finished set; `None` while parts of other workers are missing.
     pub manifest: Option<Manifest>,
+    /// What its shards were compared with; `None` with `manifest`.
+    pub checked: Option<Checked>,
 }
 
 /// Scores what is missing of a set and completes it if it can.
@@ -80,6 +86,7 @@ pub fn run(
         seconds: 0.0,
         missing_parts: Vec::new(),
         manifest: None,
+        checked: None,
     };
     if !mine.is_empty() {
         let done_before = corpus.parts().len() - missing.len();
@@ -101,9 +108,14 @@ pub fn run(
         report.scored_tokens = stages::run(&source, &mine, &scorer, &sink, stop, progress)?;
         report.seconds = started.elapsed().as_secs_f64();
         missing = missing_parts(output, *format, corpus.parts())?;
+        if let Some(gone) = mine.iter().find(|part| missing.contains(&part.index)) {
+            let path = output.join(shard_name(gone.index, *format));
+            return Err(shard::Error::MissingShard { path }.into());
+        }
     }
     if missing.is_empty() {
-        let manifest = complete(output, plan, &mine, progress)?;
+        let verify = options.shards.verify;
+        let (manifest, checked) = complete(output, plan, &mine, verify, progress)?;
         let signals = signals::of_statistics(
             &manifest.totals,
             &manifest.sources,
@@ -112,8 +124,9 @@ pub fn run(
             is_one_model(&manifest.plan),
         );
         signals::report(&signals, options.strict, progress)
-            .with_context(|| format!("{} is complete, but", output.display()))?;
+            .with_context(|| format!("{} is complete, but", output.shown()))?;
         report.manifest = Some(manifest);
+        report.checked = Some(checked);
     }
     report.missing_parts = missing;
     Ok(report)

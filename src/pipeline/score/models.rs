@@ -34,6 +34,8 @@ pub(in super::super) struct Models {
     pub base: Option<OpenModel>,
     /// The tokenizer that decides the ids, with the special tokens of documents.
     pub tokenizer: TextTokenizer,
+    /// The folder it is from, as given, or the name of a built-in model.
+    pub tokenizer_source: String,
     /// BOS and EOS of documents, with where they are from.
     pub document_tokens: DocumentTokens,
     /// Reading of text that spells out a special token.
@@ -127,6 +129,7 @@ impl Models {
             eos,
             rl,
             base,
+            tokenizer_source: deciding.source.name(),
             tokenizer: deciding
                 .tokenizer
                 .with_special_tokens(document_tokens.ids())

@@ -128,6 +128,8 @@ pub struct SetOptions {
     pub exact: bool,
     /// Formula of the static weights.
     pub formula: WeightFormula,
+    /// Reads and hashes the shards of a set that is complete already, besides comparing their sizes.
+    pub verify: bool,
 }
 
 /// One of several workers.

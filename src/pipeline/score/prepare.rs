@@ -10,7 +10,10 @@ use super::super::signals;
 use super::super::{Progress, StopFlag, refuse_below_a_set};
 use super::models::Models;
 use super::options::ScoreOptions;
-use super::resume::{check_places, refuse_output_in_corpus, refuse_output_inside_input};
+use super::resume::{
+    check_places, refuse_model_as_output, refuse_output_in_corpus, refuse_output_inside_input,
+    refuse_sets,
+};
 use super::{chat, left_out};
 use crate::corpus::{Corpus, CorpusOptions, Format};
 use crate::fs;
@@ -44,7 +47,9 @@ impl Prepared {
         check_places(&input.inputs, &shards.output)?;
         refuse_output_inside_input(&input.inputs, &shards.output)?;
         refuse_below_a_set(&shards.output)?;
-        let device = open_device(compute.device, progress)?;
+        refuse_sets(&input.inputs)?;
+        refuse_model_as_output(&shards.output)?;
+        let device = open_device(compute.device, compute.dtype, progress)?;
         let mut models = Models::examine(rows, compute, progress)?;
         let corpus = Corpus::discover_inputs(
             &input.inputs,
@@ -143,7 +148,7 @@ fn plan(
         ..
     } = options;
     let identity = |model: &OpenModel| ModelIdentity {
-        path: model.to_string(),
+        path: model.name(),
         fingerprint: model.fingerprint(),
         model_type: model.architecture().outer_model_type().to_owned(),
         dtype: compute.dtype.to_string(),
@@ -166,7 +171,7 @@ fn plan(
         rl: identity(&models.rl),
         base: models.base.as_ref().map(identity),
         tokenizer: TokenizerIdentity {
-            path: models.tokenizer.name().to_owned(),
+            path: models.tokenizer_source.clone(),
             fingerprint: models.tokenizer.fingerprint(),
             vocab_size: models.tokenizer.vocab_size() as u64,
             special_fingerprint: (!models.special_tokens_in_text.is_default())

@@ -5,13 +5,16 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 
 use super::super::{Progress, Usage};
 use crate::corpus::{Corpus, Input, Part};
+use crate::escape::Show as _;
 use crate::fs;
+use crate::shard;
 use crate::shard::assemble::assemble;
 use crate::shard::layout::{DESCRIPTION_DIR, SHARD_PREFIX, shard_name};
-use crate::shard::manifest::Manifest;
+use crate::shard::manifest::{Manifest, ShardEntry};
 use crate::shard::plan::Plan;
 use crate::shard::read::ShardFile;
 use crate::shard::schema::ShardFormat;
@@ -42,8 +45,8 @@ pub(super) fn settle_plan(dir: &Path, plan: Plan) -> Result<Plan> {
             return Err(Usage(format!(
                 "{} holds {}, but no plan in {DESCRIPTION_DIR}/ that says how it was made\nhint: give another -o, or \
                  an empty folder",
-                dir.display(),
-                orphan.display()
+                dir.shown(),
+                orphan.shown()
             ))
             .into());
         }
@@ -72,13 +75,17 @@ fn refuse_differences(dir: &Path, existing: &Plan, plan: &Plan) -> Result<()> {
         format!(
             "no shard was made under that plan yet: if no worker runs with it any more, remove {} and \
              run this command again; else give another -o",
-            existing.path(dir).display()
+            existing.path(dir).shown()
         )
     };
     Err(Usage(format!(
         "{} was started with other inputs or options:\n  {}\nhint: {hint}",
-        dir.display(),
-        differences.join("\n  ")
+        dir.shown(),
+        differences
+            .iter()
+            .map(|difference| difference.shown().to_string())
+            .collect::<Vec<_>>()
+            .join("\n  ")
     ))
     .into())
 }
@@ -96,7 +103,7 @@ pub(super) fn check_places(inputs: &[Input], output: &Path) -> Result<()> {
     });
     for path in paths.map(PathBuf::as_path).chain([output]) {
         if fs::lacks_bucket(path) {
-            let shown = path.display();
+            let shown = path.shown();
             return Err(Usage(format!(
                 "{shown} names no bucket\nhint: a URL is like {}://BUCKET/PREFIX",
                 shown.to_string().split(':').next().unwrap_or_default()
@@ -119,11 +126,55 @@ pub(super) fn refuse_output_inside_input(inputs: &[Input], dir: &Path) -> Result
             return Err(Usage(format!(
                 "-o {} lies inside the input {}, so the next run would take its shards for text\nhint: \
                  give an -o outside of it",
-                dir.display(),
-                input.display()
+                dir.shown(),
+                input.shown()
             ))
             .into());
         }
+    }
+    Ok(())
+}
+
+/// Refuses the folder or the files of a set as a corpus: their rows begin and end with special tokens already.
+pub(super) fn refuse_sets(inputs: &[Input]) -> Result<()> {
+    for input in inputs {
+        let Input::Path(path) = input else { continue };
+        let within = match fs::is_dir(path)? {
+            true => path.join(DESCRIPTION_DIR),
+            false => path.clone(),
+        };
+        if fs::exists(path)?
+            && let Some(set) = fs::folder_above_with(&within, DESCRIPTION_DIR)?
+        {
+            return Err(Usage(format!(
+                "{} is a set that was scored, not a corpus: {} holds its description\nhint: give the corpus that it \
+                 was made from",
+                path.shown(),
+                set.join(DESCRIPTION_DIR).shown()
+            ))
+            .into());
+        }
+    }
+    Ok(())
+}
+
+/// Refuses the folder of a model as output.
+pub(super) fn refuse_model_as_output(dir: &Path) -> Result<()> {
+    let names = match fs::is_dir(dir)? {
+        true => fs::list(dir)?,
+        false => Vec::new(),
+    };
+    let is_of_model = |name: &&OsString| {
+        let name = Path::new(name);
+        name == "config.json" || name.extension().is_some_and(|ext| ext == "safetensors")
+    };
+    if let Some(name) = names.iter().find(is_of_model) {
+        return Err(Usage(format!(
+            "-o {} is the folder of a model: it has a {}\nhint: give another -o",
+            dir.shown(),
+            name.shown()
+        ))
+        .into());
     }
     Ok(())
 }
@@ -140,7 +191,7 @@ pub(super) fn refuse_output_in_corpus(
         Usage(format!(
             "-o {} lies among the inputs: {what}, so shards would be taken for text\nhint: give an -o \
              outside of them, or a pattern that leaves it out",
-            dir.display()
+            dir.shown()
         ))
     };
     let shard = dir.join(shard_name(0, format));
@@ -148,12 +199,12 @@ pub(super) fn refuse_output_in_corpus(
         if let Input::Path(pattern) = input
             && fs::matches(pattern, &shard)
         {
-            return Err(refuse(&format!("{} matches its shards", pattern.display())).into());
+            return Err(refuse(&format!("{} matches its shards", pattern.shown())).into());
         }
     }
     for file in corpus.files() {
         if fs::canonicalize(&file.path)?.starts_with(&output) {
-            return Err(refuse(&format!("{} is one of them", file.path.display())).into());
+            return Err(refuse(&format!("{} is one of them", file.path.shown())).into());
         }
     }
     Ok(())
@@ -174,21 +225,41 @@ pub(in super::super) fn missing_parts(
         .collect())
 }
 
+/// What was compared with the manifest of a set that is complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Checked {
+    /// The sizes of all shards.
+    Sizes,
+    /// Sizes and digests: every byte.
+    Digests,
+}
+
 /// Makes the manifest from the shards, or reads the existing one. In that case shards of the parts that were
-/// `made` just now have to be those that it lists.
+/// `made` just now have to be those that it lists, and the others have to have their sizes or, with `verify`, their
+/// digests.
 pub(super) fn complete(
     dir: &Path,
     plan: Plan,
     made: &[&Part],
+    verify: bool,
     progress: &dyn Progress,
-) -> Result<Manifest> {
+) -> Result<(Manifest, Checked)> {
     if let Some(manifest) = Manifest::load_if_present(dir)? {
         refuse_differences(dir, &manifest.plan, &plan)?;
         let identity = plan.identity()?;
         let is_made = |part: u32| made.iter().any(|made| made.index == part);
-        for entry in manifest.shards.iter().filter(|entry| is_made(entry.part)) {
-            ShardFile::open_verified(dir, entry, &plan, identity)?;
+        if verify {
+            progress.note("reading and hashing all shards");
         }
+        let check = |entry: &ShardEntry| {
+            if verify || is_made(entry.part) {
+                ShardFile::open_verified(dir, entry, &plan, identity).map(drop)
+            } else {
+                entry.expect_size(dir)
+            }
+        };
+        shard::verify::all(dir, &manifest.shards, check)?;
         if let Some(list) = &manifest.rejects
             && !fs::exists(&dir.join(&list.file))?
         {
@@ -196,12 +267,18 @@ pub(super) fn complete(
             rejects(dir, &manifest)?;
         }
         sweep(dir)?;
-        return Ok(manifest);
+        let checked = match verify {
+            true => Checked::Digests,
+            false => Checked::Sizes,
+        };
+        return Ok((manifest, checked));
     }
     progress.note("reading back and hashing all shards");
     let manifest = assemble(dir, plan)?.save(dir)?;
+    // What was there when it was read may be gone.
+    shard::verify::all(dir, &manifest.shards, |entry| entry.expect_size(dir))?;
     sweep(dir)?;
-    Ok(manifest)
+    Ok((manifest, Checked::Digests))
 }
 
 /// Removes what killed runs left behind in a complete set.

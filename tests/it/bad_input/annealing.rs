@@ -264,7 +264,7 @@ const OPTIONS: &[Case] = &[
         prepare: |w| w.write("run.toml", "weights = \"set\"\nlr = -1\n"),
         command: "remit-anneal --config run.toml",
         exit: USAGE,
-        stderr: &["error: invalid value '-1' for '--lr <LR>'"],
+        stderr: &["error: run.toml: invalid value '-1' for '--lr <LR>'"],
     },
     Case {
         input: "models to compare of which one is not there",

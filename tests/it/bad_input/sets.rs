@@ -31,6 +31,51 @@ const SETS: &[Case] = &[
         stderr: &["error: corpus has no _remit/manifest, so it is not a set of shards\nhint: "],
     },
     Case {
+        input: "a shard in the place of its set",
+        prepare: nothing,
+        command: "remit-anneal --weights set/part-000001.parquet -o out",
+        exit: BAD_DATA,
+        stderr: &[
+            "error: set/part-000001.parquet is a file, and a set is a folder\nhint: give the folder of the set: ",
+            "/set\n",
+        ],
+    },
+    Case {
+        input: "a file of a set in the place of a set, to look at",
+        prepare: nothing,
+        command: "remit-inspect set/_remit/manifest.parquet",
+        exit: BAD_DATA,
+        stderr: &[
+            "set/_remit/manifest.parquet is a file, and a set is a folder\nhint: give the folder of the set: ",
+        ],
+    },
+    Case {
+        input: "a set as a corpus",
+        prepare: nothing,
+        command: "remit-score set -o out",
+        exit: USAGE,
+        stderr: &[
+            "error: set is a set that was scored, not a corpus: ",
+            "/set/_remit holds its description\nhint: give the corpus that it was made from\n",
+        ],
+    },
+    Case {
+        input: "a shard as a corpus",
+        prepare: nothing,
+        command: "remit-score set/part-000001.parquet -o out",
+        exit: USAGE,
+        stderr: &["error: set/part-000001.parquet is a set that was scored, not a corpus: "],
+    },
+    Case {
+        input: "the folder of a model as output",
+        prepare: |w| w.copy_model("tiny-llama", "model"),
+        command: "remit-score corpus -o model",
+        exit: USAGE,
+        stderr: &[
+            "error: -o model is the folder of a model: it has a config.json\nhint: give another -o\n",
+        ],
+    },
+    Case {
         input: "a set that is not finished",
         prepare: |w| w.remove("set/_remit/manifest.parquet"),
         command: ANNEAL_SET,

@@ -46,7 +46,7 @@ fn portable() -> Portable {
 fn backends() -> Vec<(&'static str, Box<dyn Kernels>)> {
     vec![
         ("portable", Box::new(portable())),
-        ("cpu", Box::new(Cpu)),
+        ("cpu", Box::new(Cpu::default())),
         #[cfg(feature = "cuda-emulator")]
         ("cuda-emulated", Box::new(super::cuda::Cuda::emulated())),
     ]
@@ -180,7 +180,7 @@ fn ops_cases() {
     for seed in 0..24_u64 {
         for make in CASES {
             let subject = Subject {
-                kernels: &Cpu,
+                kernels: &Cpu::default(),
                 dtype: DType::F32,
                 drawn_as: DType::F32,
             };

@@ -9,8 +9,9 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 use super::buffers::zeros;
-use super::gemm::{Mat, MatMut, Threads, Write, matmul};
+use super::gemm::{Mat, MatMut, Write, matmul};
 use super::simd::{dot, exp_shifted, max, soft_cap, soft_cap_slope, vectorized};
+use super::threads::Threads;
 use crate::model::Error;
 use crate::model::kernels::shapes::{AttentionShape, Qkv};
 use crate::model::kernels::tensor::{tensor, view};

@@ -7,6 +7,9 @@ use std::sync::Once;
 
 use gemm::Parallelism;
 
+#[cfg(target_arch = "x86_64")]
+use super::avx512;
+use super::threads::Threads;
 use crate::model::Error;
 
 /// Once a process: how the crate goes about products.
@@ -106,16 +109,6 @@ pub(crate) enum Write {
     Accumulate,
 }
 
-/// Who computes a product.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Threads {
-    /// The calling thread; for products inside an already parallel loop.
-    One,
-    /// The current rayon pool. The result is the same, bit for bit: only rows and columns of the
-    /// destination are divided between threads, never the sum.
-    Pool,
-}
-
 /// `dst (+)= a b` with `a` `[m, k]`, `b` `[k, n]`, `dst` `[m, n]`.
 ///
 /// # Panics
@@ -169,6 +162,35 @@ unsafe fn multiply(
     threads: Threads,
 ) {
     assert_eq!(a.cols, b.rows, "inner dimensions");
+    #[cfg(target_arch = "x86_64")]
+    if avx512::multiplies_f32() {
+        let size = avx512::Size {
+            rows: a.rows,
+            cols: b.cols,
+            words: a.cols,
+        };
+        let left = avx512::Left {
+            words: a.data.as_ptr().cast(),
+            rest: a.data.as_ptr().cast(),
+            row_stride: a.row_stride,
+            word_stride: a.col_stride,
+        };
+        let right = avx512::Right {
+            words: b.data.as_ptr().cast(),
+            col_bytes: b.col_stride * size_of::<f32>(),
+            word_bytes: b.row_stride * size_of::<f32>(),
+            ends_in_half: false,
+        };
+        let target = avx512::Target {
+            values: dst,
+            row_stride,
+            accumulates: write == Write::Accumulate,
+        };
+        // SAFETY: `check` proved for both inputs that the element with the largest offset lies in its slice; the
+        // caller answers for `dst`.
+        unsafe { avx512::multiply(avx512::Words::F32, size, left, right, target, threads) };
+        return;
+    }
     SETTINGS.call_once(|| gemm::set_rhs_packing_threshold(NEVER_PACK));
     let parallelism = match threads {
         Threads::One => Parallelism::None,

@@ -3,18 +3,25 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
+use super::bf16::{self, Activations};
 use super::buffers::rows_per_task;
-use super::gemm::{self, Mat, MatMut, Threads, Write};
+use super::gemm::{self, Mat, MatMut, Write};
+use super::threads::Threads;
 use crate::model::Error;
 use crate::model::kernels::tensor::{tensor, update, view, widened};
 use crate::model::row_layout::RowLayout;
 
 /// See [`Kernels::linear`](crate::model::kernels::Kernels::linear).
-pub(super) fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor, Error> {
+pub(super) fn forward(
+    x: &Tensor,
+    w: &Tensor,
+    b: Option<&Tensor>,
+    activations: Activations,
+) -> Result<Tensor, Error> {
     let (tokens, _) = x.dims2()?;
     let (out, _) = w.dims2()?;
     gemm::elements(tokens, out)?;
-    let mut y = gemm::project(&view(x)?, &widened(w)?, tokens, out);
+    let mut y = bf16::project(&view(x)?, w, tokens, out, activations)?;
     if let Some(b) = b {
         let b: &[f32] = &view(b)?;
         y.par_chunks_mut(out * rows_per_task(out)).for_each(|rows| {

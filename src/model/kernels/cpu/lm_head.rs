@@ -7,9 +7,11 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
+use super::bf16::{self, Activations};
 use super::buffers::zeros;
-use super::gemm::{self, Mat, MatMut, Threads, Write};
+use super::gemm::{self, Mat, MatMut, Write};
 use super::simd::{exp, max, soft_cap, soft_cap_slope, sum_exp_shifted, vectorized};
+use super::threads::Threads;
 use crate::model::Error;
 use crate::model::kernels::shapes::{LmHead, LmLoss};
 use crate::model::kernels::targets::{LogSumExp, targets, token_weights, z_slope};
@@ -17,7 +19,7 @@ use crate::model::kernels::tensor::{tensor, update, view, widened};
 use crate::model::row_layout::{GRAD_CHUNK_TOKENS, RowLayout};
 
 /// Targets of a tile when only log-probs are wanted.
-const TOKEN_TILE: usize = 256;
+const TOKEN_TILE: usize = 1024;
 
 /// Vocabulary entries that one step of the running log-sum-exp takes in.
 const VOCAB_TILE: usize = 4096;
@@ -61,6 +63,7 @@ pub(super) fn log_probs(
     head: LmHead<'_>,
     ids: &[u32],
     layout: &RowLayout,
+    activations: Activations,
 ) -> Result<Vec<f32>, Error> {
     let (vocab, width) = head.weight.dims2()?;
     let cap = head.soft_cap;
@@ -75,7 +78,7 @@ pub(super) fn log_probs(
             let entries = VOCAB_TILE.min(vocab - start);
             let block = &mut logits[..next.len() * entries];
             let weights = head.weight.narrow(0, start, entries)?;
-            gemm::project_into(block, &rows, &widened(&weights)?, next.len(), entries);
+            bf16::project_into(block, &rows, &weights, next.len(), entries, activations)?;
             state
                 .par_iter_mut()
                 .zip(block.par_chunks_mut(entries))

@@ -1,12 +1,15 @@
 //! The CPU's kernels: loops over slices for the widest vector instructions of the machine, and the `gemm`
 //! crate's products.
 //!
-//! Activations are f32; matrices are f32 or bf16, and widened where they are used. A token's results depend
-//! on its own row alone, bit for bit: not on the other rows of its batch, its place among them, or the
-//! number of threads.
+//! Activations are f32; matrices are f32 or bf16, and widened where they are used, unless [`Cpu::activations`] says
+//! otherwise. A token's results depend on its own row alone, bit for bit: not on the other rows of its batch, its
+//! place among them, or the number of threads.
 
 mod adamw;
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub(crate) mod bf16;
 mod buffers;
 mod elementwise;
 mod embedding;
@@ -19,8 +22,11 @@ mod mla;
 mod norm;
 mod rope;
 pub(crate) mod simd;
+mod threads;
 
 use candle_core::{Device, Tensor};
+
+use self::bf16::Activations;
 
 use super::backend::Kernels;
 use super::shapes::{
@@ -39,12 +45,20 @@ pub const SCORING_ACTIVATION_BYTES: usize = 192 << 20;
 const MLP_TILE_TOKENS: usize = 1024;
 
 /// The kernels of the CPU.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Cpu;
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Cpu {
+    /// Precision of activations in products with matrices in bf16, where no gradient is wanted.
+    pub activations: Activations,
+}
+
+impl Cpu {
+    /// Name of the backend.
+    pub const NAME: &str = "cpu";
+}
 
 impl Kernels for Cpu {
     fn name(&self) -> &str {
-        "cpu"
+        Self::NAME
     }
 
     fn device(&self) -> &Device {
@@ -98,7 +112,7 @@ impl Kernels for Cpu {
     }
 
     fn linear(&self, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor, Error> {
-        linear::forward(x, w, b)
+        linear::forward(x, w, b, self.activations)
     }
 
     fn linear_backward_input(
@@ -186,7 +200,7 @@ impl Kernels for Cpu {
         ids: &[u32],
         layout: &RowLayout,
     ) -> Result<Vec<f32>, Error> {
-        lm_head::log_probs(hidden, head, ids, layout)
+        lm_head::log_probs(hidden, head, ids, layout, self.activations)
     }
 
     fn lm_head_backward(

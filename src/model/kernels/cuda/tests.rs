@@ -73,7 +73,7 @@ fn every_compiled_size_of_heads_attends_as_the_cpu_does() {
                 .unwrap();
             [attended.out, dq, dk, dv]
         };
-        let expected = run(&Cpu, DType::F32);
+        let expected = run(&Cpu::default(), DType::F32);
         for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 1e-2)] {
             let found = run(&Cuda::emulated(), dtype);
             for (what, (found, expected)) in ["out", "dq", "dk", "dv"]
@@ -118,7 +118,7 @@ fn logits_in_several_tiles_give_what_the_cpu_gives() {
             weight: &weight,
             soft_cap: Some(3.0),
         };
-        let expected = Cpu
+        let expected = Cpu::default()
             .lm_head_log_probs(&hidden, exact, &ids, &layout)
             .unwrap();
         let (expected_dw, dw) = (zeros_f32(&weight).unwrap(), zeros_f32(&weight).unwrap());
@@ -126,7 +126,7 @@ fn logits_in_several_tiles_give_what_the_cpu_gives() {
             z_loss: Some(0.1),
             token_weights: &mut given,
         };
-        let expected_dx = Cpu
+        let expected_dx = Cpu::default()
             .lm_head_backward(&hidden, exact, &expected_dw, &ids, &layout, loss)
             .unwrap();
 
@@ -185,6 +185,9 @@ fn a_rope_table_grows_with_the_rows_and_knows_long_ones() {
             let copy = x.copy().unwrap();
             kernels.rope(copy, rope, RopeDirection::Forward).unwrap()
         };
-        assert!(apart(&rotated(&cuda), &rotated(&Cpu)) < 1e-6, "{lengths:?}");
+        assert!(
+            apart(&rotated(&cuda), &rotated(&Cpu::default())) < 1e-6,
+            "{lengths:?}"
+        );
     }
 }

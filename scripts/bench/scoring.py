@@ -1,0 +1,174 @@
+"""Measures scoring beside transformers, on the same rows in turn: tokens/s, share of the product rate, peak memory.
+
+    cargo build --release
+    python scripts/bench/scoring.py                 # about 15 minutes on 2 cores, with nothing else running
+    python scripts/bench/scoring.py --rounds 1 --rows equal --dtypes bf16           # a quick look
+
+The model is a random Qwen3 of 115M parameters with 151,936 entries, stored in bf16; 8,192 tokens, in rows of 1024 or of
+mixed lengths. transformers is run as one who knows it would: hidden states once, the head in chunks of 256 targets, rows
+sorted by length and padded in batches of equal size. Every run is a process of its own and its time is without loading.
+The sides take turns, and every run of transformers also measures PyTorch's product rate (f32 or bf16), the median of
+several products of the model's own shapes; ratios are of medians.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from train_step import measured
+
+ROOT = Path(__file__).resolve().parents[2]
+VOCABULARY, HIDDEN, TOKENS = 151_936, 512, 8192
+MODEL = dict(
+    vocab_size=VOCABULARY,
+    hidden_size=HIDDEN,
+    intermediate_size=1536,
+    num_hidden_layers=12,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=64,
+    max_position_embeddings=4096,
+    tie_word_embeddings=True,
+    bos_token_id=None,
+    eos_token_id=0,
+    pad_token_id=None,
+)
+# Tokens of a padded batch of transformers, and targets whose logits it holds at a time.
+BATCH_TOKENS, HEAD_CHUNK = 4096, 256
+DTYPES = {"f32": "f32", "bf16": "bf16", "bf16-split": "f32"}
+
+
+def make(folder):
+    """The model, and both kinds of rows."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3", **MODEL), dtype=torch.float32)
+    model.to(torch.bfloat16).save_pretrained(folder / "model")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(ROOT / "fixtures/models/demo-base" / file, folder / "model" / file)
+    generator = np.random.default_rng(1)
+    mixed = []
+    while sum(mixed) < TOKENS:
+        mixed.append(min(int(generator.integers(16, 1024)), TOKENS - sum(mixed)))
+    for name, lengths in (("equal", [1024] * (TOKENS // 1024)), ("mixed", mixed)):
+        with open(folder / f"{name}.jsonl", "w") as out:
+            for length in lengths:
+                print(json.dumps({"input_ids": generator.integers(0, 1000, length).tolist()}), file=out)
+
+
+def product_rate(dtype):
+    """FLOP/s of PyTorch's products of the model's shapes: the median of several."""
+    import torch
+
+    x, w = torch.randn(1024, HIDDEN).to(dtype), torch.randn(4096, HIDDEN).to(dtype)
+    times = []
+    for _ in range(30):
+        started = time.perf_counter()
+        x @ w.T
+        times.append(time.perf_counter() - started)
+    return 2 * x.numel() * len(w) / statistics.median(times)
+
+
+def theirs(folder, rows, dtype):
+    """A run of transformers: prints JSON."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    torch.set_grad_enabled(False)
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=dtype)
+    all_ids = [json.loads(line)["input_ids"] for line in open(folder / f"{rows}.jsonl")]
+    model(torch.tensor([all_ids[0][:64]]))
+    started = time.perf_counter()
+    order = sorted(range(len(all_ids)), key=lambda i: len(all_ids[i]))
+    scores = [None] * len(all_ids)
+    while order:
+        longest = len(all_ids[order[-1]])
+        count = max(1, BATCH_TOKENS // longest)
+        batch, order = order[-count:], order[:-count]
+        ids = torch.zeros((len(batch), longest), dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, i in enumerate(batch):
+            ids[row, : len(all_ids[i])] = torch.tensor(all_ids[i])
+            mask[row, : len(all_ids[i])] = 1
+        padded = mask if not mask.all() else None
+        hidden = model.model(input_ids=ids, attention_mask=padded, use_cache=False).last_hidden_state
+        for row, i in enumerate(batch):
+            states, targets = hidden[row, : len(all_ids[i]) - 1], torch.tensor(all_ids[i][1:])
+            found = []
+            for at in range(0, len(targets), HEAD_CHUNK):
+                logits = model.lm_head(states[at : at + HEAD_CHUNK]).float()
+                chosen = logits.gather(1, targets[at : at + HEAD_CHUNK, None])[:, 0]
+                found.append(chosen - logits.logsumexp(1))
+            scores[i] = torch.cat(found)
+    seconds = time.perf_counter() - started
+    scores = torch.cat(scores).double()
+    print(json.dumps({"rate": TOKENS / seconds, "mean": scores.mean().item(), "products": product_rate(dtype)}))
+
+
+def flops_per_token(rows, folder):
+    """2 x multiply-adds of a token's forward, averaged over the rows."""
+    lengths = [len(json.loads(line)["input_ids"]) for line in open(folder / f"{rows}.jsonl")]
+    heads = MODEL["num_attention_heads"] * MODEL["head_dim"]
+    keys = MODEL["num_key_value_heads"] * MODEL["head_dim"]
+    layer = HIDDEN * (2 * heads + 2 * keys) + 3 * HIDDEN * MODEL["intermediate_size"]
+    seen = sum(n * (n + 1) / 2 for n in lengths) / sum(lengths)
+    return 2 * (MODEL["num_hidden_layers"] * (layer + 2 * heads * seen) + VOCABULARY * HIDDEN)
+
+
+def ours(binary, folder, rows, dtype):
+    out = folder / "scored"
+    shutil.rmtree(out, ignore_errors=True)
+    command = [binary, folder / f"{rows}.jsonl", "-o", out, "--rl-model", folder / "model", "--dtype", dtype, "--json"]
+    output, peak = measured([*command, "--eos", "never", "--device", "cpu"])
+    report = json.loads(output)
+    return {"rate": TOKENS / report["seconds"], "peak": peak}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", nargs="*", default=["equal", "mixed"])
+    parser.add_argument("--dtypes", nargs="*", default=list(DTYPES))
+    parser.add_argument("--theirs", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.theirs:
+        folder, rows, dtype = args.theirs
+        return theirs(Path(folder), rows, dtype)
+    binary = Path(os.environ.get("REMIT_BIN", ROOT / "target/release")).resolve() / "remit-score"
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = Path(scratch)
+        make(scratch)
+        print(f"{'rows':<6} {'dtype':<11} {'remit tok/s':>20} {'transformers tok/s':>20} {'ratio':>6} {'of products':>11} {'MB':>6} {'MB':>6}")
+        for rows in args.rows:
+            for dtype in args.dtypes:
+                mine, other = [], []
+                for _ in range(args.rounds):
+                    mine.append(ours(binary, scratch, rows, dtype))
+                    command = [sys.executable, Path(__file__).resolve(), "--theirs", scratch, rows, DTYPES[dtype]]
+                    output, peak = measured(command)
+                    other.append({**json.loads(output.splitlines()[-1]), "peak": peak})
+                rates = [sorted(run["rate"] for run in side) for side in (mine, other)]
+                spread = [f"{side[0]:.0f} {statistics.median(side):.0f} {side[-1]:.0f}" for side in rates]
+                medians = [statistics.median(side) for side in rates]
+                products = statistics.median(run["products"] for run in other)
+                share = medians[0] * flops_per_token(rows, scratch) / products
+                peaks = [max(run["peak"] for run in side) for side in (mine, other)]
+                print(
+                    f"{rows:<6} {dtype:<11} {spread[0]:>20} {spread[1]:>20} {medians[0] / medians[1]:>6.2f} {share:>11.0%}"
+                    f" {peaks[0]:>6.0f} {peaks[1]:>6.0f}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
