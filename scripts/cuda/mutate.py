@@ -94,7 +94,8 @@ def outcome(sources, mutant, objects):
         program = folder / "test_kernels"
         subprocess.run(["g++", *map(str, linked.values()), "-o", str(program)], check=True)
         limit = lambda: resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
-        done = subprocess.run([str(program), "--stop"], capture_output=True, text=True, preexec_fn=limit)
+        only = ["--only", "attention"] if mutant.file.startswith("attention") else []
+        done = subprocess.run([str(program), "--stop", *only], capture_output=True, text=True, preexec_fn=limit)
         if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
             return "hang"
         if done.returncode < 0:

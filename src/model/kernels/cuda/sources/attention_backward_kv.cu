@@ -93,8 +93,8 @@ DEVICE void attention_backward_kv(const bf16 *q, const bf16 *k, const bf16 *v, c
     store_tile<TILE, DV, DV>(v_tile, dv_head, tile.first, threadIdx.x, THREADS);
 }
 
-#define ATTENTION_BACKWARD_KV(name, D, DV, SLICES)                                                                \
-    KERNEL(128 * SLICES)                                                                                          \
+#define ATTENTION_BACKWARD_KV(name, D, DV, SLICES, BLOCKS)                                                             \
+    KERNEL(128 * SLICES, BLOCKS)                                                                                       \
     name(const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *d_out, const float *lse, const float *delta,    \
          bf16 *dk, bf16 *dv, const int *tiles, int tokens, int heads, int kv_heads, int head_dim, int v_head_dim, \
          float scale, float cap, int window) {                                                                    \
@@ -103,10 +103,10 @@ DEVICE void attention_backward_kv(const bf16 *q, const bf16 *k, const bf16 *v, c
     }                                                                                                             \
     REGISTER(name)
 
-ATTENTION_BACKWARD_KV(attention_backward_kv_bf16_32, 32, 32, 1)
-ATTENTION_BACKWARD_KV(attention_backward_kv_bf16_64, 64, 64, 1)
-ATTENTION_BACKWARD_KV(attention_backward_kv_bf16_96, 96, 96, 1)
-ATTENTION_BACKWARD_KV(attention_backward_kv_bf16_128, 128, 128, 1)
-ATTENTION_BACKWARD_KV(attention_backward_kv_bf16_192, 192, 192, 2)
-ATTENTION_BACKWARD_KV(attention_backward_kv_bf16_192_128, 192, 128, 2)
-ATTENTION_BACKWARD_KV(attention_backward_kv_bf16_256, 256, 256, 2)
+ATTENTION_BACKWARD_KV(attention_backward_kv_bf16_32, 32, 32, 1, 2)
+ATTENTION_BACKWARD_KV(attention_backward_kv_bf16_64, 64, 64, 1, 2)
+ATTENTION_BACKWARD_KV(attention_backward_kv_bf16_96, 96, 96, 1, 2)
+ATTENTION_BACKWARD_KV(attention_backward_kv_bf16_128, 128, 128, 1, 2)
+ATTENTION_BACKWARD_KV(attention_backward_kv_bf16_192, 192, 192, 2, 1)
+ATTENTION_BACKWARD_KV(attention_backward_kv_bf16_192_128, 192, 128, 2, 1)
+ATTENTION_BACKWARD_KV(attention_backward_kv_bf16_256, 256, 256, 2, 1)
