@@ -23,7 +23,7 @@ features=object-store
 if command -v g++ >/dev/null; then
     features+=,cuda-emulator
 else
-    skipped+=("the CUDA backend on an emulated GPU: there is no g++ on the PATH")
+    skipped+=("the CUDA backend and its kernels on an emulated GPU: there is no g++ on the PATH")
 fi
 
 stage() { # stage NAME COMMAND...: runs it, notes its time, ends the script when it fails
@@ -54,6 +54,7 @@ trap 'kill "$venv_job" 2>/dev/null || true' EXIT
 
 stage "build" cargo build --release --locked --all-targets --features "$features"
 stage "Rust tests" cargo test --release --locked --features "$features"
+[[ "$features" != *cuda* ]] || stage "CUDA kernels, emulated" scripts/cuda/test_kernels.sh
 stage "kills at random" env REMIT_BIN="$target/release" python3 scripts/kill.py 30
 stage "kills of training at random" env REMIT_BIN="$target/release" python3 scripts/kill_anneal.py 10
 stage "wait for Python packages" wait "$venv_job"

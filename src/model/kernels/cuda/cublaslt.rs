@@ -310,7 +310,7 @@ impl CublasLt {
         match product.rows_are_tokens && !here.admit(self.handle, &algorithm) {
             true => Err(failed(format!(
                 "the algorithm for matrices of {} x {} does not take {} rows; lower --batch-tokens",
-                product.n, product.k, product.m
+                product.n, product.k, product.valid_m
             ))),
             false => Ok(algorithm),
         }
