@@ -319,7 +319,6 @@ fn bf16_throughout_is_nearer_to_f32_than_the_portable_operations_are() {
         let (portable, _) = off(narrow(on(portable())));
         assert!(log_probs.iter().all(|log_prob| *log_prob <= 0.0));
         let what = path.display();
-        eprintln!("{what}: {found:.2e} nats off, the portable operations {portable:.2e}");
         // Rounding falls out one way or the other for a single model.
         assert!(found < 1.5 * portable, "{what}: {found} {portable}");
         all_found += found;
