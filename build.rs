@@ -1,7 +1,9 @@
 //! Names the commit for `--version`: REMIT_COMMIT of the environment where it is set, else that of the git
 //! checkout this package is the root of, else the one that a packaged copy was made from, else none.
 //!
-//! Runs again only when that commit may have changed.
+//! Compiles the CUDA kernels where a feature asks for them: to PTX, or for an emulated GPU.
+//!
+//! Runs again only when that commit or the kernels may have changed.
 #![expect(
     clippy::disallowed_methods,
     reason = "a build script has no use of the library that it is built before"
@@ -22,6 +24,99 @@ fn main() {
         Err(_) => of_checkout().or_else(of_package).unwrap_or_default(),
     };
     println!("cargo:rustc-env={VARIABLE}={commit}");
+    if cfg!(any(feature = "cuda", feature = "cuda-emulator")) {
+        println!("cargo:rerun-if-changed={KERNELS}/emulator");
+        compile_for_gpus();
+        compile_for_emulator();
+    }
+}
+
+/// Where the kernels are.
+const KERNELS: &str = "src/model/kernels/cuda/sources";
+
+/// Returns the kernels' files, in the order of their names; has cargo watch them and what they include.
+#[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
+fn kernel_files() -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(KERNELS).expect("the package holds the kernels");
+    let mut files: Vec<PathBuf> = entries
+        .map(|entry| entry.expect("a folder can be listed").path())
+        .filter(|path| path.is_file())
+        .inspect(|path| println!("cargo:rerun-if-changed={}", path.display()))
+        .filter(|path| path.extension().is_some_and(|ending| ending == "cu"))
+        .collect();
+    files.sort();
+    files
+}
+
+#[cfg(not(feature = "cuda"))]
+fn compile_for_gpus() {}
+
+/// Compiles the kernels to PTX for the A100 and what came after it, and for the H100; writes a table of them, which
+/// src/model/kernels/cuda/gpu.rs includes.
+#[cfg(feature = "cuda")]
+fn compile_for_gpus() {
+    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH"] {
+        println!("cargo:rerun-if-env-changed={variable}");
+    }
+    let home = ["CUDA_HOME", "CUDA_PATH"].map(std::env::var_os);
+    let in_home = home.into_iter().flatten().next();
+    let in_home = in_home.map(|home| Path::new(&home).join("bin/nvcc").into_os_string());
+    let nvcc = std::env::var_os("NVCC")
+        .or(in_home)
+        .unwrap_or_else(|| "nvcc".into());
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let mut table = String::from("&[\n");
+    for file in kernel_files() {
+        let name = file
+            .file_stem()
+            .expect("a file with an ending")
+            .to_string_lossy()
+            .into_owned();
+        let mut texts = Vec::new();
+        for capability in [80, 90] {
+            let ptx = out.join(format!("{name}_{capability}.ptx"));
+            let done = Command::new(&nvcc)
+                .args(["-ptx", "-std=c++17", "-O3", "--fmad=true"])
+                .arg(format!("-arch=compute_{capability}"))
+                .arg("-o")
+                .args([&ptx, &file])
+                .status()
+                .unwrap_or_else(|error| panic!("{} can't be run: {error}", nvcc.display()));
+            assert!(
+                done.success(),
+                "{} does not compile {}",
+                nvcc.display(),
+                file.display()
+            );
+            texts.push(format!("include_str!({:?})", ptx.display().to_string()));
+        }
+        table += &format!("    Ptx {{ sm_80: {}, sm_90: {} }},\n", texts[0], texts[1]);
+    }
+    std::fs::write(out.join("ptx.rs"), table + "]\n").expect("OUT_DIR can be written to");
+}
+
+#[cfg(not(feature = "cuda-emulator"))]
+fn compile_for_emulator() {}
+
+/// Compiles the kernels and what emulates a GPU with g++. They make themselves known, so that the linker has to
+/// keep what nothing names.
+#[cfg(feature = "cuda-emulator")]
+fn compile_for_emulator() {
+    let shim = format!("{KERNELS}/emulator/shim.h");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .opt_level(2)
+        .debug(false)
+        .flag("-ffp-contract=off")
+        .flag("-x")
+        .flag("c++")
+        .flag("-include")
+        .flag(shim)
+        .files(kernel_files())
+        .file(format!("{KERNELS}/emulator/emulator.cpp"))
+        .link_lib_modifier("+whole-archive")
+        .compile("remit_emulated_kernels");
 }
 
 /// Returns the commit that is checked out here, and has cargo watch the files that tell of another.

@@ -8,6 +8,8 @@
 # of scripts/requirements.txt (about 5 GB, mostly PyTorch's CUDA libraries): $REMIT_CACHE, or
 # ~/.cache/remit. Only the tests that need it wait for it. Tests of the report in a browser are skipped without the
 # system's chromium.
+#
+# Where g++ is on the PATH, the CUDA backend is tested as well, on a GPU that is emulated on the CPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,7 +17,15 @@ cache="${REMIT_CACHE:-$HOME/.cache/remit}"
 target="${CARGO_TARGET_DIR:-target}"
 venv="$cache/oracle-$(sha256sum scripts/requirements.txt | cut -c1-12)"
 summary=()
+skipped=()
 begin=$SECONDS
+# With object stores, so that everything is compiled once and with all that the tests need.
+features=object-store
+if command -v g++ >/dev/null; then
+    features+=,cuda-emulator
+else
+    skipped+=("the CUDA backend and its kernels on an emulated GPU: there is no g++ on the PATH")
+fi
 
 stage() { # stage NAME COMMAND...: runs it, notes its time, ends the script when it fails
     local name="$1" started=$SECONDS
@@ -43,9 +53,9 @@ make_venv &
 venv_job=$!
 trap 'kill "$venv_job" 2>/dev/null || true' EXIT
 
-# With object stores, so that everything is compiled once and with all that the tests need.
-stage "build" cargo build --release --locked --all-targets --features object-store
-stage "Rust tests" cargo test --release --locked --features object-store
+stage "build" cargo build --release --locked --all-targets --features "$features"
+stage "Rust tests" cargo test --release --locked --features "$features"
+[[ "$features" != *cuda* ]] || stage "CUDA kernels, emulated" scripts/cuda/test_kernels.sh
 stage "kills at random" env REMIT_BIN="$target/release" python3 scripts/kill.py 30
 stage "kills of training at random" env REMIT_BIN="$target/release" python3 scripts/kill_anneal.py 10
 stage "wait for Python packages" wait "$venv_job"
@@ -59,4 +69,5 @@ stage "oracle tests" env REMIT_BIN="$target/release" "$venv/bin/python" -m pytes
 
 echo
 printf '%s\n' "${summary[@]}"
+[ "${#skipped[@]}" -eq 0 ] || printf 'test.sh: skipped %s\n' "${skipped[@]}"
 echo "test.sh: all tests passed in $((SECONDS - begin)) s"

@@ -7,10 +7,14 @@ pub(super) const SHORT: &str = env!("CARGO_PKG_VERSION");
 
 /// Version, commit and features, for `--version`; `-V` prints the first alone.
 pub(super) static LONG: LazyLock<String> = LazyLock::new(|| {
-    let features = [
+    let mut features = vec![
         ("cuda", cfg!(feature = "cuda")),
         ("object-store", cfg!(feature = "object-store")),
     ];
+    // Of use to tests alone, which ask for it here.
+    if cfg!(feature = "cuda-emulator") {
+        features.push(("cuda-emulator", true));
+    }
     long(SHORT, option_env!("REMIT_COMMIT"), &features)
 });
 

@@ -1,10 +1,8 @@
 //! The rows that go through a decoder together.
 
-use candle_core::Device;
-
 use super::Error;
 use super::architecture::Architecture;
-use super::kernels::RopeTable;
+use super::kernels::{Kernels, RopeTable};
 use super::row_layout::RowLayout;
 
 /// One batch: the tokens of its rows, side by side, without padding and without attention between rows.
@@ -26,7 +24,7 @@ impl Batch {
     pub fn new(
         rows: &[&[u32]],
         architecture: &Architecture,
-        device: &Device,
+        kernels: &dyn Kernels,
     ) -> Result<Self, Error> {
         let vocab_size = architecture.vocab_size;
         for row in rows {
@@ -41,7 +39,7 @@ impl Batch {
         let layout = RowLayout::new(rows.iter().map(|row| row.len()));
         let ropes = architecture.ropes.iter();
         let ropes = ropes
-            .map(|rope| RopeTable::new(&layout, rope, device))
+            .map(|rope| kernels.rope_table(&layout, rope))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             ids: rows.concat(),

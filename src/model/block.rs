@@ -14,7 +14,7 @@ use candle_core::Tensor;
 use super::Error;
 use super::block_params::Block;
 use super::gradients::Gradients;
-use super::kernels::Qkv;
+use super::kernels::{Attended, Qkv};
 use super::pass::Pass;
 use super::qkv::QkvTape;
 
@@ -23,10 +23,10 @@ pub(super) struct BlockTape {
     x: Tensor,       // [T, H]
     attn_in: Tensor, // [T, H]
     qkv: QkvTape,
-    q: Tensor,        // [T, num_heads * head_dim]
-    k: Tensor,        // [T, num_kv_heads * head_dim]
-    v: Tensor,        // [T, num_kv_heads * v_head_dim]
-    attn_out: Tensor, // [T, num_heads * v_head_dim]
+    q: Tensor, // [T, num_heads * head_dim]
+    k: Tensor, // [T, num_kv_heads * head_dim]
+    v: Tensor, // [T, num_kv_heads * v_head_dim]
+    attended: Attended,
     /// Input of the norm after the attention, when there is one.
     raw_attn: Option<Tensor>,
     /// The residual stream between the sublayers.
@@ -79,11 +79,11 @@ impl Block {
             k: &k,
             v: &v,
         };
-        let attn_out = pass
-            .kernels
-            .attention(qkv, &pass.batch.layout, self.attention)?;
+        let Attended { out, .. } =
+            pass.kernels
+                .attention(qkv, &pass.batch.layout, self.attention)?;
         drop((q, k, v));
-        let (y, _) = pass.post_norm(pass.project(&attn_out, self.o)?, self.attn_norms)?;
+        let (y, _) = pass.post_norm(pass.project(&out, self.o)?, self.attn_norms)?;
         Ok(y)
     }
 
@@ -117,11 +117,11 @@ impl Block {
             k: &k,
             v: &v,
         };
-        let attn_out = pass
+        let attended = pass
             .kernels
             .attention(inputs, &pass.batch.layout, self.attention)?;
         let (resid_mid, raw_attn) =
-            pass.post_norm(pass.project(&attn_out, self.o)?, self.attn_norms)?;
+            pass.post_norm(pass.project(&attended.out, self.o)?, self.attn_norms)?;
         // Into the attention's output, since the backward reads `x`.
         let mlp_in = pass.add_pre_norm(&resid_mid, &x, self.mlp_norms)?;
         let (y, mlp) = self.mlp(mlp_in, pass)?;
@@ -133,7 +133,7 @@ impl Block {
             q,
             k,
             v,
-            attn_out,
+            attended,
             raw_attn,
             resid_mid,
             mlp,
@@ -156,7 +156,7 @@ impl Block {
 
         let raw_attn = tape.raw_attn.as_ref();
         let d_o = pass.post_norm_backward(&d_mid, raw_attn, self.attn_norms, grads)?;
-        let d_attn = pass.project_backward(&d_o, &tape.attn_out, self.o, grads, None)?;
+        let d_attn = pass.project_backward(&d_o, &tape.attended.out, self.o, grads, None)?;
         drop(d_o);
         let qkv = Qkv {
             q: &tape.q,
@@ -166,7 +166,7 @@ impl Block {
         let (layout, shape) = (&pass.batch.layout, self.attention);
         let d_qkv = pass
             .kernels
-            .attention_backward(&d_attn, qkv, &tape.attn_out, layout, shape)?;
+            .attention_backward(&d_attn, qkv, &tape.attended, layout, shape)?;
         drop(d_attn);
         let d_in = self.qkv_backward(d_qkv, &tape.attn_in, &tape.qkv, pass, grads)?;
         pass.pre_norm_backward(&d_in, &tape.x, self.attn_norms, grads, d_mid)

@@ -204,7 +204,7 @@ impl Decoder {
     }
 
     fn batch(&self, rows: &[&[TokenId]]) -> Result<Batch, Error> {
-        Batch::new(rows, &self.architecture, self.kernels().device())
+        Batch::new(rows, &self.architecture, self.kernels())
     }
 
     fn pass<'a>(&'a self, batch: &'a Batch) -> Pass<'a> {
@@ -301,7 +301,7 @@ impl Decoder {
 
     fn embed_backward(&self, ids: &[u32], dx: &Tensor, grads: &mut Gradients) -> Result<(), Error> {
         let (embedding, scale) = (self.layers.embedding, self.architecture.embedding_scale);
-        if self.layers.lm_head == embedding {
+        if self.layers.lm_head == embedding && self.kernels().adds_gradients_in_order() {
             return grads.add_lookups(embedding, ids, dx, scale);
         }
         let d_table = grads.sum(embedding, self.parameters.tensor(embedding))?;

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 
+#[cfg(feature = "cuda-emulator")]
+use super::kernels::Cuda;
 use super::kernels::tensor::to_host;
 use super::kernels::{Cpu, Kernels, Portable};
 use super::*;
@@ -41,7 +43,11 @@ fn portable() -> Portable {
 
 /// Backends to compare with the portable one.
 fn backends() -> Vec<(&'static str, Compute)> {
-    vec![("cpu", on(Cpu::default()))]
+    vec![
+        ("cpu", on(Cpu::default())),
+        #[cfg(feature = "cuda-emulator")]
+        ("cuda-emulated", on(Cuda::emulated())),
+    ]
 }
 
 fn load_on(path: &Path, compute: &Compute) -> Decoder {
@@ -283,6 +289,99 @@ fn a_weight_that_is_no_number_is_found_when_its_block_is_read() {
     assert!(matches!(error, Error::NotFinite { .. }), "{error}");
 }
 
+#[cfg(feature = "cuda-emulator")]
+#[test]
+fn bf16_throughout_is_nearer_to_f32_than_the_portable_operations_are() {
+    let (mut all_found, mut all_portable) = (0.0, 0.0);
+    for path in models() {
+        let source = ModelSource::Directory(path.clone());
+        let narrow = |compute: Compute| {
+            let compute = Compute {
+                dtype: ComputeDtype::Bf16,
+                ..compute
+            };
+            Decoder::load_on(&source, &compute).unwrap()
+        };
+        // A learner's matrices are rounded, nothing else is.
+        let exact = narrow(Compute {
+            trained: true,
+            ..Compute::default()
+        });
+        let rows = rows(exact.architecture().vocab_size);
+        let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+        let exact = exact.target_log_probs(&rows).unwrap().concat();
+        let off = |model: Decoder| {
+            let found = model.target_log_probs(&rows).unwrap().concat();
+            let size = norm(found.iter().zip(&exact).map(|(a, b)| a - b));
+            (size / (exact.len() as f64).sqrt(), found)
+        };
+        let (found, log_probs) = off(narrow(on(Cuda::emulated())));
+        let (portable, _) = off(narrow(on(portable())));
+        assert!(log_probs.iter().all(|log_prob| *log_prob <= 0.0));
+        let what = path.display();
+        // Rounding falls out one way or the other for a single model.
+        assert!(found < 1.5 * portable, "{what}: {found} {portable}");
+        all_found += found;
+        all_portable += portable;
+    }
+    assert!(all_found < all_portable, "{all_found} {all_portable}");
+}
+
+#[cfg(feature = "cuda-emulator")]
+#[test]
+fn a_row_has_the_same_bits_on_an_emulated_gpu_alone_and_in_every_batch() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models");
+    let dtypes = [ComputeDtype::F32, ComputeDtype::Bf16];
+    let names = [
+        "tiny-olmo2",
+        "odd-gemma3",
+        "odd-youtu",
+        "odd-qwen2",
+        "tiny-phi3",
+    ];
+    for (name, dtype) in names
+        .into_iter()
+        .flat_map(|name| dtypes.map(|dtype| (name, dtype)))
+    {
+        let compute = Compute {
+            dtype,
+            ..on(Cuda::emulated())
+        };
+        let model = load_on(&folder.join(name), &compute);
+        let vocab_size = model.architecture().vocab_size;
+        let id = |i: usize| u32::try_from((i * 7919 + i * i * 31) % vocab_size).unwrap();
+        let rows: Vec<Vec<u32>> = (0..64)
+            .map(|row| (0..2 + row * 37 % 23).map(|i| id(row * 100 + i)).collect())
+            .collect();
+        let mut order: Vec<usize> = (0..64).collect();
+        let bits = |order: &[usize], batch: usize| -> Vec<(usize, Vec<u32>)> {
+            let mut all = Vec::new();
+            for batch in order.chunks(batch) {
+                let rows: Vec<&[u32]> = batch.iter().map(|&row| rows[row].as_slice()).collect();
+                let log_probs = model.target_log_probs(&rows).unwrap();
+                all.extend(
+                    batch.iter().copied().zip(
+                        log_probs
+                            .into_iter()
+                            .map(|row| row.into_iter().map(f32::to_bits).collect::<Vec<_>>()),
+                    ),
+                );
+            }
+            all.sort();
+            all
+        };
+        let together = bits(&order, 64);
+        assert!(together == bits(&order, 1), "{name} {dtype}: alone");
+        order.sort_by_key(|row| row * 29 % 64);
+        for batch in [64, 17, 5] {
+            assert!(
+                together == bits(&order, batch),
+                "{name} {dtype}: {batch} at a time"
+            );
+        }
+    }
+}
+
 /// Bits of all gradients of a pass over `rows` in pieces that end after the given numbers of rows.
 fn gradient_bits(model: &Decoder, rows: &[&[u32]], ends: &[usize], how: &Backward) -> Vec<u32> {
     let mut gradients = Gradients::new(model.parameters().len());
@@ -430,7 +529,8 @@ fn training_in_bf16_keeps_an_f32_original_that_the_rounded_tensor_follows() {
             losses
         };
         let exact = train(&Compute::default());
-        for compute in [on(Cpu::default()), on(portable())] {
+        let portable = ("portable", on(portable()));
+        for (_, compute) in backends().into_iter().chain([portable]) {
             let losses = train(&narrow(compute));
             assert!(losses[4] < losses[0], "{name}: {losses:?}");
             for (loss, exact) in losses.iter().zip(&exact) {

@@ -4,10 +4,12 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use candle_core::{Device, DeviceLocation};
+use candle_core::DeviceLocation;
 
 use super::Error;
-use super::kernels::{Activations, Cpu, Kernels, Portable};
+#[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
+use super::kernels::Cuda;
+use super::kernels::{Activations, Cpu, Kernels};
 
 /// The device as a user asks for it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -20,6 +22,9 @@ pub enum DeviceChoice {
     Cpu,
     /// The GPU of this number.
     Cuda(usize),
+    /// A GPU that is emulated on the CPU, for tests.
+    #[cfg(feature = "cuda-emulator")]
+    CudaEmulated,
 }
 
 impl FromStr for DeviceChoice {
@@ -30,6 +35,8 @@ impl FromStr for DeviceChoice {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "cuda" => Ok(Self::Cuda(0)),
+            #[cfg(feature = "cuda-emulator")]
+            "cuda-emulated" => Ok(Self::CudaEmulated),
             other => other
                 .strip_prefix("cuda:")
                 .and_then(|number| number.parse().ok())
@@ -45,6 +52,8 @@ impl fmt::Display for DeviceChoice {
             Self::Auto => f.write_str("auto"),
             Self::Cpu => f.write_str("cpu"),
             Self::Cuda(number) => write!(f, "cuda:{number}"),
+            #[cfg(feature = "cuda-emulator")]
+            Self::CudaEmulated => f.write_str("cuda-emulated"),
         }
     }
 }
@@ -77,20 +86,28 @@ impl ComputeDevice {
     pub fn open(choice: DeviceChoice) -> Result<(Self, Option<String>), Error> {
         match choice {
             DeviceChoice::Cpu => Ok((Self::cpu(), None)),
+            #[cfg(feature = "cuda-emulator")]
+            DeviceChoice::CudaEmulated => Ok((Self::with_kernels(Cuda::emulated()), None)),
             DeviceChoice::Cuda(number) => match cuda(number) {
-                Ok(device) => Ok((Self::with_kernels(Portable { device }), None)),
+                Ok(device) => Ok((device, None)),
                 Err(reason) => Err(Error::NoGpu { number, reason }),
             },
             DeviceChoice::Auto => match cuda(0) {
-                Ok(device) => Ok((Self::with_kernels(Portable { device }), None)),
+                Ok(device) => Ok((device, None)),
                 Err(reason) => Ok((Self::cpu(), Some(reason))),
             },
         }
     }
 
-    /// Returns the name of its kernels, without the device's number: `cpu` or `cuda`.
-    pub fn kind(&self) -> &'static str {
+    /// Returns what decides the bits of its results, without the device's number: `cpu`, or for example
+    /// `cuda (NVIDIA H200, cuBLASLt 13.0.2)`.
+    pub fn kind(&self) -> &str {
         self.kernels.name()
+    }
+
+    /// Returns the card and the versions of what drives it, for people; `None` for the CPU.
+    pub fn description(&self) -> Option<&str> {
+        self.kernels.description()
     }
 
     /// Returns whether it computes in the machine's own memory, so that what is free there is a limit.
@@ -118,22 +135,14 @@ impl fmt::Display for ComputeDevice {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda(_number: usize) -> Result<Device, String> {
+fn cuda(_number: usize) -> Result<ComputeDevice, String> {
     Err("this program was built without CUDA; scripts/build-cuda.sh builds it with".to_owned())
 }
 
 /// Opens a GPU; an error says why that is impossible.
 #[cfg(feature = "cuda")]
-fn cuda(number: usize) -> Result<Device, String> {
-    // The loader of CUDA's libraries panics where one is missing, and says which.
-    let opened = crate::guard::guarded(|| Device::new_cuda(number));
-    // The first line: with RUST_BACKTRACE set, a backtrace follows.
-    let first_line = |text: String| text.lines().next().unwrap_or_default().to_owned();
-    match opened {
-        Ok(Ok(device)) => Ok(device),
-        Ok(Err(error)) => Err(format!("CUDA reports: {}", first_line(error.to_string()))),
-        Err(reason) => Err(first_line(reason)),
-    }
+fn cuda(number: usize) -> Result<ComputeDevice, String> {
+    Cuda::open(number).map(ComputeDevice::with_kernels)
 }
 
 /// The dtype that a model computes in.

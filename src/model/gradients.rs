@@ -136,12 +136,10 @@ impl Gradients {
     /// [`Error::NoGradient`] when a parameter of the model has none.
     pub fn norm(&mut self, parameters: &Parameters) -> Result<f64, Error> {
         self.complete(parameters.kernels())?;
-        let mut squares = 0.0;
-        for index in 0..parameters.len() {
-            let sum = self.complete_sum(index, parameters)?;
-            squares += parameters.kernels().sum_of_squares(sum)?;
-        }
-        Ok(squares.sqrt())
+        let sums = (0..parameters.len())
+            .map(|index| self.complete_sum(index, parameters))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(parameters.kernels().sum_of_squares(&sums)?.sqrt())
     }
 
     /// Returns the sum of a step that is complete.

@@ -110,11 +110,7 @@ impl StreamedDecoder {
                 tokens += rows[last].len();
                 last += 1;
             }
-            let batch = Batch::new(
-                &rows[first..last],
-                &self.architecture,
-                self.kernels.device(),
-            )?;
+            let batch = Batch::new(&rows[first..last], &self.architecture, &*self.kernels)?;
             let scale = self.architecture.embedding_scale;
             let x = self.kernels.embedding(table, &batch.ids, scale)?;
             pieces.push(Piece {

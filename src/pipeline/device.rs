@@ -5,7 +5,7 @@ use anyhow::Result;
 use super::{Progress, Usage};
 use crate::model::{ComputeDevice, ComputeDtype, DeviceChoice};
 
-/// Opens the device that was asked for, and notes which it is if that was left open.
+/// Opens the device that was asked for, and notes which it is if that was left open, and its card if it has one.
 ///
 /// # Errors
 ///
@@ -24,6 +24,9 @@ pub(crate) fn open_device(
     }
     if let Some(reason) = why_not_a_gpu {
         progress.note(&format!("computing on the {device}: {reason}"));
+    }
+    if let Some(description) = device.description() {
+        progress.note(&format!("computing on {device}: {description}"));
     }
     Ok(device)
 }

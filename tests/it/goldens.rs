@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum as _;
 use remit::loss::{Normalize, Objective, Weighting};
-use remit::model::{Backward, Decoder, Gradients, ModelSource, supported_model_types};
+use remit::model::{
+    Backward, Compute, ComputeDevice, Decoder, DeviceChoice, Gradients, ModelSource,
+    supported_model_types,
+};
 use remit::types::ScoredRow;
 use remit::weight::{Center, WeightFormula};
 use safetensors::SafeTensors;
@@ -50,10 +53,29 @@ fn every_family_has_two_models_with_golden_log_probs_and_gradients() {
 }
 
 fn model(name: &str) -> Decoder {
-    Decoder::load(&ModelSource::Directory(
-        fixtures().join("models").join(name),
-    ))
-    .unwrap()
+    model_on(name, DeviceChoice::Cpu)
+}
+
+fn model_on(name: &str, device: DeviceChoice) -> Decoder {
+    let source = ModelSource::Directory(fixtures().join("models").join(name));
+    let compute = Compute {
+        device: ComputeDevice::open(device).unwrap().0,
+        ..Compute::default()
+    };
+    Decoder::load_on(&source, &compute).unwrap()
+}
+
+/// Every model with golden values whose file name ends in `ending`, on every device that there is here.
+fn models_and_devices(ending: &str) -> Vec<(String, DeviceChoice)> {
+    let devices = [
+        DeviceChoice::Cpu,
+        #[cfg(feature = "cuda-emulator")]
+        DeviceChoice::CudaEmulated,
+    ];
+    let names = models_with(ending).into_iter();
+    names
+        .flat_map(|name| devices.map(|device| (name.clone(), device)))
+        .collect()
 }
 
 fn golden<T: for<'a> Deserialize<'a>>(file: &str) -> T {
@@ -76,8 +98,8 @@ struct LogProbRow {
 #[test]
 fn log_probs_are_within_1e_4_nats_of_transformers() {
     let mut failed = Vec::new();
-    for name in models_with(".logprobs.json") {
-        let model = model(&name);
+    for (name, device) in models_and_devices(".logprobs.json") {
+        let model = model_on(&name, device);
         let golden: LogProbs = golden(&format!("{name}.logprobs.json"));
         let rows: Vec<&[u32]> = golden
             .rows
@@ -92,9 +114,9 @@ fn log_probs_are_within_1e_4_nats_of_transformers() {
                 worst = worst.max((want - f64::from(*got)).abs());
             }
         }
-        eprintln!("{name}: largest difference {worst:.2e} nats");
+        eprintln!("{name} on {device}: largest difference {worst:.2e} nats");
         if worst.is_nan() || worst >= LOG_PROB_TOLERANCE_NATS {
-            failed.push(format!("{name}: {worst} nats"));
+            failed.push(format!("{name} on {device}: {worst} nats"));
         }
     }
     assert!(failed.is_empty(), "{failed:?}");
@@ -213,8 +235,8 @@ fn norm(values: impl Iterator<Item = f64>) -> f64 {
 #[test]
 fn gradients_agree_with_pytorch_in_all_weightings() {
     let mut failed = Vec::new();
-    for name in models_with(".grads.json") {
-        let model = model(&name);
+    for (name, device) in models_and_devices(".grads.json") {
+        let model = model_on(&name, device);
         let mut worst = 0.0_f64;
         let golden: GradientGolden = golden(&format!("{name}.grads.json"));
         let rows = gradient_rows(&golden);
@@ -234,7 +256,7 @@ fn gradients_agree_with_pytorch_in_all_weightings() {
             };
             assert!(
                 (sums.loss(Normalize::Targets) - want).abs() < 1e-5 * want,
-                "{name} {weighting}: {} {want}",
+                "{name} on {device}, {weighting}: {} {want}",
                 sums.loss(Normalize::Targets)
             );
             assert!((sums.ntp_loss() - golden.ntp_loss).abs() < 1e-5 * golden.ntp_loss);
@@ -267,11 +289,13 @@ fn gradients_agree_with_pytorch_in_all_weightings() {
                 let relative = difference / norm(want.iter().copied()).max(1e-3 * total);
                 worst = worst.max(relative);
                 if relative.is_nan() || relative >= GRADIENT_TOLERANCE {
-                    failed.push(format!("{name} {key}: {relative:.2e}"));
+                    failed.push(format!("{name} on {device}, {key}: {relative:.2e}"));
                 }
             }
         }
-        eprintln!("{name}: largest relative difference of a tensor's gradient {worst:.2e}");
+        eprintln!(
+            "{name} on {device}: largest relative difference of a tensor's gradient {worst:.2e}"
+        );
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }

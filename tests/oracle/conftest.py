@@ -8,12 +8,11 @@ The packages are in scripts/requirements.txt. REMIT_BIN is the folder of the bin
 
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from oracle import BINARIES, ROOT
 
 torch.set_num_threads(os.cpu_count() or 1)
 
@@ -37,10 +36,9 @@ def corpus(root):
 @pytest.fixture(scope="session")
 def run():
     """run("remit-score", *args): the finished process; fails the test with both streams when it does not exit with 0."""
-    folder = Path(os.environ.get("REMIT_BIN", ROOT / "target" / "release")).resolve()
 
     def call(name, *args, cwd=ROOT):
-        binary = folder / name
+        binary = BINARIES / name
         if not binary.exists():
             pytest.fail(f"{binary} does not exist: build it, or set REMIT_BIN to the folder that holds it")
         command = [str(binary), *map(str, args)]

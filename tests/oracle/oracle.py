@@ -2,7 +2,9 @@
 the training in PyTorch."""
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,20 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 EOS_ID = 0
+ROOT = Path(__file__).resolve().parents[2]
+# The folder of the commands.
+BINARIES = Path(os.environ.get("REMIT_BIN", ROOT / "target" / "release")).resolve()
 # No weight decay on these. An untied head is a matrix like any other.
 EMBEDDINGS = {"model.embed_tokens.weight"}
+
+
+def devices():
+    """What --device can be asked for: the CPU, and a GPU that the CPU emulates where the commands were built with one."""
+    try:
+        version = subprocess.run([BINARIES / "remit-anneal", "--version"], capture_output=True, text=True).stdout
+    except FileNotFoundError:
+        version = ""
+    return ["cpu"] + ["cuda-emulated"] * ("+cuda-emulator" in version)
 
 
 def load(folder):

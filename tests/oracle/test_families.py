@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from oracle import (
+    devices,
     load,
     metrics_of,
     perturbed_copy,
@@ -23,6 +24,10 @@ from oracle import (
 
 MODELS = Path(__file__).resolve().parents[2] / "fixtures" / "models"
 FAMILIES = sorted(p.parent.name for p in MODELS.glob("tiny-*/tokenizer.json") if not p.parent.name.endswith("-base"))
+# An emulated GPU is slow: these have every kind of norm, projection and attention between them. tests/it/goldens.rs has
+# the log-probs and gradients of all on it.
+EMULATED = {"tiny-gemma3", "tiny-olmo2", "tiny-qwen2", "tiny-youtu"}
+RUNS = [(name, device) for device in devices() for name in FAMILIES if device == "cpu" or name in EMULATED]
 SEQ_LEN, BATCH_TOKENS, MICRO_BATCH_TOKENS = 96, 1024, 512
 STEPS, LR = 20, 2e-3
 # Near enough to one another that most weights lie between the bounds, where they are sensitive.
@@ -41,6 +46,7 @@ def one_thread():
 class Family(NamedTuple):
     """What the commands made of one model: the set and the annealed checkpoint, from near copies of the model."""
 
+    device: str
     base: Path
     reference: Path
     rows: list
@@ -58,17 +64,19 @@ def documents(corpus, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=RUNS, ids="-".join)
 def family(request, run, documents, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    base = perturbed_copy(MODELS / request.param, folder / "base", NOISE, seed=1)
-    reference = perturbed_copy(MODELS / request.param, folder / "reference", NOISE, seed=2)
+    name, device = request.param
+    folder = tmp_path_factory.mktemp(name)
+    base = perturbed_copy(MODELS / name, folder / "base", NOISE, seed=1)
+    reference = perturbed_copy(MODELS / name, folder / "reference", NOISE, seed=2)
     weights, annealed = folder / "weights", folder / "annealed"
     run("remit-score", documents, "-o", weights, "--rl-model", reference, "--base-model", base, "--seq-len", SEQ_LEN,
-        "--exact")
+        "--exact", "--device", device)
     run("remit-anneal", "--weights", weights, "--model", base, "-o", annealed, "--weighting", "dynamic",
-        "--steps", STEPS, "--lr", LR, "--batch-tokens", BATCH_TOKENS, "--micro-batch-tokens", MICRO_BATCH_TOKENS)
-    return Family(base, reference, read_rows(weights), annealed)
+        "--steps", STEPS, "--lr", LR, "--batch-tokens", BATCH_TOKENS, "--micro-batch-tokens", MICRO_BATCH_TOKENS,
+        "--device", device)
+    return Family(device, base, reference, read_rows(weights), annealed)
 
 
 def largest_difference(rows, key, model):
@@ -121,7 +129,7 @@ def test_every_tensor_is_trained(family):
 
 def test_annealed_checkpoint_scores_as_transformers_does(family, run, documents, tmp_path):
     run("remit-score", documents, "-o", tmp_path / "weights", "--rl-model", family.annealed, "--seq-len", SEQ_LEN,
-        "--exact")
+        "--exact", "--device", family.device)
     rows = sorted(read_rows(tmp_path / "weights"), key=lambda row: len(row["input_ids"]))
     chosen = [rows[0], rows[len(rows) // 2], rows[-1]]
     assert largest_difference(chosen, "rl_logprob", load(family.annealed)) < 1e-4

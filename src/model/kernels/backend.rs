@@ -12,16 +12,17 @@
 
 use std::fmt::Debug;
 
-use candle_core::{Device, DeviceLocation, Tensor};
+use candle_core::{Device, Tensor};
 
 use super::portable;
 use super::portable_head;
+use super::rope_table::RopeTable;
 use super::shapes::{
-    AdamWState, AdamWStep, AttentionShape, LmHead, LmLoss, MlaDims, Qkv, RmsNorm, Rope,
+    AdamWState, AdamWStep, Attended, AttentionShape, LmHead, LmLoss, MlaDims, Qkv, RmsNorm, Rope,
     RopeDirection,
 };
 use crate::model::Error;
-use crate::model::architecture::Activation;
+use crate::model::architecture::{Activation, RopeConfig};
 use crate::model::row_layout::RowLayout;
 
 /// Activations of a batch that is scored, where nothing better is known: room on any GPU that holds a model of
@@ -35,10 +36,15 @@ const PORTABLE_SCORING_BYTES: usize = 2 << 30;
 /// returned.
 pub(crate) trait Kernels: Debug + Send + Sync {
     /// Returns the backend's name, which a set records: its parts have to come from one.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &str;
 
     /// Returns the device that tensors have to be on.
     fn device(&self) -> &Device;
+
+    /// Returns the card and the versions of what drives it, for people.
+    fn description(&self) -> Option<&str> {
+        None
+    }
 
     /// Returns how many bytes of activations a scored batch may take; larger batches are split.
     fn scoring_budget_bytes(&self) -> usize {
@@ -53,6 +59,18 @@ pub(crate) trait Kernels: Debug + Send + Sync {
 
     /// Prepares the process for passes, which need buffers of the same sizes again and again.
     fn prepare_for_passes(&self) {}
+
+    /// Returns whether gradients are to be added in an order that does not depend on how a step is cut into
+    /// micro-batches, see [`RowLayout::grad_chunks`]. The parts of a tied embedding's gradient are then kept
+    /// apart, on the host, until a step is complete.
+    fn adds_gradients_in_order(&self) -> bool {
+        false
+    }
+
+    /// Returns cosines and sines of the angles of a batch's tokens.
+    fn rope_table(&self, layout: &RowLayout, rope: &RopeConfig) -> Result<RopeTable, Error> {
+        RopeTable::new(layout, rope, self.device())
+    }
 
     /// Looks up rows of a table `[V, H]` and multiplies them by `scale`: `[T, H]`.
     fn embedding(&self, table: &Tensor, ids: &[u32], scale: f32) -> Result<Tensor, Error> {
@@ -195,27 +213,30 @@ pub(crate) trait Kernels: Debug + Send + Sync {
         portable::mla_backward(d_keys, d_values, dims)
     }
 
-    /// Computes causal attention within each row of the layout: `[T, num_heads * v_head_dim]`.
+    /// Computes causal attention within each row of the layout.
     fn attention(
         &self,
         qkv: Qkv<'_>,
         layout: &RowLayout,
         shape: AttentionShape,
-    ) -> Result<Tensor, Error> {
-        portable::attention(qkv, layout, shape)
+    ) -> Result<Attended, Error> {
+        Ok(Attended {
+            out: portable::attention(qkv, layout, shape)?,
+            log_sums: None,
+        })
     }
 
     /// Returns the gradients of [`Kernels::attention`] with respect to queries, keys and values, given
-    /// `out`, what it returned.
+    /// what it returned.
     fn attention_backward(
         &self,
         d_out: &Tensor,
         qkv: Qkv<'_>,
-        out: &Tensor,
+        attended: &Attended,
         layout: &RowLayout,
         shape: AttentionShape,
     ) -> Result<(Tensor, Tensor, Tensor), Error> {
-        portable::attention_backward(d_out, qkv, out, layout, shape)
+        portable::attention_backward(d_out, qkv, &attended.out, layout, shape)
     }
 
     /// Returns `log p(x_{t+1} | x_{<=t})` of every target of every row, in order, nats, `[N]`, of final hidden
@@ -264,26 +285,28 @@ pub(crate) trait Kernels: Debug + Send + Sync {
         Ok(x.zero_set()?)
     }
 
-    /// Returns the sum of the squares of all elements.
-    fn sum_of_squares(&self, x: &Tensor) -> Result<f64, Error> {
-        portable::sum_of_squares(x)
+    /// Returns the sum of the squares of all elements of all tensors, which are f32.
+    fn sum_of_squares(&self, tensors: &[&Tensor]) -> Result<f64, Error> {
+        let mut sum = 0.0;
+        for x in tensors {
+            sum += portable::sum_of_squares(x)?;
+        }
+        Ok(sum)
     }
 }
 
-/// The trait's defaults, composed of the tensor library's operations, on any device.
+/// The trait's defaults, composed of the tensor library's operations, on any device: what tests compare with.
+#[cfg(test)]
 #[derive(Debug, Clone)]
 pub(crate) struct Portable {
     /// The device that tensors are on.
     pub device: Device,
 }
 
+#[cfg(test)]
 impl Kernels for Portable {
-    fn name(&self) -> &'static str {
-        match self.device.location() {
-            DeviceLocation::Cpu => "portable",
-            DeviceLocation::Cuda { .. } => "cuda",
-            DeviceLocation::Metal { .. } => "metal",
-        }
+    fn name(&self) -> &str {
+        "portable"
     }
 
     fn device(&self) -> &Device {

@@ -11,10 +11,13 @@ use crate::model::row_layout::RowLayout;
 /// Cosines and sines of the angles of a batch's tokens (RoPE, Su et al., arXiv 2104.09864).
 #[derive(Debug, Clone)]
 pub(crate) struct RopeTable {
-    /// `[T, half]`, f32.
+    /// `[T, half]`, f32; more rows where `token_rows` says which count.
     pub cos: Tensor,
-    /// `[T, half]`, f32.
+    /// As `cos`.
     pub sin: Tensor,
+    /// The row of each token, `[T]`, in the table of a backend that keeps one for all batches; `None` where
+    /// token `t` has row `t`.
+    pub token_rows: Option<Tensor>,
 }
 
 impl RopeTable {
@@ -48,6 +51,7 @@ impl RopeTable {
         Ok(Self {
             cos: table(f64::cos)?,
             sin: table(f64::sin)?,
+            token_rows: None,
         })
     }
 }

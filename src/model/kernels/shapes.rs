@@ -151,6 +151,16 @@ pub(crate) struct Qkv<'a> {
     pub v: &'a Tensor,
 }
 
+/// What an attention computed.
+#[derive(Debug, Clone)]
+pub(crate) struct Attended {
+    /// `[T, num_heads * v_head_dim]`.
+    pub out: Tensor,
+    /// Log-sum-exp of each query's scores, in the backend's own arrangement; `None` where its backward computes
+    /// them again.
+    pub log_sums: Option<Tensor>,
+}
+
 /// The output head: `[V, H]`, and the range that its logits are squeezed into, if they are.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LmHead<'a> {

@@ -1,8 +1,8 @@
 //! Cases of attention, of the keys and values of latent attention, and of the output head.
 
-use super::case::{Case, Shapes, dot, joined, named, taken, wide};
+use super::case::{Case, Shapes, Subject, dot, joined, named, taken, wide};
 use crate::model::kernels::tensor::zeros_f32;
-use crate::model::kernels::{AttentionShape, Kernels, LmHead, LmLoss, MlaDims, Qkv, RowOutputs};
+use crate::model::kernels::{AttentionShape, LmHead, LmLoss, MlaDims, Qkv, RowOutputs};
 use crate::model::row_layout::RowLayout;
 use crate::types::{NO_TARGET, is_of_target};
 
@@ -14,16 +14,16 @@ fn option_text(value: Option<impl ToString>) -> String {
     value.map_or("none".to_owned(), |value| value.to_string())
 }
 
-pub fn attention_case(kernels: &dyn Kernels, seed: u64) -> Case {
-    let mut shapes = Shapes::new(seed);
+pub(crate) fn attention_case(kernels: &Subject<'_>, seed: u64) -> Case {
+    let mut shapes = Shapes::new(seed, kernels.drawn_as);
     let lengths = shapes.row_lengths();
     let tokens: usize = lengths.iter().sum();
     let kv_heads = shapes.pick(1, 2);
     let shape = AttentionShape {
         num_heads: kv_heads * shapes.pick(1, 3),
         num_kv_heads: kv_heads,
-        head_dim: shapes.pick(1, 20),
-        v_head_dim: shapes.pick(1, 20),
+        head_dim: shapes.head_dim(),
+        v_head_dim: shapes.head_dim(),
         scale: 0.4,
         soft_cap: shapes.coin().then_some(1.5),
         window: shapes.coin().then(|| shapes.pick(1, 30)),
@@ -39,9 +39,10 @@ pub fn attention_case(kernels: &dyn Kernels, seed: u64) -> Case {
         k: &tk,
         v: &tv,
     };
-    let y = kernels.attention(qkv, &layout, shape).unwrap();
+    let attended = kernels.attention(qkv, &layout, shape).unwrap();
+    let y = &attended.out;
     let (dq, dk, dv) = kernels
-        .attention_backward(&taken(&dy, kernels), qkv, &y, &layout, shape)
+        .attention_backward(&taken(&dy, kernels), qkv, &attended, &layout, shape)
         .unwrap();
     let (upstream, row_lengths) = (wide(&dy), lengths.clone());
     Case {
@@ -55,8 +56,8 @@ pub fn attention_case(kernels: &dyn Kernels, seed: u64) -> Case {
             ("row_lengths", joined(&lengths)),
         ],
         gradients: vec![named("dq", &dq), named("dk", &dk), named("dv", &dv)],
-        found_loss: dot(wide(&named("y", &y)), &wide(&dy)),
-        outputs: vec![named("y", &y)],
+        found_loss: dot(wide(&named("y", y)), &wide(&dy)),
+        outputs: vec![named("y", y)],
         constants: vec![dy],
         inputs: vec![q, k, v],
         ids: None,
@@ -99,8 +100,8 @@ pub fn attention_case(kernels: &dyn Kernels, seed: u64) -> Case {
     }
 }
 
-pub fn mla_case(kernels: &dyn Kernels, seed: u64) -> Case {
-    let mut shapes = Shapes::new(seed);
+pub(crate) fn mla_case(kernels: &Subject<'_>, seed: u64) -> Case {
+    let mut shapes = Shapes::new(seed, kernels.drawn_as);
     let (tokens, heads) = (shapes.pick(1, 30), shapes.pick(1, 4));
     let dims = MlaDims {
         nope: shapes.pick(1, 8),
@@ -146,8 +147,8 @@ pub fn mla_case(kernels: &dyn Kernels, seed: u64) -> Case {
     }
 }
 
-pub fn lm_head_case(kernels: &dyn Kernels, seed: u64) -> Case {
-    let mut shapes = Shapes::new(seed);
+pub(crate) fn lm_head_case(kernels: &Subject<'_>, seed: u64) -> Case {
+    let mut shapes = Shapes::new(seed, kernels.drawn_as);
     let lengths = shapes.row_lengths();
     let tokens: usize = lengths.iter().sum();
     let (width, vocab) = (shapes.pick(1, 20), shapes.pick(2, 90));

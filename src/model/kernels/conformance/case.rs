@@ -1,6 +1,9 @@
 //! What a case of an operation is, and how its numbers are drawn.
 
-use candle_core::Tensor;
+use std::ops::Deref;
+
+use candle_core::{DType, Tensor};
+use half::bf16;
 
 use crate::model::kernels::Kernels;
 use crate::model::kernels::cpu::simd::Noise;
@@ -11,6 +14,22 @@ pub type Array = (&'static str, Vec<usize>, Vec<f32>);
 
 /// What is summed to one number, of inputs in f64.
 pub type Loss = Box<dyn Fn(&[Vec<f64>]) -> f64>;
+
+/// A backend, and the dtype of token tensors and matrices that it is run in.
+pub(crate) struct Subject<'a> {
+    pub kernels: &'a dyn Kernels,
+    pub dtype: DType,
+    /// The dtype that inputs are rounded to, so that another dtype can be given the same.
+    pub drawn_as: DType,
+}
+
+impl<'a> Deref for Subject<'a> {
+    type Target = dyn Kernels + 'a;
+
+    fn deref(&self) -> &Self::Target {
+        self.kernels
+    }
+}
 
 /// One operation on one set of inputs, computed by one backend.
 pub struct Case {
@@ -33,16 +52,22 @@ pub struct Case {
 }
 
 /// Numbers for the shape of a case.
-pub struct Shapes(Noise);
+pub struct Shapes {
+    noise: Noise,
+    dtype: DType,
+}
 
 impl Shapes {
-    pub fn new(seed: u64) -> Self {
-        Self(Noise::new(seed))
+    pub fn new(seed: u64, dtype: DType) -> Self {
+        Self {
+            noise: Noise::new(seed),
+            dtype,
+        }
     }
 
     /// One of `low..=high`.
     pub fn pick(&mut self, low: usize, high: usize) -> usize {
-        let draw = self.0.normal().to_bits() as usize >> 3;
+        let draw = self.noise.normal().to_bits() as usize >> 3;
         low + draw % (high - low + 1)
     }
 
@@ -50,8 +75,32 @@ impl Shapes {
         self.pick(0, 1) == 1
     }
 
+    /// Features of a token: a few, now and then so many that kernels take them in another way, and widths that
+    /// 16 bytes divide.
+    pub fn width(&mut self) -> usize {
+        match self.pick(0, 9) {
+            0 => self.pick(500, 700),
+            1..=3 => 8 * self.pick(1, 9),
+            _ => self.pick(1, 40),
+        }
+    }
+
+    /// Features of a head, as [`Shapes::width`].
+    pub fn head_dim(&mut self) -> usize {
+        match self.pick(0, 9) {
+            0 => [32, 64, 65, 96, 128, 160, 192, 256][self.pick(0, 7)],
+            1..=3 => 8 * self.pick(1, 4),
+            _ => self.pick(1, 20),
+        }
+    }
+
     pub fn array(&mut self, name: &'static str, shape: &[usize]) -> Array {
-        let values = self.0.vector(shape.iter().product());
+        let mut values = self.noise.vector(shape.iter().product());
+        if self.dtype == DType::BF16 {
+            for value in &mut values {
+                *value = bf16::from_f32(*value).to_f32();
+            }
+        }
         (name, shape.to_vec(), values)
     }
 
@@ -71,8 +120,14 @@ pub fn joined(lengths: &[usize]) -> String {
     words.join(",")
 }
 
-pub fn taken(array: &Array, kernels: &dyn Kernels) -> Tensor {
+/// The array on a device; vectors are f32 whatever the dtype.
+pub(crate) fn taken(array: &Array, kernels: &Subject<'_>) -> Tensor {
     let values = tensor(array.2.clone(), array.1.clone()).unwrap();
+    let dtype = match array.1.len() {
+        1 => DType::F32,
+        _ => kernels.dtype,
+    };
+    let values = values.to_dtype(dtype).unwrap();
     values.to_device(kernels.device()).unwrap()
 }
 

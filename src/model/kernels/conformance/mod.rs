@@ -10,19 +10,19 @@ mod updates;
 
 use std::collections::BTreeMap;
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use proptest::prelude::*;
 use safetensors::Dtype;
 
 use self::attention_cases::{attention_case, lm_head_case, mla_case};
-use self::case::{Array, Case, dot, wide};
+use self::case::{Array, Case, Subject, dot, wide};
 use self::rope_cases::{norm_rope_case, rope_case};
 use self::token_cases::{add_norm_case, embedding_case, glu_case, linear_case, norm_case};
 use super::cpu::simd::Noise;
 use super::{Cpu, Kernels, Portable};
 
 /// Makes a random case of every differentiable operation.
-const CASES: [fn(&dyn Kernels, u64) -> Case; 10] = [
+const CASES: [fn(&Subject<'_>, u64) -> Case; 10] = [
     norm_case,
     add_norm_case,
     linear_case,
@@ -47,19 +47,40 @@ fn backends() -> Vec<(&'static str, Box<dyn Kernels>)> {
     vec![
         ("portable", Box::new(portable())),
         ("cpu", Box::new(Cpu::default())),
+        #[cfg(feature = "cuda-emulator")]
+        ("cuda-emulated", Box::new(super::cuda::Cuda::emulated())),
     ]
+}
+
+/// The dtypes that a backend is run in. The CPU's token tensors are always f32; the portable one rounds scores and
+/// sums to bf16 too, which no bound on its results would be of use for.
+fn dtypes(backend: &str) -> &'static [DType] {
+    match backend {
+        "cpu" | "portable" => &[DType::F32],
+        _ => &[DType::F32, DType::BF16],
+    }
+}
+
+/// How far results may be from what they are by definition, of their size: a few roundings in f32, and of
+/// outputs and probabilities in bf16.
+fn tolerance(dtype: DType) -> f64 {
+    match dtype {
+        DType::BF16 => 2e-2,
+        _ => 1e-4,
+    }
 }
 
 /// Compares outputs with their definition, and the gradient of every input with a central difference along
 /// a random direction, and along single elements.
-fn check(backend: &str, case: &Case, seed: u64) -> Result<(), TestCaseError> {
-    const STEP: f64 = 1e-4;
+fn check(backend: &str, dtype: DType, case: &Case, seed: u64) -> Result<(), TestCaseError> {
+    const STEP: f64 = 1e-6;
+    let tolerance = tolerance(dtype);
     let inputs: Vec<Vec<f64>> = case.inputs.iter().map(wide).collect();
     let expected = (case.loss)(&inputs);
     let size: f64 = case.outputs.iter().map(norm).sum();
     prop_assert!(
-        (case.found_loss - expected).abs() < 1e-4 * size.max(1.0),
-        "{backend}: {} {:?}: {} instead of {expected}",
+        (case.found_loss - expected).abs() < tolerance * size.max(1.0),
+        "{backend} {dtype:?}: {} {:?}: {} instead of {expected}",
         case.op,
         case.settings,
         case.found_loss
@@ -87,8 +108,8 @@ fn check(backend: &str, case: &Case, seed: u64) -> Result<(), TestCaseError> {
             let found = dot(gradient_values.iter().copied(), &direction);
             let length = direction.iter().map(|d| d * d).sum::<f64>().sqrt();
             prop_assert!(
-                (found - slope).abs() < 1e-4 * (size * length).max(1e-1 * length),
-                "{backend}: {} {} {:?}: {found} instead of {slope}",
+                (found - slope).abs() < tolerance * (size * length).max(1e-1 * length),
+                "{backend} {dtype:?}: {} {} {:?}: {found} instead of {slope}",
                 case.op,
                 gradient.0,
                 case.settings
@@ -103,10 +124,14 @@ fn norm(array: &Array) -> f64 {
 }
 
 /// Compares every output and gradient with those of another backend, norm by norm.
-fn compare(backend: &str, case: &Case, other: &Case) -> Result<(), TestCaseError> {
+fn compare(backend: &str, dtype: DType, case: &Case, other: &Case) -> Result<(), TestCaseError> {
     let arrays = |case: &Case| -> Vec<Array> {
         let all = case.outputs.iter().chain(&case.gradients);
         all.cloned().collect()
+    };
+    let tolerance = match dtype {
+        DType::BF16 => 1e-2,
+        _ => 2e-5,
     };
     for (found, expected) in arrays(case).into_iter().zip(arrays(other)) {
         let difference: Vec<f32> = found
@@ -117,8 +142,8 @@ fn compare(backend: &str, case: &Case, other: &Case) -> Result<(), TestCaseError
             .collect();
         let apart = norm(&(found.0, found.1.clone(), difference));
         prop_assert!(
-            found.1 == expected.1 && apart < 2e-5 * norm(&expected).max(1.0),
-            "{backend}: {} {} {:?} is {apart} from the portable one",
+            found.1 == expected.1 && apart < tolerance * norm(&expected).max(1.0),
+            "{backend} {dtype:?}: {} {} {:?} is {apart} from the portable one",
             case.op,
             found.0,
             case.settings
@@ -133,11 +158,14 @@ proptest! {
     #[test]
     fn operations_and_gradients_are_what_they_are_by_definition(seed in any::<u64>()) {
         for make in CASES {
-            let expected = make(&portable(), seed);
             for (name, backend) in backends() {
-                let case = make(&*backend, seed);
-                check(name, &case, seed)?;
-                compare(name, &case, &expected)?;
+                for &dtype in dtypes(name) {
+                    let subject = Subject { kernels: &*backend, dtype, drawn_as: dtype };
+                    let case = make(&subject, seed);
+                    check(name, dtype, &case, seed)?;
+                    let exact = Subject { kernels: &portable(), dtype: DType::F32, drawn_as: dtype };
+                    compare(name, dtype, &case, &make(&exact, seed))?;
+                }
             }
         }
     }
@@ -151,7 +179,12 @@ fn ops_cases() {
     let mut number = 0;
     for seed in 0..24_u64 {
         for make in CASES {
-            let case = make(&Cpu::default(), seed);
+            let subject = Subject {
+                kernels: &Cpu::default(),
+                dtype: DType::F32,
+                drawn_as: DType::F32,
+            };
+            let case = make(&subject, seed);
             let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect();
             let mut arrays: Vec<(&str, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
             let results = case.outputs.iter().chain(&case.gradients);

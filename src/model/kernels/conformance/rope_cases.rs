@@ -1,14 +1,14 @@
 //! Cases of RoPE, alone and after a norm.
 
-use super::case::{Case, Shapes, dot, joined, named, taken, wide};
+use super::case::{Case, Shapes, Subject, dot, joined, named, taken, wide};
 use super::token_cases::normed;
 use crate::model::architecture::RopeConfig;
 use crate::model::kernels::tensor::zeros_f32;
-use crate::model::kernels::{Kernels, RmsNorm, Rope, RopeDirection, RopeLayout, RopeTable};
+use crate::model::kernels::{RmsNorm, Rope, RopeDirection, RopeLayout};
 use crate::model::row_layout::RowLayout;
 
-pub fn rope_case(kernels: &dyn Kernels, seed: u64) -> Case {
-    let mut shapes = Shapes::new(seed);
+pub(crate) fn rope_case(kernels: &Subject<'_>, seed: u64) -> Case {
+    let mut shapes = Shapes::new(seed, kernels.drawn_as);
     let lengths = shapes.row_lengths();
     let tokens = lengths.iter().sum();
     let (half, first, after) = (shapes.pick(1, 8), shapes.pick(0, 3), shapes.pick(0, 3));
@@ -27,7 +27,7 @@ pub fn rope_case(kernels: &dyn Kernels, seed: u64) -> Case {
     let x = shapes.array("x", &[tokens, width]);
     let dy = shapes.array("dy", &[tokens, width]);
     let layout = RowLayout::new(lengths.iter().copied());
-    let table = RopeTable::new(&layout, &config, kernels.device()).unwrap();
+    let table = kernels.rope_table(&layout, &config).unwrap();
     let rope = Rope {
         table: &table,
         layout: features,
@@ -94,9 +94,9 @@ fn rotated(
     y
 }
 
-/// Norms of heads, then RoPE.
-pub fn norm_rope_case(kernels: &dyn Kernels, seed: u64) -> Case {
-    let mut shapes = Shapes::new(seed);
+/// Norms of queries or keys, then RoPE.
+pub(crate) fn norm_rope_case(kernels: &Subject<'_>, seed: u64) -> Case {
+    let mut shapes = Shapes::new(seed, kernels.drawn_as);
     let lengths = shapes.row_lengths();
     let tokens = lengths.iter().sum();
     let half = shapes.pick(1, 8);
@@ -113,10 +113,12 @@ pub fn norm_rope_case(kernels: &dyn Kernels, seed: u64) -> Case {
     };
     let (eps, offset) = (1e-3, [0.0, 1.0][shapes.pick(0, 1)]);
     let x = shapes.array("x", &[tokens, width]);
-    let w = shapes.array("w", &[features.head_dim]);
+    // Of each head, or of all heads at once.
+    let normed_width = [features.head_dim, width][shapes.pick(0, 1)];
+    let w = shapes.array("w", &[normed_width]);
     let dy = shapes.array("dy", &[tokens, width]);
     let layout = RowLayout::new(lengths.iter().copied());
-    let table = RopeTable::new(&layout, &config, kernels.device()).unwrap();
+    let table = kernels.rope_table(&layout, &config).unwrap();
     let rope = Rope {
         table: &table,
         layout: features,

@@ -1,9 +1,9 @@
 //! Cases of what handles each token by itself: norms, projections, gates, the embedding.
 
-use super::case::{Case, Shapes, dot, named, taken, wide};
+use super::case::{Case, Shapes, Subject, dot, named, taken, wide};
 use crate::model::architecture::Activation;
+use crate::model::kernels::RmsNorm;
 use crate::model::kernels::tensor::zeros_f32;
-use crate::model::kernels::{Kernels, RmsNorm};
 use crate::model::row_layout::RowLayout;
 
 /// RMS norm by its definition.
@@ -17,10 +17,10 @@ pub fn normed(x: &[f64], w: &[f64], eps: f32, offset: f32) -> Vec<f64> {
     groups.collect()
 }
 
-pub fn norm_case(kernels: &dyn Kernels, seed: u64) -> Case {
-    let mut shapes = Shapes::new(seed);
+pub(crate) fn norm_case(kernels: &Subject<'_>, seed: u64) -> Case {
+    let mut shapes = Shapes::new(seed, kernels.drawn_as);
     let lengths = shapes.row_lengths();
-    let (tokens, groups, width) = (lengths.iter().sum(), shapes.pick(1, 3), shapes.pick(1, 40));
+    let (tokens, groups, width) = (lengths.iter().sum(), shapes.pick(1, 3), shapes.width());
     let x = shapes.array("x", &[tokens, groups * width]);
     let w = shapes.array("w", &[width]);
     let dy = shapes.array("dy", &[tokens, groups * width]);
@@ -57,8 +57,8 @@ pub fn norm_case(kernels: &dyn Kernels, seed: u64) -> Case {
     }
 }
 
-pub fn linear_case(kernels: &dyn Kernels, seed: u64) -> Case {
-    let mut shapes = Shapes::new(seed);
+pub(crate) fn linear_case(kernels: &Subject<'_>, seed: u64) -> Case {
+    let mut shapes = Shapes::new(seed, kernels.drawn_as);
     let lengths = shapes.row_lengths();
     let (tokens, inner, out) = (lengths.iter().sum(), shapes.pick(1, 70), shapes.pick(1, 70));
     let x = shapes.array("x", &[tokens, inner]);
@@ -114,9 +114,9 @@ pub fn linear_case(kernels: &dyn Kernels, seed: u64) -> Case {
     }
 }
 
-pub fn glu_case(kernels: &dyn Kernels, seed: u64) -> Case {
-    let mut shapes = Shapes::new(seed);
-    let shape = [shapes.pick(1, 30), shapes.pick(1, 40)];
+pub(crate) fn glu_case(kernels: &Subject<'_>, seed: u64) -> Case {
+    let mut shapes = Shapes::new(seed, kernels.drawn_as);
+    let shape = [shapes.pick(1, 30), shapes.width()];
     let (gate, up) = (shapes.array("gate", &shape), shapes.array("up", &shape));
     let dy = shapes.array("dy", &shape);
     let activation = [Activation::Silu, Activation::GeluTanh][shapes.pick(0, 1)];
@@ -154,10 +154,10 @@ pub fn glu_case(kernels: &dyn Kernels, seed: u64) -> Case {
 }
 
 /// A residual stream that something is added to, and its norm: the gradient arrives at the sum from both.
-pub fn add_norm_case(kernels: &dyn Kernels, seed: u64) -> Case {
-    let mut shapes = Shapes::new(seed);
+pub(crate) fn add_norm_case(kernels: &Subject<'_>, seed: u64) -> Case {
+    let mut shapes = Shapes::new(seed, kernels.drawn_as);
     let lengths = shapes.row_lengths();
-    let (tokens, width) = (lengths.iter().sum(), shapes.pick(1, 40));
+    let (tokens, width) = (lengths.iter().sum(), shapes.width());
     let x = shapes.array("x", &[tokens, width]);
     let addend = shapes.array("addend", &[tokens, width]);
     let w = shapes.array("w", &[width]);
@@ -202,9 +202,9 @@ pub fn add_norm_case(kernels: &dyn Kernels, seed: u64) -> Case {
     }
 }
 
-pub fn embedding_case(kernels: &dyn Kernels, seed: u64) -> Case {
-    let mut shapes = Shapes::new(seed);
-    let (tokens, vocab, width) = (shapes.pick(1, 40), shapes.pick(1, 20), shapes.pick(1, 20));
+pub(crate) fn embedding_case(kernels: &Subject<'_>, seed: u64) -> Case {
+    let mut shapes = Shapes::new(seed, kernels.drawn_as);
+    let (tokens, vocab, width) = (shapes.pick(1, 40), shapes.pick(1, 20), shapes.width());
     let table = shapes.array("table", &[vocab, width]);
     let dy = shapes.array("dy", &[tokens, width]);
     let scale = [1.0, 2.5][shapes.pick(0, 1)];

@@ -27,7 +27,7 @@ fn sums_and_zeros_are_seen_by_every_clone() {
             let expected: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a + b).collect();
             assert_eq!(to_host(&clone).unwrap(), expected, "{name}, {size}");
             let squares: f64 = expected.iter().map(|v| f64::from(*v).powi(2)).sum();
-            let found = kernels.sum_of_squares(&sum).unwrap();
+            let found = kernels.sum_of_squares(&[&sum]).unwrap();
             assert!((found - squares).abs() < 1e-5 * squares, "{name}, {size}");
             kernels.zero(&sum).unwrap();
             assert!(to_host(&clone).unwrap().iter().all(|v| *v == 0.0), "{name}");

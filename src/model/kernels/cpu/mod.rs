@@ -30,7 +30,7 @@ use self::bf16::Activations;
 
 use super::backend::Kernels;
 use super::shapes::{
-    AdamWState, AdamWStep, AttentionShape, LmHead, LmLoss, MlaDims, Qkv, RmsNorm, Rope,
+    AdamWState, AdamWStep, Attended, AttentionShape, LmHead, LmLoss, MlaDims, Qkv, RmsNorm, Rope,
     RopeDirection,
 };
 use crate::model::Error;
@@ -57,7 +57,7 @@ impl Cpu {
 }
 
 impl Kernels for Cpu {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         Self::NAME
     }
 
@@ -71,6 +71,10 @@ impl Kernels for Cpu {
 
     fn mlp_tile_tokens(&self) -> usize {
         MLP_TILE_TOKENS
+    }
+
+    fn adds_gradients_in_order(&self) -> bool {
+        true
     }
 
     fn prepare_for_passes(&self) {
@@ -171,19 +175,22 @@ impl Kernels for Cpu {
         qkv: Qkv<'_>,
         layout: &RowLayout,
         shape: AttentionShape,
-    ) -> Result<Tensor, Error> {
-        attention::forward(qkv, layout, shape)
+    ) -> Result<Attended, Error> {
+        Ok(Attended {
+            out: attention::forward(qkv, layout, shape)?,
+            log_sums: None,
+        })
     }
 
     fn attention_backward(
         &self,
         d_out: &Tensor,
         qkv: Qkv<'_>,
-        out: &Tensor,
+        attended: &Attended,
         layout: &RowLayout,
         shape: AttentionShape,
     ) -> Result<(Tensor, Tensor, Tensor), Error> {
-        attention::backward(d_out, qkv, out, layout, shape)
+        attention::backward(d_out, qkv, &attended.out, layout, shape)
     }
 
     fn lm_head_log_probs(
@@ -220,7 +227,11 @@ impl Kernels for Cpu {
         elementwise::zero(x)
     }
 
-    fn sum_of_squares(&self, x: &Tensor) -> Result<f64, Error> {
-        elementwise::sum_of_squares(x)
+    fn sum_of_squares(&self, tensors: &[&Tensor]) -> Result<f64, Error> {
+        let mut sum = 0.0;
+        for x in tensors {
+            sum += elementwise::sum_of_squares(x)?;
+        }
+        Ok(sum)
     }
 }
