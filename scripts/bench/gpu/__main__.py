@@ -36,7 +36,8 @@ STEPS = (
     Step("ceilings", 30, speed.ceilings, speed.CEILINGS),
     Step("models", 60, speed.models, speed.MODELS),
     Step("self-test", 90, accuracy.self_test, accuracy.SELF_TEST),
-    Step("log-probs", 80, accuracy.log_probs, accuracy.LOG_PROBS),
+    Step("log-probs of families", 40, accuracy.families, accuracy.FAMILIES),
+    Step("log-probs of shapes", 60, accuracy.shapes, accuracy.SHAPES),
     Step("invariance", 60, accuracy.invariance, accuracy.INVARIANCE),
     Step("scoring OLMo-2-1B's shape", 110, speed.scoring_olmo, speed.OLMO),
     Step("scoring Qwen3-0.6B's shape", 50, speed.scoring_qwen, speed.QWEN),
@@ -94,9 +95,12 @@ def main():
     table = Table(out, args.emulated)
     with tempfile.TemporaryDirectory(prefix="remit-gpu-") as folder, open(out / "gpu.log", "w") as log:
         bench = Bench(Path(folder), log, args.emulated, EMULATED if args.emulated else Sizes())
-        for step in STEPS:
-            if not args.only or step.name in args.only:
-                run_step(step, bench, table, end)
+        try:
+            for step in STEPS:
+                if not args.only or step.name in args.only:
+                    run_step(step, bench, table, end)
+        finally:
+            bench.close()
     table.save()
     text = table.text()
     (out / "gpu.txt").write_text(text + "\n")

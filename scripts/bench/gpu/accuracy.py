@@ -18,12 +18,12 @@ SELF_TEST = (
     Check("log-probs of every family, f32, against the CPU", f"at most {NATS:.0e} nats apart"),
     Check("gradients of every family, f32, against the CPU", f"at most {GRADIENT:.0e} of a parameter's norm"),
 )
-LOG_PROBS = (
-    Check("every family, f32, against transformers", f"at most {NATS:.0e} nats apart"),
+FAMILIES = (Check("every family, f32, against transformers", f"at most {NATS:.0e} nats apart"),)
+SHAPES = (
     Check("OLMo-2-1B's shape, f32, against transformers", f"at most {NATS:.0e} nats apart"),
     Check("OLMo-2-1B's shape, bf16, mean distance from f32", f"at most {BF16_NATS} nats, and transformers' x {NO_WORSE}"),
     Check("Qwen3-0.6B's shape, bf16, mean distance from f32", f"at most {BF16_NATS} nats, and transformers' x {NO_WORSE}"),
-    Check("log-probs above 0, or not finite, of all of these", "none"),
+    Check("log-probs above 0, or not finite, of shapes and families", "none"),
 )
 INVARIANCE = (
     Check("rows alone and in batches of any size", "equal bytes"),
@@ -94,15 +94,13 @@ def of_transformers(bench, models, rows, dtype, device):
     }
 
 
-def log_probs(bench, report):
-    """Beside transformers: f32, where both have to be the same, and bf16, where both are off by roundings."""
-    everything = []
+def families(bench, report):
+    """Every family in f32 beside transformers, which runs on the CPU, a row at a time."""
     families = bench.fact("log-probs of the families")
     references = {name: bench.folder / f"tiny-{name}-reference" for name in families}
     expected = of_transformers(bench, references, bench.fact("rows of the families"), "f32", "cpu")
     apart, lacking = {}, []
     for name, ours in families.items():
-        everything.append(ours)
         if isinstance(expected[name], str):
             lacking.append(name)
         else:
@@ -110,8 +108,12 @@ def log_probs(bench, report):
     if not apart:
         raise Failed(f"transformers loads none of the families: {expected[lacking[0]]}")
     largest, text = named_worst(apart)
-    report(LOG_PROBS[0], text + (f"; not in transformers there: {', '.join(lacking)}" if lacking else ""), largest <= NATS)
+    report(FAMILIES[0], text + (f"; not in transformers there: {', '.join(lacking)}" if lacking else ""), largest <= NATS)
 
+
+def shapes(bench, report):
+    """The large shapes beside transformers on the card: in f32, where both are the same, and in bf16, where both round."""
+    everything = list(bench.fact("log-probs of the families").values())
     rows = bench.rows("lengths", bench.sizes.lengths, seed=2)
     for shape, title in (("olmo2-1b", "OLMo"), ("qwen3-0.6b", "Qwen")):
         model = bench.fact("models")[shape]["folder"]
@@ -128,13 +130,13 @@ def log_probs(bench, report):
             exact = bench.log_probs(scored)
             everything.append(exact)
             largest = worst(differences(exact, truth))
-            report(LOG_PROBS[1], f"{largest:.1e}", largest <= NATS)
+            report(SHAPES[0], f"{largest:.1e}", largest <= NATS)
         own, other = (sum(values) / len(values) for values in (differences(ours, truth), differences(rounded, truth)))
-        check = LOG_PROBS[2] if title == "OLMo" else LOG_PROBS[3]
+        check = SHAPES[1] if title == "OLMo" else SHAPES[2]
         report(check, f"{own:.2e}, transformers {other:.2e}", own <= BF16_NATS and own <= NO_WORSE * other)
     values = [float(value) for side in everything for row in side.values() for value in row]
     wrong = sum(not (math.isfinite(value) and value <= 0) for value in values)
-    report(LOG_PROBS[4], f"{wrong} of {len(values)}", bool(values) and wrong == 0)
+    report(SHAPES[3], f"{wrong} of {len(values)}", bool(values) and wrong == 0)
 
 
 def shard_digests(scored):

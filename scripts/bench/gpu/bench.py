@@ -4,6 +4,7 @@ import csv
 import glob
 import json
 import os
+import queue
 import random
 import shutil
 import signal
@@ -80,6 +81,58 @@ class PeakMemory:
         return max(self.samples) - self.samples[0]
 
 
+class Worker:
+    """The process of theirs.py, which takes a task a line and answers each with a line."""
+
+    def __init__(self, environment, log):
+        self.log = log
+        self.process = subprocess.Popen(
+            [sys.executable, HERE / "theirs.py"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+        self.answers = queue.Queue()
+        threading.Thread(target=self.read, daemon=True).start()
+
+    def read(self):
+        for line in self.process.stdout:
+            self.answers.put(line)
+        self.answers.put(None)
+
+    def ask(self, task, settings, deadline):
+        started = time.monotonic()
+        try:
+            self.process.stdin.write(json.dumps({"task": task, "settings": settings}, default=str) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise Failed(f"theirs.py ended before {task}: gpu.log says why") from None
+        left = max(0.0, deadline - started)
+        try:
+            line = self.answers.get(timeout=min(left, threading.TIMEOUT_MAX))
+        except queue.Empty:
+            raise OutOfTime from None
+        if line is None:
+            raise Failed(f"theirs.py ended in {task}: gpu.log says why")
+        self.log.write(f"theirs.py {task}: {time.monotonic() - started:.1f} s\n{line[:2000]}\n")
+        self.log.flush()
+        answer = json.loads(line)
+        if "error" in answer:
+            raise Failed(f"{task}: {answer['error']}")
+        return answer["result"]
+
+    def alive(self):
+        return self.process.poll() is None
+
+    def end(self):
+        if self.alive():
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
 class Bench:
     """The scratch folder, the sizes of what is run, and the time that the current step has left."""
 
@@ -90,6 +143,7 @@ class Bench:
         self.binaries = binaries_folder(emulated)
         self.log = log
         self.deadline = float("inf")
+        self.worker = None
         self.facts = {}  # what later steps need of earlier ones, by name
         known = os.environ.get("LD_LIBRARY_PATH")
         folders = [] if emulated else library_folders()
@@ -138,9 +192,24 @@ class Bench:
         return self.run([self.binaries / name, *arguments], self.remit_environment)
 
     def theirs(self, task, **settings):
-        """A task of theirs.py in a process of its own, so that PyTorch's memory is free again after it."""
-        output = self.run([sys.executable, HERE / "theirs.py", task, json.dumps(settings, default=str)])
-        return json.loads(output.splitlines()[-1])
+        """A task of theirs.py. Its process starts with the first and serves all, since PyTorch takes long to load."""
+        if self.worker is None:
+            self.worker = Worker(self.environment, self.log)
+        try:
+            return self.worker.ask(task, settings, self.deadline)
+        except Failed:
+            if not self.worker.alive():
+                self.close()
+            raise
+        except OutOfTime:
+            self.close()  # it is still at the task
+            raise
+
+    def close(self):
+        """Ends the process of theirs.py."""
+        if self.worker is not None:
+            self.worker.end()
+            self.worker = None
 
     def rows(self, name, lengths, seed):
         """A corpus of random ids, one row of each length: its file."""
@@ -165,6 +234,7 @@ class Bench:
     def log_probs(self, scored, column="rl_logprob"):
         """The column of a set as text, by the number of the row's document. The text has all digits of an f32."""
         path = scored.with_suffix(".csv")
+        path.unlink(missing_ok=True)
         self.remit("remit-inspect", "export", "--tokens", path, scored)
         found = {}
         with open(path, newline="") as lines:

@@ -1,11 +1,14 @@
-"""What PyTorch and transformers do beside remit. Each task is a process: theirs.py TASK SETTINGS, both JSON."""
+"""What PyTorch and transformers do beside remit: a task is a line of JSON on stdin, and answered with one on stdout."""
 
 import contextlib
+import gc
 import json
+import os
 import shutil
 import statistics
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import torch
@@ -46,7 +49,7 @@ def environment(device):
     found = {"torch": torch.__version__, "cuda": torch.version.cuda, "transformers": transformers.__version__}
     if device != "cpu":
         if not torch.cuda.is_available():
-            sys.exit("error: PyTorch sees no GPU")
+            raise RuntimeError("PyTorch sees no GPU")
         major, minor = torch.cuda.get_device_capability()
         found |= {"card": torch.cuda.get_device_name(), "capability": f"{major}.{minor}"}
         found["memory_gb"] = round(torch.cuda.get_device_properties(0).total_memory / 1e9, 1)
@@ -125,9 +128,9 @@ def target_log_probs(model, ids):
     return torch.cat(found)
 
 
+@torch.no_grad()
 def log_probs(models, rows, dtype, device, output):
     """Log-probs by row of every model in turn, into a file. A family that this transformers lacks has the reason."""
-    torch.set_grad_enabled(False)
     found = {}
     for name, folder in models.items():
         try:
@@ -159,10 +162,10 @@ def attentions(device):
     return kinds
 
 
+@torch.no_grad()
 def rate(model, seq_len, batch_tokens, repeats, device):
     """Tokens/s of scoring full rows with each kind of attention, run as one who knows transformers would: batches of
     equal rows, hidden states once, the head in chunks."""
-    torch.set_grad_enabled(False)
     rows = max(1, batch_tokens // seq_len)
     ids = torch.randint(1, 1000, (rows, seq_len), device=device)
     rates, reasons = {}, {}
@@ -193,7 +196,6 @@ def rate(model, seq_len, batch_tokens, repeats, device):
 def train(model, rows, references, steps, lr, output):
     """Steps of AdamW with dynamic weights as remit-anneal takes them, in f32 on the CPU: a line of metrics a step.
     `references` has a file with the log-probs of the RL model by row."""
-    torch.set_num_threads(min(4, torch.get_num_threads()))
     model = load(model, "f32", "cpu")
     rows = list(enumerate(read_ids(rows)))
     references = {int(row): torch.tensor(values).double() for row, values in json.loads(Path(references).read_text()).items()}
@@ -231,10 +233,10 @@ def gradients_apart(pairs, floor):
             {key: t.double() for key, t in load_file(file).items() if key.startswith("first_moment.")} for file in files
         )
         if not expected or ours.keys() != expected.keys():
-            sys.exit(f"error: the checkpoints of {name} have not the same first moments")
+            raise RuntimeError(f"the checkpoints of {name} have not the same first moments")
         whole = sum(t.square().sum() for t in expected.values()).sqrt()
         if not whole > 0:
-            sys.exit(f"error: the gradient of {name} is 0")
+            raise RuntimeError(f"the gradient of {name} is 0")
         apart = [(ours[key] - t).norm() / max(t.norm(), floor * whole) for key, t in expected.items()]
         found[name] = float("nan") if any(value.isnan() for value in apart) else max(apart).item()
     return found
@@ -242,11 +244,30 @@ def gradients_apart(pairs, floor):
 
 TASKS = (environment, ceilings, make_shapes, make_families, log_probs, rate, train, gradients_apart)
 
+
+def serve(answers):
+    """Does the tasks of stdin, each as if it were the first: what one leaves on the GPU is freed."""
+    tasks = {task.__name__: task for task in TASKS}
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = {"result": tasks[request["task"]](**request["settings"])}
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"}
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        print(json.dumps(answer), file=answers, flush=True)
+
+
 if __name__ == "__main__":
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     # No product in f32 is rounded to TF32.
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    [task] = [task for task in TASKS if task.__name__ == sys.argv[1]]
-    print(json.dumps(task(**json.loads(sys.argv[2]))))
+    # What libraries print goes to stderr, that the answers are alone on stdout.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    serve(answers)
