@@ -62,6 +62,8 @@ trap - EXIT
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 stage "goldens, made again" "$venv/bin/python" scripts/goldens/make.py --check
 stage "oracle tests" env REMIT_BIN="$target/release" "$venv/bin/python" -m pytest -q tests/oracle
+[[ "$features" != *cuda* ]] || stage "acceptance on a GPU, emulated" env REMIT_BIN="$target/release" PYTHON="$venv/bin/python" \
+    scripts/bench/gpu.sh --emulated --out "$target/gpu-emulated"
 
 echo
 printf '%s\n' "${summary[@]}"

@@ -14,6 +14,8 @@ NATS, BF16_NATS = 1e-4, 0.02
 NO_WORSE = 1.05
 GRADIENT, GRADIENT_FLOOR = 1e-4, 1e-3
 
+# Here the ordinary tests run them on the emulated GPU.
+KERNELS = (Check("every operation, both ways, f32 and bf16, against f64", "all tests pass", card_only=True),)
 SELF_TEST = (
     Check("log-probs of every family, f32, against the CPU", f"at most {NATS:.0e} nats apart"),
     Check("gradients of every family, f32, against the CPU", f"at most {GRADIENT:.0e} of a parameter's norm"),
@@ -43,6 +45,18 @@ def named_worst(found):
     """The largest of values by name, and whose it is."""
     name = max(found, key=lambda name: math.inf if found[name] != found[name] else found[name])
     return found[name], f"{found[name]:.1e} ({name}, of {len(found)})"
+
+
+def kernels(bench, report):
+    """The conformance tests of the library, on the card."""
+    if bench.emulated:
+        return
+    program = bench.binaries / "remit-kernel-tests"
+    if not program.exists():
+        raise Failed("there is no remit-kernel-tests; REMIT_KERNEL_TESTS=1 scripts/build-cuda.sh builds it")
+    output = bench.run([program, "conformance"], {**bench.remit_environment, "REMIT_TEST_GPU": "1"})
+    [result] = [line for line in output.splitlines() if line.startswith("test result:")]
+    report(KERNELS[0], result.removeprefix("test result: ").split("; 0 measured")[0], " 0 passed" not in result)
 
 
 def self_test(bench, report):
@@ -115,7 +129,7 @@ def shapes(bench, report):
     """The large shapes beside transformers on the card: in f32, where both are the same, and in bf16, where both round."""
     everything = list(bench.fact("log-probs of the families").values())
     rows = bench.rows("lengths", bench.sizes.lengths, seed=2)
-    for shape, title in (("olmo2-1b", "OLMo"), ("qwen3-0.6b", "Qwen")):
+    for shape, in_bf16 in (("olmo2-1b", SHAPES[1]), ("qwen3-0.6b", SHAPES[2])):
         model = bench.fact("models")[shape]["folder"]
         truth, rounded = (
             of_transformers(bench, {shape: model}, rows, dtype, bench.torch_device)[shape] for dtype in ("f32", "bf16")
@@ -132,8 +146,7 @@ def shapes(bench, report):
             largest = worst(differences(exact, truth))
             report(SHAPES[0], f"{largest:.1e}", largest <= NATS)
         own, other = (sum(values) / len(values) for values in (differences(ours, truth), differences(rounded, truth)))
-        check = SHAPES[1] if title == "OLMo" else SHAPES[2]
-        report(check, f"{own:.2e}, transformers {other:.2e}", own <= BF16_NATS and own <= NO_WORSE * other)
+        report(in_bf16, f"{own:.2e}, transformers {other:.2e}", own <= BF16_NATS and own <= NO_WORSE * other)
     values = [float(value) for side in everything for row in side.values() for value in row]
     wrong = sum(not (math.isfinite(value) and value <= 0) for value in values)
     report(SHAPES[3], f"{wrong} of {len(values)}", bool(values) and wrong == 0)

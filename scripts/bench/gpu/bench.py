@@ -23,6 +23,10 @@ class Failed(Exception):
     """A step can't go on; the text says why."""
 
 
+class Lacking(Exception):
+    """A step needs what an earlier one did not find."""
+
+
 class OutOfTime(Exception):
     """The time of a step is used up."""
 
@@ -152,7 +156,7 @@ class Bench:
 
     def fact(self, name):
         if name not in self.facts:
-            raise Failed(f"an earlier step did not find the {name}")
+            raise Lacking(f"an earlier step did not find the {name}")
         return self.facts[name]
 
     def run(self, command, environment=None):

@@ -13,7 +13,7 @@ from pathlib import Path
 from bench import ROOT, binaries_folder
 
 LIMIT = 60 * 2**20
-COMMANDS = ("remit-score", "remit-anneal", "remit-inspect")
+PROGRAMS = ("remit-score", "remit-anneal", "remit-inspect", "remit-kernel-tests")
 # Higher ones take several times as long and save a tenth.
 PRESET = 4
 
@@ -35,7 +35,10 @@ def pack(file):
         print("gpu.sh: these were built without CUDA; scripts/build-cuda.sh builds them with it", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="remit-pack-") as folder:
         with tarfile.open(file, "w:xz", preset=PRESET) as archive:
-            for name in COMMANDS:
+            for name in PROGRAMS:
+                if not (binaries / name).exists():
+                    print(f"gpu.sh: {binaries} has no {name}, which the pack then lacks", file=sys.stderr)
+                    continue
                 stripped = Path(folder) / name
                 shutil.copyfile(binaries / name, stripped)
                 subprocess.run(["strip", stripped], check=True)

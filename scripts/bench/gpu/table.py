@@ -8,13 +8,16 @@ from typing import NamedTuple
 
 PASS, FAIL, NOT_RUN, NOT_MEASURED, NOTED = "pass", "fail", "not run", "not measured", "-"
 
+# Of a value; an error may be long, and gpu.log has all of it.
+WIDEST = 160
+
 
 class Check(NamedTuple):
-    """What a step finds out. Without a target it is noted only; a timed one says nothing on an emulated GPU."""
+    """What a step finds out. Without a target it is noted only. On an emulated GPU those of a card only are left out."""
 
     name: str
     target: str = ""
-    timed: bool = False
+    card_only: bool = False
 
 
 @dataclass
@@ -36,6 +39,7 @@ class Table:
         self.rows, self.seconds = [], {}
 
     def add(self, step, check, value, verdict):
+        value = value if len(value) <= WIDEST else value[: WIDEST - 3] + "..."
         row = Row(step, check.name, check.target, value, verdict, self.card)
         self.rows.append(row)
         print(f"{verdict:<12} {step}: {check.name}: {value}", file=sys.stderr, flush=True)

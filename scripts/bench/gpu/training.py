@@ -16,9 +16,9 @@ STEPS_CHECKS = (
     Check("two runs, f32 and bf16: the trained weights", "equal bytes"),
 )
 SPEED = (
-    Check("uniform: 6 x parameters x tokens, share of the product rate", "at least 40 %", timed=True),
-    Check("dynamic, time of a step beside uniform", "at most 1.02 x", timed=True),
-    Check("online: time of a step, emulated, beside dynamic", "at least 1.25 x", timed=True),
+    Check("uniform: 6 x parameters x tokens, share of the product rate", "at least 40 %", card_only=True),
+    Check("dynamic, time of a step beside uniform", "at most 1.02 x", card_only=True),
+    Check("online form, its time composed, beside dynamic", "at least 1.25 x", card_only=True),
 )
 
 
@@ -32,9 +32,8 @@ def steps(bench, report):
         output, ours = bench.anneal(sets[name], f"trained-{name}", base, *how)
         again, _ = bench.anneal(sets[name], f"trained-{name}-again", base, *how)
         references = bench.folder / f"references-{name}.json"
-        references.write_text(
-            json.dumps({row: list(map(float, values)) for row, values in bench.fact("log-probs of the families")[name].items()})
-        )
+        of_reference = bench.fact("log-probs of the families")[name]
+        references.write_text(json.dumps({row: list(map(float, values)) for row, values in of_reference.items()}))
         history = bench.folder / f"history-{name}.json"
         bench.theirs("train", model=base, rows=rows, references=references, steps=STEPS, lr=LR, output=history)
         theirs = json.loads(history.read_text())
@@ -62,7 +61,9 @@ def speed(bench, report):
     """Steps of OLMo-2-1B's shape. The set is one step, scored by the model itself: the values of weights take no time."""
     sizes, about = bench.sizes, bench.fact("models")["olmo2-1b"]
     rows = bench.rows("step", [sizes.seq_len] * (sizes.step_tokens // sizes.seq_len), seed=8)
-    scored, _ = bench.score(rows, "step-set", about["folder"], dtype="bf16", batch_tokens=sizes.batch_tokens, seq_len=sizes.seq_len)
+    scored, _ = bench.score(
+        rows, "step-set", about["folder"], dtype="bf16", batch_tokens=sizes.batch_tokens, seq_len=sizes.seq_len
+    )
     seconds = {"uniform": [], "dynamic": []}
     for weighting in ("uniform", "dynamic", "dynamic", "uniform")[: 2 if bench.emulated else 4]:
         _, lines = bench.anneal(
@@ -82,4 +83,5 @@ def speed(bench, report):
     # There is no online form to run. It would score the step's tokens with the RL model, of the same shape, and then
     # take a dynamic step: the times of the two are added.
     online = sizes.step_tokens / bench.fact("scoring rate") + dynamic
-    report(SPEED[2], f"{online / dynamic:.2f} x (time of scoring the same tokens added to a dynamic step)", online >= 1.25 * dynamic)
+    text = f"{online / dynamic:.2f} x (a dynamic step and the time of scoring its tokens)"
+    report(SPEED[2], text, online >= 1.25 * dynamic)
