@@ -43,7 +43,7 @@ STEPS = (
     Step("invariance", 60, accuracy.invariance, accuracy.INVARIANCE),
     Step("scoring OLMo-2-1B's shape", 110, speed.scoring_olmo, speed.OLMO),
     Step("scoring Qwen3-0.6B's shape", 50, speed.scoring_qwen, speed.QWEN),
-    Step("training steps", 60, training.steps, training.STEPS_CHECKS),
+    Step("training steps", 70, training.steps, training.STEPS_CHECKS),
     Step("training OLMo-2-1B's shape", 130, training.speed, training.SPEED),
 )
 

@@ -21,10 +21,13 @@ HEAD_CHUNK = 2048
 # No weight decay on these. An untied head is a matrix like any other.
 EMBEDDINGS = {"model.embed_tokens.weight"}
 
+# The name of an argument, which changed.
+DTYPE = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
+
 
 def load(folder, dtype, device, attention="eager"):
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+    model = AutoModelForCausalLM.from_pretrained(folder, **{DTYPE: dtype}, attn_implementation=attention)
     return model.eval().to(device)
 
 
@@ -75,7 +78,7 @@ def make_shapes(folder, shapes, tokenizer, device):
         torch.manual_seed(7)
         config = AutoConfig.for_model(**shape)
         with torch.device(device):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+            model = AutoModelForCausalLM.from_config(config, **{DTYPE: torch.bfloat16})
         with torch.no_grad():
             for p in model.parameters():  # a norm's factors are 1 otherwise, and one that is left out not missed
                 if p.ndim == 1:
