@@ -64,6 +64,11 @@ fn gpu() -> Option<(&'static str, Box<dyn Kernels>)> {
 
 #[cfg(not(feature = "cuda"))]
 fn gpu() -> Option<(&'static str, Box<dyn Kernels>)> {
+    let asked_for = std::env::var_os("REMIT_TEST_GPU").is_some();
+    assert!(
+        !asked_for,
+        "REMIT_TEST_GPU is set, and this program was built without CUDA"
+    );
     None
 }
 
