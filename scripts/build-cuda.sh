@@ -3,6 +3,9 @@
 #
 #   scripts/build-cuda.sh [CARGO ARGS]     # 30 minutes of CPU time, most of it for candle's kernels
 #
+# With REMIT_KERNEL_TESTS=1 it also builds remit-kernel-tests, the tests of the library, beside them: scripts/bench/gpu.sh
+# carries it to a GPU, where it runs every kernel against f64.
+#
 # It uses the CUDA at $CUDA_HOME or $CUDA_PATH, of the nvcc on the PATH, or in /usr/local/cuda. Where there is
 # none that cudarc knows, it installs one from PyPI, once, into $REMIT_CACHE/cuda13 (~/.cache/remit/cuda13).
 #
@@ -113,6 +116,11 @@ export RUSTFLAGS="${RUSTFLAGS:+$RUSTFLAGS }--cfg feature=\"dynamic-loading\" -L 
 
 begin=$SECONDS
 cargo build --release --locked --features cuda --bins "$@"
+if [ -n "${REMIT_KERNEL_TESTS:-}" ]; then # under a name that has no hash
+    tests="$(cargo test --release --locked --features cuda --lib --no-run --message-format=json-render-diagnostics "$@" |
+        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1)"
+    cp "$tests" "$CARGO_TARGET_DIR/$CARGO_BUILD_TARGET/release/remit-kernel-tests"
+fi
 say "built in $((SECONDS - begin)) s"
 
 status=0

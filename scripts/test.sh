@@ -66,6 +66,8 @@ stage "goldens, made again" "$venv/bin/python" scripts/goldens/make.py --check
 stage "build of the harness" cargo build --release --locked -p remit-fuzz
 stage "damaged files" env REMIT_BIN="$target/release" "$venv/bin/python" scripts/mutate.py 3000 --seed 1 --keep "$target/findings"
 stage "oracle tests" env REMIT_BIN="$target/release" "$venv/bin/python" -m pytest -q tests/oracle
+[[ "$features" != *cuda* ]] || stage "acceptance on a GPU, emulated" env REMIT_BIN="$target/release" PYTHON="$venv/bin/python" \
+    scripts/bench/gpu.sh --emulated --out "$target/gpu-emulated"
 
 echo
 printf '%s\n' "${summary[@]}"

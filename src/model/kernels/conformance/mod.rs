@@ -44,12 +44,32 @@ fn portable() -> Portable {
 
 /// Every backend that can be run here, by name.
 fn backends() -> Vec<(&'static str, Box<dyn Kernels>)> {
-    vec![
+    let mut found: Vec<(&'static str, Box<dyn Kernels>)> = vec![
         ("portable", Box::new(portable())),
         ("cpu", Box::new(Cpu::default())),
         #[cfg(feature = "cuda-emulator")]
         ("cuda-emulated", Box::new(super::cuda::Cuda::emulated())),
-    ]
+    ];
+    found.extend(gpu());
+    found
+}
+
+/// The first GPU, where REMIT_TEST_GPU is set: scripts/bench/gpu.sh carries this program to a machine with one.
+#[cfg(feature = "cuda")]
+fn gpu() -> Option<(&'static str, Box<dyn Kernels>)> {
+    std::env::var_os("REMIT_TEST_GPU")?;
+    let gpu = super::cuda::Cuda::open(0).expect("REMIT_TEST_GPU is set, so there has to be a GPU");
+    Some(("cuda", Box::new(gpu)))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu() -> Option<(&'static str, Box<dyn Kernels>)> {
+    let asked_for = std::env::var_os("REMIT_TEST_GPU").is_some();
+    assert!(
+        !asked_for,
+        "REMIT_TEST_GPU is set, and this program was built without CUDA"
+    );
+    None
 }
 
 /// The dtypes that a backend is run in. The CPU's token tensors are always f32; the portable one rounds scores and
@@ -157,10 +177,11 @@ proptest! {
 
     #[test]
     fn operations_and_gradients_are_what_they_are_by_definition(seed in any::<u64>()) {
+        let backends = backends();
         for make in CASES {
-            for (name, backend) in backends() {
+            for (name, backend) in &backends {
                 for &dtype in dtypes(name) {
-                    let subject = Subject { kernels: &*backend, dtype, drawn_as: dtype };
+                    let subject = Subject { kernels: &**backend, dtype, drawn_as: dtype };
                     let case = make(&subject, seed);
                     check(name, dtype, &case, seed)?;
                     let exact = Subject { kernels: &portable(), dtype: DType::F32, drawn_as: dtype };
