@@ -2,7 +2,8 @@
 
     python scripts/model_types.py [--check]
 
-A line has a model_type, the class (- where there is none), and "overruled" where transformers does not believe the
+Types whose class transformers refuses to load from tokenizer.json are left out, as those that it does not know.
+A line has a model_type, the class (- where none is registered), and "overruled" where transformers does not believe the
 class that the files of a checkpoint name. With --check nothing is written; it fails where the file is not what
 the installed transformers says.
 """
@@ -17,12 +18,16 @@ import_utils.is_mistral_common_available = lambda: True
 
 from transformers.models.auto import tokenization_auto as auto  # noqa: E402
 
+# The tokenizer of these is that of a part.
+COMPOSITE = {"encoder-decoder", "rag", "speech-encoder-decoder", "vision-encoder-decoder", "vision-text-dual-encoder"}
 FILE = pathlib.Path(__file__).parent.parent / "src/tokenize/model_types.txt"
 
 
 def lines():
     for model_type in sorted({*auto.CONFIG_MAPPING_NAMES, *auto.TOKENIZER_MAPPING_NAMES}):
-        name = auto.TOKENIZER_MAPPING_NAMES.get(model_type) or "-"
+        name = auto.TOKENIZER_MAPPING_NAMES.get(model_type, "-")
+        if name is None or model_type in COMPOSITE:
+            continue
         overruled = model_type in auto.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
         yield f"{model_type} {name}{' overruled' if overruled else ''}\n"
 

@@ -218,6 +218,7 @@ const OPTIONS: [(&str, &[&str]); 2] = [
             "separator",
             "seq-len",
             "special-tokens-in-text",
+            "stream-weights",
             "strict",
             "temperature",
             "text-ext",

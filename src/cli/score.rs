@@ -20,8 +20,8 @@ use crate::fs::{self, NamePattern, StdinCopy};
 use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::pack::Packing;
 use crate::pipeline::score::{
-    AddToken, Checked, ComputeOptions, DEFAULT_BATCH_TOKENS, InputOptions, RowOptions,
-    ScoreOptions, ScoreReport, SetOptions, WorkerOptions,
+    AddToken, Checked, ComputeOptions, InputOptions, RowOptions, ScoreOptions, ScoreReport,
+    SetOptions, WorkerOptions,
 };
 use crate::pipeline::{self, Progress, StopFlag, Usage};
 use crate::shard::schema::ShardFormat;
@@ -143,9 +143,14 @@ pub struct ScoreArgs {
     #[arg(long, value_enum, value_name = "HOW")]
     special_tokens_in_text: Option<SpecialTokensInText>,
 
-    /// Most tokens in a batch; the results do not depend on it
-    #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT_BATCH_TOKENS, value_parser = positive)]
-    batch_tokens: usize,
+    /// Most tokens in a batch; the results do not depend on it [default: 16384, or 131072 with --stream-weights]
+    #[arg(long, value_name = "TOKENS", value_parser = positive)]
+    batch_tokens: Option<usize>,
+
+    /// Leave the weights on disk and read them once for each batch, a block at a time: for models that are larger than
+    /// memory; the results are the same
+    #[arg(long)]
+    stream_weights: bool,
 
     /// Dtype that the models compute in
     #[arg(long, value_enum, default_value_t)]
@@ -255,6 +260,7 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
         eos,
         special_tokens_in_text,
         batch_tokens,
+        stream_weights,
         dtype,
         device,
         epsilon,
@@ -329,6 +335,7 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
                 base,
                 tokenizer: tokenizer.map(ModelSource::Directory),
                 batch_tokens,
+                stream_weights,
                 dtype,
                 device,
                 ignored_fields: ignore_config_fields,

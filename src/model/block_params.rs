@@ -95,6 +95,8 @@ pub(super) struct MlaParams {
 /// One decoder block: the ids of its parameters, and the constants that belong to them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Block {
+    /// Id of the first of its parameters, and how many it has.
+    pub params: (ParamId, usize),
     pub attn_norms: SublayerNorms,
     pub qkv: QkvParams,
     /// Index into [`Architecture::ropes`], and the features of a head that it rotates.
@@ -295,6 +297,7 @@ impl BlockDeclaration<'_> {
     }
 
     fn block(&mut self, block: &BlockConfig) -> Block {
+        let first = self.tensors.len();
         let hidden = self.architecture.hidden_size;
         const AFTER_ATTENTION: &str = "post_attention_layernorm";
         const AFTER_MLP: &str = "post_feedforward_layernorm";
@@ -353,6 +356,7 @@ impl BlockDeclaration<'_> {
         let down = self.projection("mlp.down_proj", hidden, wide, bias);
         let post_mlp = self.block_norm(post_mlp);
         Block {
+            params: (first, self.tensors.len() - first),
             attn_norms: SublayerNorms {
                 pre: pre_attn,
                 post: post_attn,

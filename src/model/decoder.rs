@@ -85,7 +85,7 @@ impl Decoder {
         let (layers, tensors) = Layers::declare(&architecture);
         Ok(Self {
             name: model.source().to_string(),
-            parameters: Parameters::load(tensors, weights, compute)?,
+            parameters: Parameters::load(&tensors, weights, compute)?,
             second_head: weights.dtype(LM_HEAD).filter(|_| architecture.tied_head),
             layers,
             architecture,
@@ -154,15 +154,7 @@ impl Decoder {
         let all =
             self.kernels()
                 .lm_head_log_probs(&hidden, self.lm_head(), &batch.ids, &batch.layout)?;
-        let mut rest = all.as_slice();
-        let mut out = Vec::with_capacity(rows.len());
-        for (number, row) in rows.iter().enumerate() {
-            let (mine, after) = rest.split_at(row.len().saturating_sub(1));
-            rest = after;
-            self.check_finite(number, mine)?;
-            out.push(mine.to_vec());
-        }
-        Ok(out)
+        by_row(&self.name, 0, rows, &all)
     }
 
     /// Adds to `gradients` those of `sum over targets of weight * -log p + z_loss * (log-sum-exp)²`, not
@@ -191,7 +183,7 @@ impl Decoder {
         let loss = LmLoss {
             z_loss: how.z_loss,
             token_weights: &mut |outputs, weights| {
-                self.check_finite(outputs.row, outputs.log_probs)?;
+                check_finite(&self.name, outputs.row, outputs.log_probs)?;
                 token_weights(outputs, weights)
             },
         };
@@ -205,18 +197,6 @@ impl Decoder {
         )?;
         drop(hidden);
         self.backward(&batch, tape, &d_hidden, gradients)
-    }
-
-    fn check_finite(&self, row: usize, log_probs: &[f32]) -> Result<(), Error> {
-        match log_probs.iter().position(|value| !value.is_finite()) {
-            None => Ok(()),
-            Some(i) => Err(Error::NotFiniteLogProb {
-                model: self.name.clone(),
-                row,
-                position: i + 1,
-                value: log_probs[i],
-            }),
-        }
     }
 
     fn kernels(&self) -> &dyn Kernels {
@@ -326,5 +306,39 @@ impl Decoder {
         }
         let d_table = grads.sum(embedding, self.parameters.tensor(embedding))?;
         self.kernels().embedding_backward(&d_table, ids, dx, scale)
+    }
+}
+
+/// Divides the log-probs of a batch among its rows, the first of which has the number `first` for messages.
+///
+/// # Errors
+///
+/// [`Error::NotFiniteLogProb`] when a log-prob is NaN or infinite.
+pub(super) fn by_row(
+    model: &str,
+    first: usize,
+    rows: &[&[TokenId]],
+    all: &[f32],
+) -> Result<Vec<Vec<f32>>, Error> {
+    let mut rest = all;
+    let mut out = Vec::with_capacity(rows.len());
+    for (number, row) in rows.iter().enumerate() {
+        let (mine, after) = rest.split_at(row.len().saturating_sub(1));
+        rest = after;
+        check_finite(model, first + number, mine)?;
+        out.push(mine.to_vec());
+    }
+    Ok(out)
+}
+
+fn check_finite(model: &str, row: usize, log_probs: &[f32]) -> Result<(), Error> {
+    match log_probs.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(i) => Err(Error::NotFiniteLogProb {
+            model: model.to_owned(),
+            row,
+            position: i + 1,
+            value: log_probs[i],
+        }),
     }
 }

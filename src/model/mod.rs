@@ -24,6 +24,7 @@ mod parameters;
 mod pass;
 mod qkv;
 mod row_layout;
+mod streamed;
 
 pub use architecture::{
     Activation, Architecture, BlockConfig, LongRopeConfig, MlaConfig, NormPlacement, Projections,
@@ -43,3 +44,4 @@ pub(crate) use kernels::{AdamWState, AdamWStep};
 pub use kernels::{RowOutputs, WeightFn};
 pub use parameters::{Parameter, Parameters};
 pub use row_layout::{GRAD_CHUNK_TOKENS, RowLayout};
+pub use streamed::StreamedDecoder;

@@ -3,7 +3,7 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use safetensors::Dtype;
 
 use super::Error;
@@ -11,7 +11,7 @@ use super::architecture::EMBEDDING;
 use super::device::{Compute, ComputeDtype};
 use super::files::ModelWeights;
 use super::kernels::Kernels;
-use super::kernels::tensor::{assign, rounded_to_bf16, set_values, tensor, to_host};
+use super::kernels::tensor::{assign, bf16_tensor, rounded_to_bf16, set_values, tensor, to_host};
 
 /// Index of a parameter in the order of [`Architecture::tensors`](super::Architecture::tensors).
 pub(crate) type ParamId = usize;
@@ -75,10 +75,49 @@ impl Deref for Parameters {
     }
 }
 
+impl Parameter {
+    /// Loads a tensor into the machine's own memory.
+    pub(super) fn load(
+        name: &str,
+        shape: &[usize],
+        weights: &ModelWeights,
+        compute: &Compute,
+    ) -> Result<Self, Error> {
+        // Vectors stay f32: they are small, and enter where the computation is f32 anyway.
+        let is_narrow = compute.dtype != ComputeDtype::F32 && shape.len() > 1;
+        let (tensor, master) = match (is_narrow, compute.trained) {
+            (true, true) => {
+                let values = weights.load(name)?;
+                (
+                    rounded_to_bf16(&values, shape)?,
+                    Some(tensor(values, shape)?),
+                )
+            }
+            (true, false) => (bf16_tensor(weights.load_bf16(name)?, shape)?, None),
+            (false, _) => (tensor(weights.load(name)?, shape)?, None),
+        };
+        Ok(Self {
+            name: name.to_owned(),
+            stored_dtype: weights.dtype(name).unwrap_or(Dtype::F32),
+            tensor,
+            master,
+        })
+    }
+
+    fn to_device(self, device: &Device) -> Result<Self, Error> {
+        let master = self.master.map(|master| master.to_device(device));
+        Ok(Self {
+            tensor: self.tensor.to_device(device)?,
+            master: master.transpose()?,
+            ..self
+        })
+    }
+}
+
 impl Parameters {
     /// Loads tensors of these names and shapes onto a device.
     pub(super) fn load(
-        tensors: Vec<(String, Vec<usize>)>,
+        tensors: &[(String, Vec<usize>)],
         weights: &ModelWeights,
         compute: &Compute,
     ) -> Result<Self, Error> {
@@ -87,24 +126,29 @@ impl Parameters {
         if compute.trained {
             kernels.prepare_for_training();
         }
-        let mut all = Vec::with_capacity(tensors.len());
-        for (name, shape) in tensors {
-            let values = weights.load(&name)?;
-            // Vectors stay f32: they are small, and enter where the computation is f32 anyway.
-            let (tensor, master) = match compute.dtype {
-                ComputeDtype::Bf16 | ComputeDtype::Bf16Split if shape.len() > 1 => {
-                    let narrow = rounded_to_bf16(&values, shape.clone())?;
-                    let master = compute.trained.then(|| tensor(values, shape)).transpose()?;
-                    (narrow, master)
-                }
-                _ => (tensor(values, shape)?, None),
-            };
-            all.push(Parameter {
-                stored_dtype: weights.dtype(&name).unwrap_or(Dtype::F32),
-                tensor: tensor.to_device(device)?,
-                master: master.map(|master| master.to_device(device)).transpose()?,
-                name,
-            });
+        let load = |(name, shape): &(String, Vec<usize>)| {
+            Parameter::load(name, shape, weights, compute)?.to_device(device)
+        };
+        let all = tensors.iter().map(load).collect::<Result<_, _>>()?;
+        Ok(Self { kernels, all })
+    }
+
+    /// Puts some parameters, the first of which has the index `first`, onto a device. Those before it are there in name
+    /// only, those behind them not at all.
+    pub(super) fn some(
+        kernels: Arc<dyn Kernels>,
+        first: ParamId,
+        loaded: Vec<Parameter>,
+    ) -> Result<Self, Error> {
+        let absent = Parameter {
+            name: String::new(),
+            stored_dtype: Dtype::F32,
+            tensor: tensor(Vec::new(), 0)?,
+            master: None,
+        };
+        let mut all = vec![absent; first];
+        for parameter in loaded {
+            all.push(parameter.to_device(kernels.device())?);
         }
         Ok(Self { kernels, all })
     }

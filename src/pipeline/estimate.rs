@@ -83,7 +83,7 @@ pub fn run(options: &ScoreOptions, stop: &StopFlag, progress: &dyn Progress) -> 
         .collect();
 
     let scorer = prepared.models.load(
-        options.compute.batch_tokens,
+        &options.compute,
         &options.shards,
         &prepared.compute,
         progress,

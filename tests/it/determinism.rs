@@ -34,6 +34,8 @@ fn batch_size_and_threads_change_no_byte_of_a_set() {
             for variant in [
                 "--batch-tokens 16384",
                 "--batch-tokens 512",
+                "--stream-weights",
+                "--stream-weights --batch-tokens 700",
                 "--threads 1",
                 "--threads 2 --batch-tokens 300",
             ] {

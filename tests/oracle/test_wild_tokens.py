@@ -25,7 +25,7 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 TEXTS = [
@@ -272,17 +272,25 @@ def test_every_type_of_models_is_right_or_refused(tokenizers, models, tmp_path):
     model = Folder(tmp_path / "model", models / "tiny-llama", tokenizer_json)
     model.config["tokenizer_class"] = "PreTrainedTokenizerFast"
     model.write()
-    accepted = 0
-    for number, model_type in enumerate(sorted({*CONFIG_MAPPING_NAMES, "unheard-of"})[::5]):
+    accepted, wrong = 0, []
+    for number, model_type in enumerate(sorted({*CONFIG_MAPPING_NAMES, "unheard-of"})[::4]):
         folder = Folder(tmp_path / str(number), models / "tiny-llama", tokenizer_json)
         path = folder.write()
         (path / "config.json").write_text(json.dumps({"model_type": model_type}))
         done, ids = score(model.path, tmp_path, "--eos", "never", "--tokenizer", path, texts=[text])
         if ids is None:
             assert done.returncode == 65
-        else:
-            accepted += 1
-            assert ids == [AutoTokenizer.from_pretrained(path)(text).input_ids], model_type
+            continue
+        try:
+            AutoConfig.from_pretrained(path)
+        except Exception:
+            # No model can have this little in its config, or its config needs a package that is not there.
+            continue
+        expected = AutoTokenizer.from_pretrained(path)(text).input_ids
+        accepted += 1
+        if ids != [expected]:
+            wrong.append((model_type, ids, expected))
+    assert not wrong
     assert accepted >= 10
 
 

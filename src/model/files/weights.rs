@@ -5,6 +5,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
+use half::bf16;
 use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 
@@ -20,6 +21,9 @@ use crate::model::architecture::{Architecture, EMBEDDING, LM_HEAD};
 /// Most problems of tensors that are listed one by one.
 const MAX_LISTED: usize = 20;
 
+/// Bytes of a tensor that are rounded at a time: elements are not cut.
+const PIECE_BYTES: usize = 32 << 20;
+
 /// Place of a tensor in a file.
 #[derive(Debug, Clone)]
 struct Place {
@@ -29,7 +33,8 @@ struct Place {
     range: Range<usize>,
 }
 
-/// The weight files of a model: open, indexed, and checked against its architecture.
+/// The weight files of a model: open, indexed, and checked against its architecture. Cheap to clone but for the index.
+#[derive(Clone)]
 pub struct ModelWeights {
     model: String,
     files: Vec<(String, ModelFile)>,
@@ -270,15 +275,44 @@ impl ModelWeights {
     /// [`Error::NotFinite`] when one is NaN or infinite.
     pub fn load(&self, name: &str) -> Result<Vec<f32>, Error> {
         let place = self.place(name)?;
+        self.load_range(name, place, place.range.clone())
+    }
+
+    /// Reads a tensor and rounds it to bf16, a piece at a time.
+    ///
+    /// # Errors
+    ///
+    /// As [`ModelWeights::load`].
+    pub(crate) fn load_bf16(&self, name: &str) -> Result<Vec<bf16>, Error> {
+        let place = self.place(name)?;
+        let mut values = Vec::with_capacity(place.shape.iter().product());
+        let mut start = place.range.start;
+        while start < place.range.end {
+            let end = place.range.end.min(start + PIECE_BYTES);
+            let piece = self.load_range(name, place, start..end)?;
+            values.par_extend(piece.par_iter().map(|value| bf16::from_f32(*value)));
+            start = end;
+        }
+        Ok(values)
+    }
+
+    /// Reads what lies in a range of the tensor's file.
+    fn load_range(
+        &self,
+        name: &str,
+        place: &Place,
+        range: Range<usize>,
+    ) -> Result<Vec<f32>, Error> {
         let (_, file) = &self.files[place.file];
-        let values = read::read(file, place.range.clone(), place.dtype)
+        let first = (range.start - place.range.start) / width(place.dtype).unwrap_or(1);
+        let values = read::read(file, range, place.dtype)
             .ok_or(Error::Internal("a tensor that was not checked"))?;
         match values.par_iter().position_first(|value| !value.is_finite()) {
             None => Ok(values),
             Some(element) => Err(Error::NotFinite {
                 model: self.model.clone(),
                 tensor: name.to_owned(),
-                element,
+                element: first + element,
                 value: values[element],
             }),
         }

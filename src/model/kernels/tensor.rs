@@ -22,7 +22,12 @@ pub(crate) fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor
 /// Returns f32 elements as a bf16 tensor on the CPU, rounded to nearest even.
 pub(crate) fn rounded_to_bf16(values: &[f32], shape: impl Into<Shape>) -> Result<Tensor, Error> {
     let narrow: Vec<bf16> = values.par_iter().map(|v| bf16::from_f32(*v)).collect();
-    Ok(Tensor::from_vec(narrow, shape.into(), &Device::Cpu)?)
+    bf16_tensor(narrow, shape)
+}
+
+/// Returns a bf16 tensor on the CPU that owns `values`; nothing is copied.
+pub(crate) fn bf16_tensor(values: Vec<bf16>, shape: impl Into<Shape>) -> Result<Tensor, Error> {
+    Ok(Tensor::from_vec(values, shape.into(), &Device::Cpu)?)
 }
 
 /// Copies values to a device.

@@ -93,12 +93,7 @@ pub fn run(
         if done_before > 0 {
             progress.note(&format!("{done_before} parts are there already"));
         }
-        let scorer = models.load(
-            options.compute.batch_tokens,
-            &options.shards,
-            &compute,
-            progress,
-        )?;
+        let scorer = models.load(&options.compute, &options.shards, &compute, progress)?;
         let started = std::time::Instant::now();
         let source = models.source(&options.rows, options.corpus.on_bad_record, &corpus);
         let sink = ShardSink {

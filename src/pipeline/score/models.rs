@@ -5,9 +5,12 @@ use anyhow::Result;
 use super::super::special::{TokenizerSource, check_meaning};
 use super::super::stages::{RowScorer, RowSource};
 use super::super::{BadInput, Progress, Usage};
-use super::options::{AddToken, ComputeOptions, DEFAULT_SEQ_LEN, RowOptions, SetOptions};
+use super::options::{
+    AddToken, ComputeOptions, DEFAULT_BATCH_TOKENS, DEFAULT_SEQ_LEN, DEFAULT_STREAMED_BATCH_TOKENS,
+    RowOptions, SetOptions,
+};
 use crate::corpus::Corpus;
-use crate::model::{Architecture, Compute, Decoder, OpenModel};
+use crate::model::{self, Architecture, Compute, Decoder, OpenModel, StreamedDecoder};
 use crate::pack::Packer;
 use crate::shard::write::round_log_probs;
 use crate::tokenize::{DocumentTokens, NamedToken, SpecialTokensInText, TextTokenizer};
@@ -166,25 +169,35 @@ impl Models {
     /// When they can't be read, or the device has not enough memory.
     pub fn load(
         &self,
-        batch_tokens: usize,
+        options: &ComputeOptions,
         shards: &SetOptions,
         compute: &Compute,
         progress: &dyn Progress,
     ) -> Result<impl RowScorer + use<>> {
         let load = |model: &OpenModel| {
+            if options.stream_weights {
+                return Ok(Weights::OnDisk(StreamedDecoder::from_open(model, compute)));
+            }
             progress.note(&format!("loading {model}"));
-            Decoder::from_open(model, compute)
+            Decoder::from_open(model, compute).map(Weights::InMemory)
         };
         let rl = load(&self.rl)?;
         let base = self.base.as_ref().map(load).transpose()?;
-        let most_tokens = base
+        let wanted = options
+            .batch_tokens
+            .unwrap_or(match options.stream_weights {
+                true => DEFAULT_STREAMED_BATCH_TOKENS,
+                false => DEFAULT_BATCH_TOKENS,
+            });
+        let batch_tokens = base
             .iter()
-            .map(Decoder::max_batch_tokens)
-            .fold(rl.max_batch_tokens(), usize::min);
+            .chain([&rl])
+            .map(Weights::max_batch_tokens)
+            .fold(wanted, usize::min);
         Ok(Scorer {
             exact: shards.exact,
             formula: shards.formula,
-            batch_tokens: batch_tokens.min(most_tokens),
+            batch_tokens,
             rl,
             base,
         })
@@ -207,11 +220,34 @@ fn refuse_absent(ignored: &[String], models: [Option<&OpenModel>; 2]) -> Result<
     }
 }
 
+/// A model, with its weights where they are.
+enum Weights {
+    InMemory(Decoder),
+    OnDisk(StreamedDecoder),
+}
+
+impl Weights {
+    fn max_batch_tokens(&self) -> usize {
+        match self {
+            Self::InMemory(model) => model.max_batch_tokens(),
+            // It divides them itself.
+            Self::OnDisk(_) => usize::MAX,
+        }
+    }
+
+    fn target_log_probs(&self, rows: &[&[TokenId]]) -> Result<Vec<Vec<f32>>, model::Error> {
+        match self {
+            Self::InMemory(model) => model.target_log_probs(rows),
+            Self::OnDisk(model) => model.target_log_probs(rows),
+        }
+    }
+}
+
 struct Scorer {
     exact: bool,
     formula: WeightFormula,
-    rl: Decoder,
-    base: Option<Decoder>,
+    rl: Weights,
+    base: Option<Weights>,
     batch_tokens: usize,
 }
 
@@ -224,7 +260,7 @@ impl RowScorer for Scorer {
     /// columns.
     fn score(&self, rows: Vec<Row>) -> Result<Vec<ScoredRow>> {
         let ids: Vec<&[TokenId]> = rows.iter().map(|row| row.input_ids.as_slice()).collect();
-        let run = |model: &Decoder| -> Result<Vec<Vec<f32>>> {
+        let run = |model: &Weights| -> Result<Vec<Vec<f32>>> {
             let mut all = model.target_log_probs(&ids)?;
             if !self.exact {
                 all.iter_mut()

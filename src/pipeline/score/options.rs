@@ -15,6 +15,8 @@ use crate::weight::WeightFormula;
 
 /// Default for the most tokens of a batch.
 pub const DEFAULT_BATCH_TOKENS: usize = 16_384;
+/// Default for it where weights stay on disk: so many that reading these takes little of the time.
+pub const DEFAULT_STREAMED_BATCH_TOKENS: usize = 131_072;
 /// Default for the longest row, in tokens, where the models allow it.
 pub const DEFAULT_SEQ_LEN: u32 = 4096;
 
@@ -107,8 +109,10 @@ pub struct ComputeOptions {
     pub base: Option<ModelSource>,
     /// Folder of the tokenizer; `None` for that of the base, or of the RL model without one.
     pub tokenizer: Option<ModelSource>,
-    /// Most tokens of a batch.
-    pub batch_tokens: usize,
+    /// Most tokens of a batch; `None` for [`DEFAULT_BATCH_TOKENS`], or [`DEFAULT_STREAMED_BATCH_TOKENS`].
+    pub batch_tokens: Option<usize>,
+    /// Leaves the weights on disk, and reads them once for every batch.
+    pub stream_weights: bool,
     /// Dtype that the models compute in.
     pub dtype: ComputeDtype,
     /// Device that the models compute on.
