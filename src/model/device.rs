@@ -10,6 +10,7 @@ use super::Error;
 #[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
 use super::kernels::Cuda;
 use super::kernels::{Activations, Cpu, Kernels};
+use super::no_gpu::NoGpu;
 
 /// The device as a user asks for it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -83,18 +84,18 @@ impl ComputeDevice {
     /// # Errors
     ///
     /// [`Error::NoGpu`] when a GPU was asked for by name and can't be used.
-    pub fn open(choice: DeviceChoice) -> Result<(Self, Option<String>), Error> {
+    pub fn open(choice: DeviceChoice) -> Result<(Self, Option<NoGpu>), Error> {
         match choice {
             DeviceChoice::Cpu => Ok((Self::cpu(), None)),
             #[cfg(feature = "cuda-emulator")]
             DeviceChoice::CudaEmulated => Ok((Self::with_kernels(Cuda::emulated()), None)),
             DeviceChoice::Cuda(number) => match cuda(number) {
                 Ok(device) => Ok((device, None)),
-                Err(reason) => Err(Error::NoGpu { number, reason }),
+                Err(problem) => Err(Error::NoGpu { number, problem }),
             },
             DeviceChoice::Auto => match cuda(0) {
                 Ok(device) => Ok((device, None)),
-                Err(reason) => Ok((Self::cpu(), Some(reason))),
+                Err(problem) => Ok((Self::cpu(), Some(problem))),
             },
         }
     }
@@ -135,13 +136,13 @@ impl fmt::Display for ComputeDevice {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda(_number: usize) -> Result<ComputeDevice, String> {
-    Err("this program was built without CUDA; scripts/build-cuda.sh builds it with".to_owned())
+fn cuda(_number: usize) -> Result<ComputeDevice, NoGpu> {
+    Err(NoGpu::NotBuilt)
 }
 
 /// Opens a GPU; an error says why that is impossible.
 #[cfg(feature = "cuda")]
-fn cuda(number: usize) -> Result<ComputeDevice, String> {
+fn cuda(number: usize) -> Result<ComputeDevice, NoGpu> {
     Cuda::open(number).map(ComputeDevice::with_kernels)
 }
 

@@ -1,5 +1,6 @@
 //! Errors of models.
 
+use super::no_gpu::NoGpu;
 use crate::fs;
 
 /// A model that can't be read or run.
@@ -141,13 +142,14 @@ pub enum Error {
     },
     /// A GPU was asked for, and can't be used.
     #[error(
-        "the GPU cuda:{number} can't be used: {reason}\nhint: --device cpu computes without one"
+        "the GPU cuda:{number} can't be used: {problem}\nhint: {}; --device cpu computes without one",
+        problem.way_out()
     )]
     NoGpu {
         /// Number of the GPU.
         number: usize,
         /// Why.
-        reason: String,
+        problem: NoGpu,
     },
     /// A product would have more elements than memory can address.
     #[error("a matrix of {rows} x {cols} is too large for this machine; lower --batch-tokens")]

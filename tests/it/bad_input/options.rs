@@ -30,7 +30,7 @@ const ALONE: &[Case] = &[
         exit: OTHER,
         stderr: &[
             "error: the GPU cuda:7 can't be used: ",
-            "\nhint: --device cpu computes without one\n",
+            "; --device cpu computes without one\n",
         ],
     },
     Case {

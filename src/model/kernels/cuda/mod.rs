@@ -39,6 +39,8 @@ use super::shapes::{
 };
 use crate::model::Error;
 use crate::model::architecture::{Activation, RopeConfig};
+#[cfg(feature = "cuda")]
+use crate::model::no_gpu::NoGpu;
 use crate::model::row_layout::RowLayout;
 
 /// The kernels of an NVIDIA GPU.
@@ -50,7 +52,7 @@ pub(crate) struct Cuda {
 impl Cuda {
     /// Opens the GPU of a number; an error says why that is impossible.
     #[cfg(feature = "cuda")]
-    pub fn open(number: usize) -> Result<Self, String> {
+    pub fn open(number: usize) -> Result<Self, NoGpu> {
         Ok(Self {
             context: Context::new(Box::new(gpu::Gpu::open(number)?)),
         })
