@@ -63,7 +63,8 @@ fn of_model(error: &model::Error) -> u8 {
         | model::Error::Internal(_)
         | model::Error::Diverged { .. }
         | model::Error::NoGradient { .. }
-        | model::Error::NoGpu { .. } => OTHER,
+        | model::Error::NoGpu { .. }
+        | model::Error::OutOfMemory { .. } => OTHER,
         other if other.is_missing() => MISSING,
         _ => BAD_DATA,
     }

@@ -25,7 +25,41 @@ pub enum DeviceChoice {
     Cuda(usize),
     /// A GPU that is emulated on the CPU, for tests.
     #[cfg(feature = "cuda-emulator")]
-    CudaEmulated,
+    CudaEmulated(EmulatedCard),
+}
+
+/// An emulated GPU.
+#[cfg(feature = "cuda-emulator")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EmulatedCard {
+    /// Its number, which changes nothing.
+    pub number: usize,
+    /// Bytes of its memory that are free once models are loaded; `None` for no limit.
+    pub free_bytes: Option<u64>,
+}
+
+#[cfg(feature = "cuda-emulator")]
+impl EmulatedCard {
+    /// Parses a number, or bytes as `500MB`.
+    fn parse(text: &str) -> Option<Self> {
+        let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+        let unit = match text.get(digits.len()..)? {
+            "" => {
+                return Some(Self {
+                    number: digits.parse().ok()?,
+                    free_bytes: None,
+                });
+            }
+            "kB" => 1_000,
+            "MB" => 1_000_000,
+            "GB" => 1_000_000_000,
+            _ => return None,
+        };
+        Some(Self {
+            number: 0,
+            free_bytes: Some(digits.parse::<u64>().ok()?.checked_mul(unit)?),
+        })
+    }
 }
 
 impl FromStr for DeviceChoice {
@@ -37,7 +71,15 @@ impl FromStr for DeviceChoice {
             "cpu" => Ok(Self::Cpu),
             "cuda" => Ok(Self::Cuda(0)),
             #[cfg(feature = "cuda-emulator")]
-            "cuda-emulated" => Ok(Self::CudaEmulated),
+            "cuda-emulated" => Ok(Self::CudaEmulated(EmulatedCard::default())),
+            #[cfg(feature = "cuda-emulator")]
+            other if other.starts_with("cuda-emulated:") => other
+                .strip_prefix("cuda-emulated:")
+                .and_then(EmulatedCard::parse)
+                .map(Self::CudaEmulated)
+                .ok_or_else(|| {
+                    "expected cuda-emulated, cuda-emulated:N or cuda-emulated:500MB".to_owned()
+                }),
             other => other
                 .strip_prefix("cuda:")
                 .and_then(|number| number.parse().ok())
@@ -54,7 +96,11 @@ impl fmt::Display for DeviceChoice {
             Self::Cpu => f.write_str("cpu"),
             Self::Cuda(number) => write!(f, "cuda:{number}"),
             #[cfg(feature = "cuda-emulator")]
-            Self::CudaEmulated => f.write_str("cuda-emulated"),
+            Self::CudaEmulated(card) => match (card.number, card.free_bytes) {
+                (0, None) => f.write_str("cuda-emulated"),
+                (number, None) => write!(f, "cuda-emulated:{number}"),
+                (_, Some(bytes)) => write!(f, "cuda-emulated:{}kB", bytes / 1000),
+            },
         }
     }
 }
@@ -88,7 +134,10 @@ impl ComputeDevice {
         match choice {
             DeviceChoice::Cpu => Ok((Self::cpu(), None)),
             #[cfg(feature = "cuda-emulator")]
-            DeviceChoice::CudaEmulated => Ok((Self::with_kernels(Cuda::emulated()), None)),
+            DeviceChoice::CudaEmulated(card) => {
+                let kernels = Cuda::emulated_with(card.free_bytes);
+                Ok((Self::with_kernels(kernels), None))
+            }
             DeviceChoice::Cuda(number) => match cuda(number) {
                 Ok(device) => Ok((device, None)),
                 Err(problem) => Err(Error::NoGpu { number, problem }),
@@ -111,6 +160,15 @@ impl ComputeDevice {
         self.kernels.description()
     }
 
+    /// Returns how many bytes of its own memory are free; `None` if it has none of its own.
+    ///
+    /// # Errors
+    ///
+    /// When the device does not say.
+    pub fn free_bytes(&self) -> Result<Option<u64>, Error> {
+        self.kernels.free_bytes()
+    }
+
     /// Returns whether it computes in the machine's own memory, so that what is free there is a limit.
     pub fn uses_host_memory(&self) -> bool {
         matches!(self.location(), DeviceLocation::Cpu)
@@ -128,7 +186,8 @@ impl ComputeDevice {
 impl fmt::Display for ComputeDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.location() {
-            DeviceLocation::Cpu => f.write_str("cpu"),
+            // The CPU, or a GPU that it emulates.
+            DeviceLocation::Cpu => f.write_str(self.kind()),
             DeviceLocation::Cuda { gpu_id } => write!(f, "cuda:{gpu_id}"),
             DeviceLocation::Metal { gpu_id } => write!(f, "metal:{gpu_id}"),
         }

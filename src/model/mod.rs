@@ -32,8 +32,10 @@ pub use architecture::{
     QkNorm, RopeConfig,
 };
 pub use config::supported_model_types;
-pub use cost::{AnnealingMemory, AnnealingShape};
+pub use cost::{AnnealingMemory, AnnealingShape, GpuScoringMemory};
 pub use decoder::{Backward, Decoder};
+#[cfg(feature = "cuda-emulator")]
+pub use device::EmulatedCard;
 pub use device::{Compute, ComputeDevice, ComputeDtype, DeviceChoice};
 pub use error::Error;
 pub use files::{Builtin, ModelFile, ModelSource, ModelWeights, OpenModel};

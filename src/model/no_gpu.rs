@@ -81,7 +81,11 @@ impl fmt::Display for NoGpu {
             Self::NoSuchCard { count: 0, .. } => f.write_str("the driver sees no GPU"),
             Self::NoSuchCard { count: 1, .. } => f.write_str("the driver sees one GPU, cuda:0"),
             Self::NoSuchCard { count, .. } => {
-                write!(f, "the driver sees {count} GPUs, cuda:0 to cuda:{}", count - 1)
+                write!(
+                    f,
+                    "the driver sees {count} GPUs, cuda:0 to cuda:{}",
+                    count - 1
+                )
             }
             Self::OldCard {
                 name,

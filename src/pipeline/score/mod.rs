@@ -4,12 +4,14 @@
 //! all parts are there, the manifest is made from them, and from nothing else: it is the same whoever computed
 //! them, in however many attempts.
 
+mod batches;
 mod chat;
 mod left_out;
 mod models;
 mod options;
 mod prepare;
 mod resume;
+mod scorer;
 
 use anyhow::{Context, Result};
 use serde::Serialize;

@@ -311,6 +311,32 @@ fn keep_freed_memory(stream: &Arc<CudaStream>) -> Result<(), result::DriverError
     }
 }
 
+/// Returns the bytes that the pool of device memory has kept and that nothing uses.
+fn kept_bytes(stream: &Arc<CudaStream>) -> Result<u64, result::DriverError> {
+    let context = stream.context();
+    if !context.has_async_alloc() {
+        return Ok(0);
+    }
+    let (mut reserved, mut used) = (0_u64, 0_u64);
+    // SAFETY: the device is one that cudarc opened, the pool is its own, and both attributes are u64.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(context.cu_device())?;
+        for (attribute, value) in [
+            (
+                sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT,
+                &mut reserved,
+            ),
+            (
+                sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT,
+                &mut used,
+            ),
+        ] {
+            result::mem_pool::get_attribute(pool, attribute, std::ptr::from_mut(value).cast())?;
+        }
+    }
+    Ok(reserved.saturating_sub(used))
+}
+
 impl Driver for Gpu {
     fn name(&self) -> &str {
         &self.name
@@ -324,10 +350,29 @@ impl Driver for Gpu {
         Some(&self.description)
     }
 
+    fn free_bytes(&self) -> Result<Option<u64>, Error> {
+        let context = self.stream.context();
+        // What is freed but not yet so far in the stream's order counts as free after this.
+        self.stream.synchronize().map_err(failed)?;
+        let (free, _) = context.mem_get_info().map_err(failed)?;
+        let kept = kept_bytes(&self.stream).map_err(failed)?;
+        Ok(Some(free as u64 + kept))
+    }
+
     fn empty(&self, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
         // SAFETY: the trait's contract is that elements are written before they are read; on a GPU any bits are
         // valid ones.
-        Ok(unsafe { Tensor::empty(shape, dtype, &self.device) }?)
+        let tensor = unsafe { Tensor::empty(shape, dtype, &self.device) };
+        tensor.map_err(|error| {
+            let error = Error::from(error);
+            match error.is_out_of_memory() {
+                true => Error::OutOfMemory {
+                    wanted_bytes: (shape.iter().product::<usize>() * dtype.size_in_bytes()) as u64,
+                    free_bytes: self.free_bytes().ok().flatten().unwrap_or(0),
+                },
+                false => error,
+            }
+        })
     }
 
     fn upload(&self, words: &[u32]) -> Result<Tensor, Error> {

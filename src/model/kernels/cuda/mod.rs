@@ -17,6 +17,8 @@ mod driver;
 mod elementwise;
 #[cfg(feature = "cuda-emulator")]
 mod emulated;
+#[cfg(feature = "cuda-emulator")]
+mod emulated_memory;
 #[cfg(feature = "cuda")]
 mod gpu;
 mod head;
@@ -58,11 +60,17 @@ impl Cuda {
         })
     }
 
-    /// Returns the backend on an emulated GPU.
-    #[cfg(feature = "cuda-emulator")]
+    /// Returns the backend on an emulated GPU that nothing but the machine's memory limits.
+    #[cfg(all(test, feature = "cuda-emulator"))]
     pub fn emulated() -> Self {
+        Self::emulated_with(None)
+    }
+
+    /// Returns the backend on an emulated GPU, with so many bytes of memory that are free for activations.
+    #[cfg(feature = "cuda-emulator")]
+    pub fn emulated_with(free_bytes: Option<u64>) -> Self {
         Self {
-            context: Context::new(Box::new(emulated::Emulated::default())),
+            context: Context::new(Box::new(emulated::Emulated::new(free_bytes))),
         }
     }
 }
@@ -78,6 +86,10 @@ impl Kernels for Cuda {
 
     fn description(&self) -> Option<&str> {
         self.context.driver().description()
+    }
+
+    fn free_bytes(&self) -> Result<Option<u64>, Error> {
+        self.context.driver().free_bytes()
     }
 
     fn rope_table(&self, layout: &RowLayout, rope: &RopeConfig) -> Result<RopeTable, Error> {
