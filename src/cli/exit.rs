@@ -77,6 +77,9 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if cause.is::<Usage>() {
         return Some(USAGE);
     }
+    if let Some(error) = cause.downcast_ref::<super::gpus::WorkerFailed>() {
+        return Some(error.code);
+    }
     if cause.is::<Interrupted>() {
         return Some(RESUME);
     }

@@ -73,13 +73,17 @@ impl FromStr for DeviceChoice {
             #[cfg(feature = "cuda-emulator")]
             "cuda-emulated" => Ok(Self::CudaEmulated(EmulatedCard::default())),
             #[cfg(feature = "cuda-emulator")]
-            other if other.starts_with("cuda-emulated:") => other
+            other if other.starts_with("cuda-emulated:") && !other.contains(',') => other
                 .strip_prefix("cuda-emulated:")
                 .and_then(EmulatedCard::parse)
                 .map(Self::CudaEmulated)
                 .ok_or_else(|| {
                     "expected cuda-emulated, cuda-emulated:N or cuda-emulated:500MB".to_owned()
                 }),
+            several if several == "cuda:all" || several.contains(',') => Err(
+                "several GPUs are for remit-score; to train on several, give the shards to PyTorch (docs/gpu.md)"
+                    .to_owned(),
+            ),
             other => other
                 .strip_prefix("cuda:")
                 .and_then(|number| number.parse().ok())
@@ -149,6 +153,15 @@ impl ComputeDevice {
         }
     }
 
+    /// Returns the number of GPUs that there are here.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoGpu`] when there are none, or they can't be asked.
+    pub fn count_gpus() -> Result<usize, Error> {
+        count().map_err(|problem| Error::NoGpu { number: 0, problem })
+    }
+
     /// Returns what decides the bits of its results, without the device's number: `cpu`, or for example
     /// `cuda (NVIDIA H200, cuBLASLt 13.0.2)`.
     pub fn kind(&self) -> &str {
@@ -197,6 +210,16 @@ impl fmt::Display for ComputeDevice {
 #[cfg(not(feature = "cuda"))]
 fn cuda(_number: usize) -> Result<ComputeDevice, NoGpu> {
     Err(NoGpu::NotBuilt)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn count() -> Result<usize, NoGpu> {
+    Err(NoGpu::NotBuilt)
+}
+
+#[cfg(feature = "cuda")]
+fn count() -> Result<usize, NoGpu> {
+    Cuda::count()
 }
 
 /// Opens a GPU; an error says why that is impossible.

@@ -20,7 +20,7 @@ const ALONE: &[Case] = &[
         command: "remit-score corpus -o out --device tpu",
         exit: USAGE,
         stderr: &[
-            "error: invalid value 'tpu' for '--device <DEVICE>': expected auto, cpu, cuda or cuda:N",
+            "error: invalid value 'tpu' for '--device <DEVICE>': expected auto, cpu, cuda, cuda:N, cuda:N,N or cuda:all",
         ],
     },
     Case {

@@ -120,6 +120,20 @@ impl Gpu {
         }))
     }
 
+    /// Returns the number of GPUs, of which there is one at least.
+    pub fn count() -> Result<usize, NoGpu> {
+        let mut probe = Probe::default();
+        match guarded(count_of_gpus) {
+            Ok(Ok(count)) => probe.count = Some(count),
+            Ok(Err(error)) => probe.error = Some(error.to_string()),
+            Err(panic) => probe.panic = Some(panic),
+        }
+        match probe.problem() {
+            Some(problem) => Err(problem),
+            None => Ok(probe.count.unwrap_or(0)),
+        }
+    }
+
     /// Opens the GPU, and notes in the probe what is known by then. `None` if that speaks against it.
     fn opened(number: usize, probe: &mut Probe) -> Result<Option<Self>, String> {
         let reported = |error: &dyn fmt::Display| error.to_string();

@@ -60,6 +60,12 @@ impl Cuda {
         })
     }
 
+    /// Returns the number of GPUs, of which there is one at least.
+    #[cfg(feature = "cuda")]
+    pub fn count() -> Result<usize, NoGpu> {
+        gpu::Gpu::count()
+    }
+
     /// Returns the backend on an emulated GPU that nothing but the machine's memory limits.
     #[cfg(all(test, feature = "cuda-emulator"))]
     pub fn emulated() -> Self {
