@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::guard::process;
+use crate::guard;
 use crate::model::DeviceChoice;
 use crate::pipeline::score::{FromWorker, ScoreOptions, ScoreReport, Share, ToWorker};
 use crate::pipeline::{Interrupted, Progress, StopFlag};
@@ -65,7 +65,7 @@ fn start(
             arguments.extend(["--threads".into(), threads.to_string().into()]);
         }
         arguments.extend(std::env::args_os().skip(1));
-        let mut command = Command::new(process::this_program()?);
+        let mut command = Command::new(guard::this_program()?);
         command
             .args(arguments)
             .stdin(Stdio::piped())

@@ -197,21 +197,8 @@ static IDLE: Mutex<Vec<Worker>> = Mutex::new(Vec::new());
 /// Makes files be parsed in processes of this program, which are started with one argument, at which it has to call
 /// [`serve`].
 pub fn use_program(argument: &'static str) {
-    if let Ok(program) = this_program() {
+    if let Ok(program) = super::this_program() {
         let _ = PROGRAM.set((program, argument));
-    }
-}
-
-/// Returns the path of this program, to start it again.
-///
-/// # Errors
-///
-/// When the system doesn't say.
-pub fn this_program() -> io::Result<PathBuf> {
-    // The link stays right when the program is replaced while it runs.
-    match cfg!(target_os = "linux") {
-        true => Ok(PathBuf::from("/proc/self/exe")),
-        false => std::env::current_exe(),
     }
 }
 

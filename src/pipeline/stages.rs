@@ -144,12 +144,36 @@ enum Piece<'p, R> {
 /// The stage after has ended, and its error says why.
 struct HungUp;
 
-/// Computes and publishes the shards of the parts of a queue, `total_bytes` in all; returns the number of tokens.
+/// Computes and publishes the shards of these parts; returns the number of tokens.
 ///
 /// # Errors
 ///
 /// When a stage fails. Parts that are published by then stay.
 pub fn run(
+    source: &RowSource<'_>,
+    parts: &[&Part],
+    scorer: &dyn RowScorer,
+    sink: &ShardSink<'_>,
+    stop: &StopFlag,
+    progress: &dyn Progress,
+) -> Result<u64> {
+    let queue = InOrder::default();
+    queue.begin(
+        parts
+            .iter()
+            .map(|part| (part.index, part.size_bytes))
+            .collect(),
+    )?;
+    let bytes = parts.iter().map(|part| part.size_bytes).sum();
+    run_from(source, bytes, &queue, scorer, sink, stop, progress)
+}
+
+/// Computes and publishes the shards of the parts of a queue, `total_bytes` in all; returns the number of tokens.
+///
+/// # Errors
+///
+/// When a stage fails. Parts that are published by then stay.
+pub(super) fn run_from(
     source: &RowSource<'_>,
     total_bytes: u64,
     queue: &dyn PartQueue,

@@ -127,7 +127,8 @@ pub fn run_from(
             options: shard_options(options, plan.identity()?),
         };
         let bytes = mine.iter().map(|part| part.size_bytes).sum();
-        report.scored_tokens = stages::run(&source, bytes, queue, &scorer, &sink, stop, progress)?;
+        report.scored_tokens =
+            stages::run_from(&source, bytes, queue, &scorer, &sink, stop, progress)?;
         report.seconds = started.elapsed().as_secs_f64();
         missing = missing_parts(output, *format, corpus.parts())?;
         if let Some(gone) = mine.iter().find(|part| missing.contains(&part.index)) {
