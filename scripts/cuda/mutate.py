@@ -116,6 +116,18 @@ def table_of(results):
     return lines
 
 
+def write_page(lines, results):
+    ways = {how: sum(each == how for _, each in results) for how in ("wrong result", "crash", "deadlock", "hang")}
+    text = ", ".join(f"{count} by a {how}" for how, count in ways.items() if count)
+    page = PAGE.read_text()
+    before, _, rest = page.partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        sys.exit(f"mutate.py: {PAGE} has no place for the table")
+    summary = f"{len(results)} mutants, {sum(ways.values())} caught: {text}."
+    PAGE.write_text(before + BEGIN + "\n".join([*lines, "", summary]) + "\n" + END + after)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float)
@@ -155,15 +167,7 @@ def main():
     print("\n".join(lines))
     print(f"mutate.py: {len(results)} of {total} mutants run in {time.monotonic() - begin:.0f} s, {len(survived)} survived")
     if args.write and len(results) == total:
-        ways = {how: sum(each == how for _, each in results) for how in ("wrong result", "crash", "deadlock", "hang")}
-        text = ", ".join(f"{count} by a {how}" for how, count in ways.items() if count)
-        page = PAGE.read_text()
-        before, _, rest = page.partition(BEGIN)
-        _, found, after = rest.partition(END)
-        if not found:
-            sys.exit(f"mutate.py: {PAGE} has no place for the table")
-        summary = f"{total} mutants, {total - len(survived)} caught: {text}."
-        PAGE.write_text(before + BEGIN + "\n".join([*lines, "", summary]) + "\n" + END + after)
+        write_page(lines, results)
     sys.exit(1 if survived else 0)
 
 
