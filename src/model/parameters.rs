@@ -123,9 +123,7 @@ impl Parameters {
     ) -> Result<Self, Error> {
         let kernels = compute.kernels();
         let device = kernels.device();
-        if compute.trained {
-            kernels.prepare_for_training();
-        }
+        kernels.prepare_for_passes();
         let load = |(name, shape): &(String, Vec<usize>)| {
             Parameter::load(name, shape, weights, compute)?.to_device(device)
         };

@@ -17,6 +17,7 @@ use crate::escape::Show as _;
 use crate::fs::Digest;
 use crate::model::Error;
 use crate::model::architecture::{Architecture, EMBEDDING, LM_HEAD};
+use crate::model::kernels::tensor::{CHUNK, rounded};
 
 /// Most problems of tensors that are listed one by one.
 const MAX_LISTED: usize = 20;
@@ -290,7 +291,7 @@ impl ModelWeights {
         while start < place.range.end {
             let end = place.range.end.min(start + PIECE_BYTES);
             let piece = self.load_range(name, place, start..end)?;
-            values.par_extend(piece.par_iter().map(|value| bf16::from_f32(*value)));
+            values.extend_from_slice(&rounded(&piece));
             start = end;
         }
         Ok(values)
@@ -307,7 +308,12 @@ impl ModelWeights {
         let first = (range.start - place.range.start) / width(place.dtype).unwrap_or(1);
         let values = read::read(file, range, place.dtype)
             .ok_or(Error::Internal("a tensor that was not checked"))?;
-        match values.par_iter().position_first(|value| !value.is_finite()) {
+        // Without a way out of the loop, so that it is one of vectors.
+        let is_bad = |piece: &[f32]| piece.iter().fold(false, |bad, v| bad | !v.is_finite());
+        if !values.par_chunks(CHUNK).any(is_bad) {
+            return Ok(values);
+        }
+        match values.iter().position(|value| !value.is_finite()) {
             None => Ok(values),
             Some(element) => Err(Error::NotFinite {
                 model: self.model.clone(),

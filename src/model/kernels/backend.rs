@@ -62,8 +62,8 @@ pub(crate) trait Kernels: Debug + Send + Sync {
         usize::MAX
     }
 
-    /// Prepares the process for steps of training, which need buffers of the same sizes again and again.
-    fn prepare_for_training(&self) {}
+    /// Prepares the process for passes, which need buffers of the same sizes again and again.
+    fn prepare_for_passes(&self) {}
 
     /// Returns whether gradients are to be added in an order that does not depend on how a step is cut into
     /// micro-batches, see [`RowLayout::grad_chunks`]. The parts of a tied embedding's gradient are then kept

@@ -21,8 +21,29 @@ pub(crate) fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor
 
 /// Returns f32 elements as a bf16 tensor on the CPU, rounded to nearest even.
 pub(crate) fn rounded_to_bf16(values: &[f32], shape: impl Into<Shape>) -> Result<Tensor, Error> {
-    let narrow: Vec<bf16> = values.par_iter().map(|v| bf16::from_f32(*v)).collect();
-    bf16_tensor(narrow, shape)
+    bf16_tensor(rounded(values), shape)
+}
+
+/// Rounds f32 elements to bf16, to nearest even.
+pub(crate) fn rounded(values: &[f32]) -> Vec<bf16> {
+    let mut narrow = vec![bf16::ZERO; values.len()];
+    narrow
+        .par_chunks_mut(CHUNK)
+        .zip(values.par_chunks(CHUNK))
+        .for_each(|(narrow, values)| {
+            for (narrow, value) in narrow.iter_mut().zip(values) {
+                // As `bf16::from_f32`, without its branch.
+                let bits = value.to_bits();
+                let near = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+                let kept = if value.is_nan() {
+                    bits | 0x0040_0000
+                } else {
+                    near
+                };
+                *narrow = bf16::from_bits((kept >> 16) as u16);
+            }
+        });
+    narrow
 }
 
 /// Returns a bf16 tensor on the CPU that owns `values`; nothing is copied.

@@ -3,8 +3,8 @@
 /// Makes the allocator keep memory that was freed, for the rest of the process: of buffers up to 64 MiB.
 ///
 /// By default it returns every buffer of some megabytes to the operating system, which then hands it out
-/// again page by page, each filled with zeros: a training step spends a tenth of its time there. The buffers
-/// of one step are those of the next, so keeping them costs no memory at the peak. Larger ones, logits and
+/// again page by page, each filled with zeros: a training step spends a tenth of its time there, and scoring in
+/// bf16 as much. The buffers of one step or batch are those of the next, so keeping them costs no memory at the peak. Larger ones, logits and
 /// parameters, are few, and would leave holes that make the peak a matter of chance.
 pub(super) fn keep_freed() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]

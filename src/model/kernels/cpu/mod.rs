@@ -77,7 +77,7 @@ impl Kernels for Cpu {
         true
     }
 
-    fn prepare_for_training(&self) {
+    fn prepare_for_passes(&self) {
         malloc::keep_freed();
     }
 
