@@ -6,7 +6,9 @@ pub mod process;
 
 use std::any::Any;
 use std::cell::Cell;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+use std::path::PathBuf;
 use std::sync::Once;
 
 thread_local! {
@@ -35,6 +37,19 @@ pub fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     let outcome = catch_unwind(AssertUnwindSafe(call));
     DEPTH.set(DEPTH.get() - 1);
     outcome.map_err(|panic| text(panic.as_ref()))
+}
+
+/// Returns the path of this program, to start it again.
+///
+/// # Errors
+///
+/// When the system doesn't say.
+pub fn this_program() -> io::Result<PathBuf> {
+    // The link stays right when the program is replaced while it runs.
+    match cfg!(target_os = "linux") {
+        true => Ok(PathBuf::from("/proc/self/exe")),
+        false => std::env::current_exe(),
+    }
 }
 
 fn text(panic: &(dyn Any + Send)) -> String {

@@ -63,7 +63,8 @@ fn of_model(error: &model::Error) -> u8 {
         | model::Error::Internal(_)
         | model::Error::Diverged { .. }
         | model::Error::NoGradient { .. }
-        | model::Error::NoGpu { .. } => OTHER,
+        | model::Error::NoGpu { .. }
+        | model::Error::OutOfMemory { .. } => OTHER,
         other if other.is_missing() => MISSING,
         _ => BAD_DATA,
     }
@@ -75,6 +76,9 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     if cause.is::<Usage>() {
         return Some(USAGE);
+    }
+    if let Some(error) = cause.downcast_ref::<super::gpus::WorkerFailed>() {
+        return Some(error.code);
     }
     if cause.is::<Interrupted>() {
         return Some(RESUME);

@@ -202,6 +202,7 @@ const OPTIONS: [(&str, &[&str]); 2] = [
             "exclude",
             "files-from",
             "format",
+            "gpu-process",
             "ignore-config-field",
             "include",
             "input-format",

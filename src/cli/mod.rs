@@ -9,6 +9,8 @@ mod anneal_tests;
 mod config;
 mod exit;
 mod generate;
+mod gpu_worker;
+mod gpus;
 pub mod inspect;
 mod look;
 mod mistakes;

@@ -9,7 +9,8 @@ use clap::Parser;
 
 use super::progress::Console;
 use super::values::{
-    bytes, epsilon, extension, input_format, name_pattern, positive, row_length, temperature,
+    Devices, bytes, devices, epsilon, extension, input_format, name_pattern, positive, row_length,
+    temperature,
 };
 use super::worker::Worker;
 use super::{output, report, version};
@@ -17,7 +18,7 @@ use crate::corpus::{DEFAULT_MAX_RECORD_BYTES, DEFAULT_ZSTD_WINDOW_LOG, Input};
 use crate::demo;
 use crate::escape::Show as _;
 use crate::fs::{self, NamePattern, StdinCopy};
-use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
+use crate::model::{ComputeDevice, ComputeDtype, DeviceChoice, ModelSource};
 use crate::pack::Packing;
 use crate::pipeline::score::{
     AddToken, Checked, ComputeOptions, InputOptions, RowOptions, ScoreOptions, ScoreReport,
@@ -143,7 +144,8 @@ pub struct ScoreArgs {
     #[arg(long, value_enum, value_name = "HOW")]
     special_tokens_in_text: Option<SpecialTokensInText>,
 
-    /// Most tokens in a batch; the results do not depend on it [default: 16384, or 131072 with --stream-weights]
+    /// Most tokens in a batch; the results do not depend on it [default: 16384, or 131072 with
+    /// --stream-weights; on a GPU what its memory has room for]
     #[arg(long, value_name = "TOKENS", value_parser = positive)]
     batch_tokens: Option<usize>,
 
@@ -156,9 +158,13 @@ pub struct ScoreArgs {
     #[arg(long, value_enum, default_value_t)]
     dtype: ComputeDtype,
 
-    /// Device to compute on: auto, cpu, cuda or cuda:N; auto takes a GPU if it can
-    #[arg(long, value_name = "DEVICE", default_value_t)]
-    device: DeviceChoice,
+    /// Device to compute on: auto, cpu, cuda or cuda:N; cuda:0,1 or cuda:all for several GPUs; auto takes one if it can
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = devices)]
+    device: Devices,
+
+    /// Work on this device for the process that started this one
+    #[arg(long, value_name = "DEVICE", hide = true)]
+    gpu_process: Option<DeviceChoice>,
 
     /// Static weights lie within 1 - EPSILON and 1 + EPSILON
     #[arg(long, default_value_t = DEFAULT_EPSILON, value_parser = epsilon)]
@@ -228,6 +234,10 @@ pub(super) struct Resolved {
     dry_run: bool,
     json: bool,
     is_demo: bool,
+    /// All devices, where there are several.
+    devices: Option<Vec<DeviceChoice>>,
+    /// Whether another process hands out the parts.
+    is_gpu_process: bool,
     /// The variable that this worker's number is from, if it was not given.
     worker_from: Option<&'static str>,
 }
@@ -263,6 +273,7 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
         stream_weights,
         dtype,
         device,
+        gpu_process,
         epsilon,
         temperature,
         exact,
@@ -293,6 +304,20 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
             return Err(BadInput(format!("{}: the list names no file", list.shown())).into());
         }
         all_inputs.push(Input::List(files));
+    }
+    let is_gpu_process = gpu_process.is_some();
+    let devices = match (gpu_process, device) {
+        (Some(device), _) | (None, Devices::One(device)) => vec![device],
+        (None, Devices::Several(devices)) => devices,
+        (None, Devices::AllGpus) => (0..ComputeDevice::count_gpus()?)
+            .map(DeviceChoice::Cuda)
+            .collect(),
+    };
+    if devices.len() > 1 && stdin_inputs + usize::from(reads_list) > 0 {
+        return Err(Usage(
+            "stdin, -, can't be read by a process for each GPU\nhint: write it to a file, and give that".to_owned(),
+        )
+        .into());
     }
     let is_demo = rl_model.is_none();
     let (rl, base) = match rl_model {
@@ -341,7 +366,7 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
                 batch_tokens,
                 stream_weights,
                 dtype,
-                device,
+                device: devices.first().copied().unwrap_or_default(),
                 ignored_fields: ignore_config_fields,
             },
             shards: SetOptions {
@@ -362,6 +387,8 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
         dry_run,
         json,
         is_demo,
+        devices: (devices.len() > 1).then_some(devices),
+        is_gpu_process,
         worker_from: worker.from,
     })
 }
@@ -375,10 +402,15 @@ pub fn run(args: ScoreArgs) -> Result<()> {
         dry_run,
         json,
         is_demo,
+        devices,
+        is_gpu_process,
         worker_from,
     } = resolve(args)?;
     super::set_threads(threads)?;
     let stop = StopFlag::on_signals()?;
+    if is_gpu_process {
+        return super::gpu_worker::run(&options, &stop);
+    }
     let console = Console::new(json);
     if is_demo {
         console.warn(
@@ -403,6 +435,13 @@ pub fn run(args: ScoreArgs) -> Result<()> {
         *input = Input::Path(stdin.path());
     }
     if dry_run {
+        if let Some(devices) = &devices {
+            console.note(&format!(
+                "the estimate is for {} alone; {} share the work",
+                options.compute.device,
+                devices.len()
+            ));
+        }
         let estimate = pipeline::estimate::run(&options, &stop, &console)?;
         return if json {
             output::print_json(&serde_json::to_string(&estimate)?)
@@ -410,7 +449,10 @@ pub fn run(args: ScoreArgs) -> Result<()> {
             output::print(&report::estimate(&estimate))
         };
     }
-    let report = pipeline::score::run(&options, &stop, &console)?;
+    let report = match devices {
+        Some(devices) => super::gpus::run(&options, &devices, threads.is_some(), &stop, &console)?,
+        None => pipeline::score::run(&options, &stop, &console)?,
+    };
     if let Some(manifest) = &report.manifest
         && manifest.totals.rows == 0
     {

@@ -2,8 +2,44 @@
 
 use crate::corpus;
 use crate::fs::NamePattern;
+use crate::model::DeviceChoice;
 use crate::pack::{Packer, Packing};
 use crate::weight::{DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
+
+/// The devices that a user asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Devices {
+    /// One.
+    One(DeviceChoice),
+    /// Several GPUs.
+    Several(Vec<DeviceChoice>),
+    /// All GPUs that there are.
+    AllGpus,
+}
+
+/// Parses devices: one, or several GPUs.
+pub(super) fn devices(text: &str) -> Result<Devices, String> {
+    if text == "cuda:all" {
+        return Ok(Devices::AllGpus);
+    }
+    let Some((kind, numbers)) = text
+        .split_once(':')
+        .filter(|(_, numbers)| numbers.contains(','))
+    else {
+        return text.parse().map(Devices::One).map_err(|reason: String| {
+            reason.replace("cuda or cuda:N", "cuda, cuda:N, cuda:N,N or cuda:all")
+        });
+    };
+    let mut all: Vec<DeviceChoice> = Vec::new();
+    for number in numbers.split(',') {
+        let device = format!("{kind}:{number}").parse()?;
+        if all.contains(&device) {
+            return Err(format!("{device} is given twice"));
+        }
+        all.push(device);
+    }
+    Ok(Devices::Several(all))
+}
 
 /// Parses a whole number greater than 0.
 pub(super) fn positive(text: &str) -> Result<usize, String> {

@@ -197,13 +197,7 @@ static IDLE: Mutex<Vec<Worker>> = Mutex::new(Vec::new());
 /// Makes files be parsed in processes of this program, which are started with one argument, at which it has to call
 /// [`serve`].
 pub fn use_program(argument: &'static str) {
-    // The link stays right when the program is replaced while it runs.
-    let link = PathBuf::from("/proc/self/exe");
-    let program = match cfg!(target_os = "linux") {
-        true => Ok(link),
-        false => std::env::current_exe(),
-    };
-    if let Ok(program) = program {
+    if let Ok(program) = super::this_program() {
         let _ = PROGRAM.set((program, argument));
     }
 }

@@ -7,6 +7,12 @@ use super::kernels::cpu::lm_head::logits_rows;
 
 const F32_BYTES: u64 = size_of::<f32>() as u64;
 
+/// Tokens and vocabulary entries whose logits a GPU holds at a time.
+const GPU_LOGITS_TILE: [usize; 2] = [1024, 8192];
+
+/// Tokens whose multiple a GPU allocates.
+const GPU_ROW_TILE: usize = 256;
+
 /// Returns how many keys a token attends to, its own included, averaged over a row of `seq_len` tokens.
 fn mean_seen(seq_len: usize, window: Option<usize>) -> f64 {
     let n = seq_len as f64;
@@ -81,6 +87,38 @@ impl Architecture {
         (self.num_parameters() * bytes_per_weight as u64).saturating_add(activations as u64)
     }
 
+    /// Estimates the bytes that scoring needs on a GPU, where all tokens of a batch go through a layer at once.
+    pub fn gpu_scoring_memory(&self, dtype: ComputeDtype) -> GpuScoringMemory {
+        let element = match dtype {
+            ComputeDtype::F32 => F32_BYTES,
+            ComputeDtype::Bf16 | ComputeDtype::Bf16Split => 2,
+        };
+        let widest = |block: &BlockConfig| {
+            let latent = match block.projections {
+                Projections::Mla(mla) => 2 * (mla.q_lora_rank.unwrap_or(0) + mla.kv_lora_rank),
+                _ => 0,
+            };
+            let attention = 2 * block.query_width()
+                + block.attention_width()
+                + 2 * (block.key_width() + block.value_width())
+                + latent;
+            attention.max(3 * block.intermediate_size)
+        };
+        let of_widest =
+            |of: fn(&BlockConfig) -> usize| self.blocks.iter().map(of).max().unwrap_or(0);
+        let widest = self.blocks.iter().map(widest).max().unwrap_or(0);
+        let heads = of_widest(|block| block.num_heads);
+        // The residual stream, the input and output of a layer, and the norm of that.
+        let features = (widest + 4 * self.hidden_size) as u64;
+        let [tokens, entries] = GPU_LOGITS_TILE;
+        GpuScoringMemory {
+            weights_bytes: self.num_parameters() * element,
+            // A sum of attention for each head; of the head a few numbers.
+            bytes_per_token: features * element + (heads + 8) as u64 * F32_BYTES,
+            fixed_bytes: (tokens * self.vocab_size.min(entries)) as u64 * F32_BYTES,
+        }
+    }
+
     /// Estimates the bytes that training needs on the CPU, by their use.
     pub fn annealing_memory(&self, run: &AnnealingShape) -> AnnealingMemory {
         let matrices: u64 = self
@@ -134,6 +172,34 @@ impl Architecture {
             ),
             logits_bytes: (logits_rows * self.vocab_size) as u64 * F32_BYTES + widened_head,
         }
+    }
+}
+
+/// Bytes that scoring needs on a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GpuScoringMemory {
+    /// Parameters.
+    pub weights_bytes: u64,
+    /// Activations at their peak, per token of a batch.
+    pub bytes_per_token: u64,
+    /// What does not depend on the batch.
+    pub fixed_bytes: u64,
+}
+
+impl GpuScoringMemory {
+    /// Returns the bytes that a batch needs besides the weights.
+    pub fn batch_bytes(&self, tokens: usize) -> u64 {
+        let tokens = tokens.next_multiple_of(GPU_ROW_TILE) as u64;
+        self.bytes_per_token
+            .saturating_mul(tokens)
+            .saturating_add(self.fixed_bytes)
+    }
+
+    /// Returns the largest batch whose activations fit into so many bytes, tokens.
+    pub fn tokens_within(&self, bytes: u64) -> usize {
+        let tokens = bytes.saturating_sub(self.fixed_bytes) / self.bytes_per_token.max(1);
+        let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
+        tokens / GPU_ROW_TILE * GPU_ROW_TILE
     }
 }
 

@@ -329,6 +329,38 @@ fn bf16_throughout_is_nearer_to_f32_than_the_portable_operations_are() {
 
 #[cfg(feature = "cuda-emulator")]
 #[test]
+fn a_batch_fits_into_the_memory_that_was_estimated_for_it_and_not_into_a_quarter() {
+    for path in models() {
+        for dtype in [ComputeDtype::F32, ComputeDtype::Bf16] {
+            let score = |free_bytes: u64| {
+                let compute = Compute {
+                    dtype,
+                    ..on(Cuda::emulated_with(Some(free_bytes)))
+                };
+                let model = load_on(&path, &compute);
+                let rows = rows(model.architecture().vocab_size);
+                let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+                model.target_log_probs(&rows).map(drop)
+            };
+            let open = OpenModel::open(&ModelSource::Directory(path.clone())).unwrap();
+            let needs = open.architecture().gpu_scoring_memory(dtype);
+            let what = format!("{} in {dtype}", path.display());
+            // Of 123 tokens, which take the memory of 256.
+            let bytes = needs.batch_bytes(123);
+            assert_eq!(needs.tokens_within(bytes), 256, "{what}");
+            // The logits of so few tokens take a quarter of the tile.
+            let bytes = bytes - needs.fixed_bytes * 3 / 4;
+            score(bytes).unwrap_or_else(|error| panic!("{what}: {error}"));
+            let Err(error) = score(bytes / 4) else {
+                panic!("{what} fits into a quarter of the estimate")
+            };
+            assert!(error.is_out_of_memory(), "{what}: {error}");
+        }
+    }
+}
+
+#[cfg(feature = "cuda-emulator")]
+#[test]
 fn a_row_has_the_same_bits_on_an_emulated_gpu_alone_and_in_every_batch() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models");
     let dtypes = [ComputeDtype::F32, ComputeDtype::Bf16];

@@ -10,6 +10,7 @@ use super::Error;
 #[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
 use super::kernels::Cuda;
 use super::kernels::{Activations, Cpu, Kernels};
+use super::no_gpu::NoGpu;
 
 /// The device as a user asks for it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -24,7 +25,41 @@ pub enum DeviceChoice {
     Cuda(usize),
     /// A GPU that is emulated on the CPU, for tests.
     #[cfg(feature = "cuda-emulator")]
-    CudaEmulated,
+    CudaEmulated(EmulatedCard),
+}
+
+/// An emulated GPU.
+#[cfg(feature = "cuda-emulator")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EmulatedCard {
+    /// Its number, which changes nothing.
+    pub number: usize,
+    /// Bytes of its memory that are free once models are loaded; `None` for no limit.
+    pub free_bytes: Option<u64>,
+}
+
+#[cfg(feature = "cuda-emulator")]
+impl EmulatedCard {
+    /// Parses a number, or bytes as `500MB`.
+    fn parse(text: &str) -> Option<Self> {
+        let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+        let unit = match text.get(digits.len()..)? {
+            "" => {
+                return Some(Self {
+                    number: digits.parse().ok()?,
+                    free_bytes: None,
+                });
+            }
+            "kB" => 1_000,
+            "MB" => 1_000_000,
+            "GB" => 1_000_000_000,
+            _ => return None,
+        };
+        Some(Self {
+            number: 0,
+            free_bytes: Some(digits.parse::<u64>().ok()?.checked_mul(unit)?),
+        })
+    }
 }
 
 impl FromStr for DeviceChoice {
@@ -36,7 +71,19 @@ impl FromStr for DeviceChoice {
             "cpu" => Ok(Self::Cpu),
             "cuda" => Ok(Self::Cuda(0)),
             #[cfg(feature = "cuda-emulator")]
-            "cuda-emulated" => Ok(Self::CudaEmulated),
+            "cuda-emulated" => Ok(Self::CudaEmulated(EmulatedCard::default())),
+            #[cfg(feature = "cuda-emulator")]
+            other if other.starts_with("cuda-emulated:") && !other.contains(',') => other
+                .strip_prefix("cuda-emulated:")
+                .and_then(EmulatedCard::parse)
+                .map(Self::CudaEmulated)
+                .ok_or_else(|| {
+                    "expected cuda-emulated, cuda-emulated:N or cuda-emulated:500MB".to_owned()
+                }),
+            several if several == "cuda:all" || several.contains(',') => Err(
+                "several GPUs are for remit-score; to train on several, give the shards to PyTorch (docs/gpu.md)"
+                    .to_owned(),
+            ),
             other => other
                 .strip_prefix("cuda:")
                 .and_then(|number| number.parse().ok())
@@ -53,7 +100,11 @@ impl fmt::Display for DeviceChoice {
             Self::Cpu => f.write_str("cpu"),
             Self::Cuda(number) => write!(f, "cuda:{number}"),
             #[cfg(feature = "cuda-emulator")]
-            Self::CudaEmulated => f.write_str("cuda-emulated"),
+            Self::CudaEmulated(card) => match (card.number, card.free_bytes) {
+                (0, None) => f.write_str("cuda-emulated"),
+                (number, None) => write!(f, "cuda-emulated:{number}"),
+                (_, Some(bytes)) => write!(f, "cuda-emulated:{}kB", bytes / 1000),
+            },
         }
     }
 }
@@ -83,20 +134,32 @@ impl ComputeDevice {
     /// # Errors
     ///
     /// [`Error::NoGpu`] when a GPU was asked for by name and can't be used.
-    pub fn open(choice: DeviceChoice) -> Result<(Self, Option<String>), Error> {
+    pub fn open(choice: DeviceChoice) -> Result<(Self, Option<NoGpu>), Error> {
         match choice {
             DeviceChoice::Cpu => Ok((Self::cpu(), None)),
             #[cfg(feature = "cuda-emulator")]
-            DeviceChoice::CudaEmulated => Ok((Self::with_kernels(Cuda::emulated()), None)),
+            DeviceChoice::CudaEmulated(card) => {
+                let kernels = Cuda::emulated_with(card.free_bytes);
+                Ok((Self::with_kernels(kernels), None))
+            }
             DeviceChoice::Cuda(number) => match cuda(number) {
                 Ok(device) => Ok((device, None)),
-                Err(reason) => Err(Error::NoGpu { number, reason }),
+                Err(problem) => Err(Error::NoGpu { number, problem }),
             },
             DeviceChoice::Auto => match cuda(0) {
                 Ok(device) => Ok((device, None)),
-                Err(reason) => Ok((Self::cpu(), Some(reason))),
+                Err(problem) => Ok((Self::cpu(), Some(problem))),
             },
         }
+    }
+
+    /// Returns the number of GPUs that there are here.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoGpu`] when there are none, or they can't be asked.
+    pub fn count_gpus() -> Result<usize, Error> {
+        count().map_err(|problem| Error::NoGpu { number: 0, problem })
     }
 
     /// Returns what decides the bits of its results, without the device's number: `cpu`, or for example
@@ -108,6 +171,15 @@ impl ComputeDevice {
     /// Returns the card and the versions of what drives it, for people; `None` for the CPU.
     pub fn description(&self) -> Option<&str> {
         self.kernels.description()
+    }
+
+    /// Returns how many bytes of its own memory are free; `None` if it has none of its own.
+    ///
+    /// # Errors
+    ///
+    /// When the device does not say.
+    pub fn free_bytes(&self) -> Result<Option<u64>, Error> {
+        self.kernels.free_bytes()
     }
 
     /// Returns whether it computes in the machine's own memory, so that what is free there is a limit.
@@ -127,7 +199,8 @@ impl ComputeDevice {
 impl fmt::Display for ComputeDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.location() {
-            DeviceLocation::Cpu => f.write_str("cpu"),
+            // The CPU, or a GPU that it emulates.
+            DeviceLocation::Cpu => f.write_str(self.kind()),
             DeviceLocation::Cuda { gpu_id } => write!(f, "cuda:{gpu_id}"),
             DeviceLocation::Metal { gpu_id } => write!(f, "metal:{gpu_id}"),
         }
@@ -135,13 +208,23 @@ impl fmt::Display for ComputeDevice {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda(_number: usize) -> Result<ComputeDevice, String> {
-    Err("this program was built without CUDA; scripts/build-cuda.sh builds it with".to_owned())
+fn cuda(_number: usize) -> Result<ComputeDevice, NoGpu> {
+    Err(NoGpu::NotBuilt)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn count() -> Result<usize, NoGpu> {
+    Err(NoGpu::NotBuilt)
+}
+
+#[cfg(feature = "cuda")]
+fn count() -> Result<usize, NoGpu> {
+    Cuda::count()
 }
 
 /// Opens a GPU; an error says why that is impossible.
 #[cfg(feature = "cuda")]
-fn cuda(number: usize) -> Result<ComputeDevice, String> {
+fn cuda(number: usize) -> Result<ComputeDevice, NoGpu> {
     Cuda::open(number).map(ComputeDevice::with_kernels)
 }
 

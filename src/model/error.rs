@@ -1,5 +1,6 @@
 //! Errors of models.
 
+use super::no_gpu::NoGpu;
 use crate::fs;
 
 /// A model that can't be read or run.
@@ -141,13 +142,22 @@ pub enum Error {
     },
     /// A GPU was asked for, and can't be used.
     #[error(
-        "the GPU cuda:{number} can't be used: {reason}\nhint: --device cpu computes without one"
+        "the GPU cuda:{number} can't be used: {problem}\nhint: {}; --device cpu computes without one",
+        problem.way_out()
     )]
     NoGpu {
         /// Number of the GPU.
         number: usize,
         /// Why.
-        reason: String,
+        problem: NoGpu,
+    },
+    /// The device has too little memory left.
+    #[error("out of memory: {} kB more were asked for, and {} kB are free", wanted_bytes / 1000, free_bytes / 1000)]
+    OutOfMemory {
+        /// Bytes that were asked for.
+        wanted_bytes: u64,
+        /// Bytes that were free.
+        free_bytes: u64,
     },
     /// A product would have more elements than memory can address.
     #[error("a matrix of {rows} x {cols} is too large for this machine; lower --batch-tokens")]
@@ -166,12 +176,51 @@ pub enum Error {
 }
 
 impl Error {
+    /// Returns whether the device's memory was too small, so that less at a time may do.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::OutOfMemory { .. } => true,
+            // The tensor library passes on CUDA's errors as texts.
+            Self::Compute(error) => tells_of_memory(&error.to_string()),
+            _ => false,
+        }
+    }
+
     /// Returns whether the cause is a file or folder that does not exist.
     pub fn is_missing(&self) -> bool {
         match self {
             Self::Fs(error) => error.is_missing(),
             Self::MissingFile { .. } | Self::NotAFolder { .. } => true,
             _ => false,
+        }
+    }
+}
+
+/// Returns whether a text of CUDA's or of one of its libraries says that memory is short.
+pub(super) fn tells_of_memory(text: &str) -> bool {
+    text.contains("CUDA_ERROR_OUT_OF_MEMORY") || text.contains("CUBLAS_STATUS_ALLOC_FAILED")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_memory_is_told_apart_from_other_errors_of_a_gpu() {
+        let compute = |text: &str| Error::Compute(candle_core::Error::Msg(text.to_owned()));
+        let texts = [
+            (
+                "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")",
+                true,
+            ),
+            ("CublasError(CUBLAS_STATUS_ALLOC_FAILED)", true),
+            (
+                "DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, \"an illegal memory access\")",
+                false,
+            ),
+        ];
+        for (text, is_memory) in texts {
+            assert_eq!(compute(text).is_out_of_memory(), is_memory, "{text}");
         }
     }
 }

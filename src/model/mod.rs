@@ -20,6 +20,7 @@ mod error;
 mod files;
 mod gradients;
 mod kernels;
+mod no_gpu;
 mod parameters;
 mod pass;
 mod qkv;
@@ -31,8 +32,10 @@ pub use architecture::{
     QkNorm, RopeConfig,
 };
 pub use config::supported_model_types;
-pub use cost::{AnnealingMemory, AnnealingShape};
+pub use cost::{AnnealingMemory, AnnealingShape, GpuScoringMemory};
 pub use decoder::{Backward, Decoder};
+#[cfg(feature = "cuda-emulator")]
+pub use device::EmulatedCard;
 pub use device::{Compute, ComputeDevice, ComputeDtype, DeviceChoice};
 pub use error::Error;
 pub use files::{Builtin, ModelFile, ModelSource, ModelWeights, OpenModel};
@@ -42,6 +45,7 @@ pub use kernels::cpu::SCORING_ACTIVATION_BYTES;
 pub(crate) use kernels::tensor::{set_values, zeros_f32};
 pub(crate) use kernels::{AdamWState, AdamWStep};
 pub use kernels::{RowOutputs, WeightFn};
+pub use no_gpu::NoGpu;
 pub use parameters::{Parameter, Parameters};
 pub use row_layout::{GRAD_CHUNK_TOKENS, RowLayout};
 pub use streamed::StreamedDecoder;

@@ -22,8 +22,9 @@ pub(crate) fn open_device(
         ))
         .into());
     }
-    if let Some(reason) = why_not_a_gpu {
-        progress.note(&format!("computing on the {device}: {reason}"));
+    if let Some(problem) = why_not_a_gpu {
+        let way_out = problem.way_out();
+        progress.note(&format!("computing on the {device}: {problem}; {way_out}"));
     }
     if let Some(description) = device.description() {
         progress.note(&format!("computing on {device}: {description}"));

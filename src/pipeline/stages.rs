@@ -2,10 +2,12 @@
 //! models; a thread writes. Bounded queues lie between them, so that none waits for another longer than
 //! the slowest one takes, and memory does not grow with the corpus.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::{BadInput, Progress, StopFlag};
 use crate::corpus::{Corpus, Documents, Part};
@@ -66,8 +68,73 @@ pub struct ShardSink<'a> {
     pub options: ShardOptions,
 }
 
+/// Hands out the parts of a run.
+pub trait PartQueue: Sync {
+    /// Takes the parts that there are to do, with their bytes.
+    ///
+    /// # Errors
+    ///
+    /// When whoever hands them out can't be told.
+    fn begin(&self, parts: Vec<(u32, u64)>) -> Result<()>;
+
+    /// Returns the next part to do; `None` when nothing is left. May wait until that is known.
+    ///
+    /// # Errors
+    ///
+    /// When whoever hands them out can't be asked.
+    fn next(&self) -> Result<Option<u32>>;
+
+    /// Takes notice that a part's shard is there.
+    ///
+    /// # Errors
+    ///
+    /// When whoever hands them out can't be told.
+    fn published(&self, part: u32) -> Result<()>;
+
+    /// Ends all waiting in [`PartQueue::next`]: no more parts will be done.
+    fn close(&self);
+
+    /// Returns whether this run completes the set when nothing is missing, and not another.
+    fn completes(&self) -> bool;
+}
+
+/// All parts of a run, one after the other.
+#[derive(Debug, Default)]
+pub struct InOrder(Mutex<VecDeque<u32>>);
+
+impl InOrder {
+    fn left(&self) -> MutexGuard<'_, VecDeque<u32>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PartQueue for InOrder {
+    fn begin(&self, parts: Vec<(u32, u64)>) -> Result<()> {
+        self.left().extend(parts.into_iter().map(|(part, _)| part));
+        Ok(())
+    }
+
+    fn next(&self) -> Result<Option<u32>> {
+        Ok(self.left().pop_front())
+    }
+
+    fn published(&self, _part: u32) -> Result<()> {
+        Ok(())
+    }
+
+    fn close(&self) {
+        self.left().clear();
+    }
+
+    fn completes(&self) -> bool {
+        true
+    }
+}
+
 /// A piece of a part, which goes from stage to stage.
-enum Piece<R> {
+enum Piece<'p, R> {
+    /// A part begins.
+    Begin(&'p Part),
     /// Rows of the current part, and how many bytes of text they were made from.
     Rows(Vec<R>, u64),
     /// The current part is complete.
@@ -90,13 +157,39 @@ pub fn run(
     stop: &StopFlag,
     progress: &dyn Progress,
 ) -> Result<u64> {
-    progress.begin("scoring", parts.iter().map(|part| part.size_bytes).sum());
+    let queue = InOrder::default();
+    queue.begin(
+        parts
+            .iter()
+            .map(|part| (part.index, part.size_bytes))
+            .collect(),
+    )?;
+    let bytes = parts.iter().map(|part| part.size_bytes).sum();
+    run_from(source, bytes, &queue, scorer, sink, stop, progress)
+}
+
+/// Computes and publishes the shards of the parts of a queue, `total_bytes` in all; returns the number of tokens.
+///
+/// # Errors
+///
+/// When a stage fails. Parts that are published by then stay.
+pub(super) fn run_from(
+    source: &RowSource<'_>,
+    total_bytes: u64,
+    queue: &dyn PartQueue,
+    scorer: &dyn RowScorer,
+    sink: &ShardSink<'_>,
+    stop: &StopFlag,
+    progress: &dyn Progress,
+) -> Result<u64> {
+    progress.begin("scoring", total_bytes);
     let outcome = std::thread::scope(|scope| -> Result<u64> {
         let (send_rows, rows) = sync_channel(QUEUE_LEN);
         let (send_scored, scored) = sync_channel(QUEUE_LEN);
-        let reader = scope.spawn(move || source.read(parts, &send_rows));
-        let writer = scope.spawn(move || sink.write(parts, &scored));
-        let tokens = score(parts, &rows, scorer, &send_scored, stop, progress);
+        let reader = scope.spawn(move || source.read(queue, &send_rows));
+        let writer = scope.spawn(move || sink.write(queue, &scored));
+        let tokens = score(&rows, scorer, &send_scored, stop, progress);
+        queue.close();
         // With its queues gone, a stage that still waits is woken and ends.
         drop((rows, send_scored));
         let panicked = |what| move |_| anyhow::anyhow!("the {what} thread panicked");
@@ -113,7 +206,7 @@ pub fn run(
     outcome
 }
 
-impl RowSource<'_> {
+impl<'a> RowSource<'a> {
     /// Returns the rows of the first documents of a part, up to about `max_bytes` of text, and the number of
     /// documents and bytes they are from.
     ///
@@ -186,9 +279,15 @@ impl RowSource<'_> {
     }
 
     /// Runs the first stage: reads, encodes and packs.
-    fn read(&self, parts: &[&Part], send: &SyncSender<Piece<Row>>) -> Result<()> {
+    fn read(&self, queue: &dyn PartQueue, send: &SyncSender<Piece<'a, Row>>) -> Result<()> {
         let mut documents = self.corpus.reader();
-        for part in parts {
+        while let Some(index) = queue.next()? {
+            let parts = self.corpus.parts();
+            let part = parts.iter().find(|part| part.index == index);
+            let part = part.with_context(|| format!("the corpus has no part {index}"))?;
+            if send.send(Piece::Begin(part)).is_err() {
+                return Ok(());
+            }
             documents.begin(part);
             let mut packer = self.packer()?;
             let mut waiting: Vec<Document> = Vec::new();
@@ -259,17 +358,23 @@ fn too_many(part: &Part, rejects: &[Reject]) -> BadInput {
 }
 
 /// Runs the stage in the middle: scores. Returns the number of tokens that went through.
-fn score(
-    parts: &[&Part],
-    rows: &Receiver<Piece<Row>>,
+fn score<'p>(
+    rows: &Receiver<Piece<'p, Row>>,
     scorer: &dyn RowScorer,
-    send: &SyncSender<Piece<ScoredRow>>,
+    send: &SyncSender<Piece<'p, ScoredRow>>,
     stop: &StopFlag,
     progress: &dyn Progress,
 ) -> Result<Result<u64, HungUp>> {
     let mut tokens = 0;
     let mut done_bytes = 0;
-    for part in parts {
+    // The stage before hangs up when nothing is left, or with an error of its own.
+    while let Ok(piece) = rows.recv() {
+        let Piece::Begin(part) = piece else {
+            return Ok(Err(HungUp));
+        };
+        if send.send(Piece::Begin(part)).is_err() {
+            return Ok(Err(HungUp));
+        }
         let mut batch: Vec<Row> = Vec::new();
         let mut batch_tokens = 0;
         let mut part_bytes = 0;
@@ -288,6 +393,7 @@ fn score(
             let (rows, bytes) = match piece {
                 Piece::Rows(rows, bytes) => (rows, bytes),
                 Piece::End(stats, rejects) => break (stats, rejects),
+                Piece::Begin(_) => return Ok(Err(HungUp)),
             };
             part_bytes += bytes;
             let done = done_bytes + part_bytes.min(part.size_bytes);
@@ -315,8 +421,9 @@ fn score(
 
 impl ShardSink<'_> {
     /// Runs the last stage: writes and publishes.
-    fn write(&self, parts: &[&Part], scored: &Receiver<Piece<ScoredRow>>) -> Result<()> {
-        for part in parts {
+    fn write(&self, queue: &dyn PartQueue, scored: &Receiver<Piece<'_, ScoredRow>>) -> Result<()> {
+        // As in the stage before.
+        while let Ok(Piece::Begin(part)) = scored.recv() {
             let path = self.dir.join(shard_name(part.index, self.options.format));
             let options = ShardOptions {
                 part: part.index,
@@ -337,6 +444,7 @@ impl ShardSink<'_> {
                             writer.push(row).map_err(failed)?;
                         }
                     }
+                    Piece::Begin(_) => return Ok(()),
                     Piece::End(stats, rejects) => {
                         rejects.into_iter().for_each(|reject| writer.reject(reject));
                         break stats;
@@ -351,6 +459,7 @@ impl ShardSink<'_> {
                 ShardFile::open(&path, options.format, options.part, has_base)?
                     .expect_plan(options.plan)?;
             }
+            queue.published(part.index)?;
         }
         Ok(())
     }

@@ -70,7 +70,7 @@ fn models_and_devices(ending: &str) -> Vec<(String, DeviceChoice)> {
     let devices = [
         DeviceChoice::Cpu,
         #[cfg(feature = "cuda-emulator")]
-        DeviceChoice::CudaEmulated,
+        DeviceChoice::CudaEmulated(Default::default()),
     ];
     let names = models_with(ending).into_iter();
     names

@@ -16,6 +16,8 @@ mod equivalence;
 mod formats;
 mod full_disk;
 mod goldens;
+#[cfg(feature = "cuda-emulator")]
+mod gpus;
 mod harness;
 mod hostile;
 mod inspect_model;

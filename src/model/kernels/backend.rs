@@ -46,6 +46,11 @@ pub(crate) trait Kernels: Debug + Send + Sync {
         None
     }
 
+    /// Returns how many bytes of the device's own memory are free; `None` if it has none of its own.
+    fn free_bytes(&self) -> Result<Option<u64>, Error> {
+        Ok(None)
+    }
+
     /// Returns how many bytes of activations a scored batch may take; larger batches are split.
     fn scoring_budget_bytes(&self) -> usize {
         PORTABLE_SCORING_BYTES

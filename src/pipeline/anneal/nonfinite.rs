@@ -62,6 +62,13 @@ pub(super) fn log_prob_error(error: model::Error, step: u64, rows: &[StoredRow])
             );
             NonFinite::new(step, what, rows.get(row..=row).unwrap_or(rows)).into()
         }
+        short if short.is_out_of_memory() => {
+            let tokens: usize = rows.iter().map(StoredRow::num_tokens).sum();
+            anyhow::Error::new(short).context(format!(
+                "step {step} failed at {tokens} tokens at a time\nhint: give a smaller --micro-batch-tokens, or \
+                 --activation-checkpointing"
+            ))
+        }
         other => anyhow::Error::new(other).context(format!("step {step} failed")),
     }
 }

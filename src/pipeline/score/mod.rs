@@ -4,18 +4,21 @@
 //! all parts are there, the manifest is made from them, and from nothing else: it is the same whoever computed
 //! them, in however many attempts.
 
+mod batches;
 mod chat;
 mod left_out;
 mod models;
 mod options;
 mod prepare;
 mod resume;
+mod scorer;
+mod share;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::signals;
-use super::stages::{self, ShardSink};
+use super::stages::{self, InOrder, PartQueue, ShardSink};
 use super::{Progress, StopFlag};
 use crate::corpus::Part;
 use crate::escape::Show as _;
@@ -31,9 +34,10 @@ pub(super) use prepare::Prepared;
 pub use resume::Checked;
 pub(super) use resume::{compare_plan, missing_parts};
 use resume::{complete, settle_plan};
+pub use share::{FromWorker, Share, ToWorker};
 
 /// Report on a run.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct ScoreReport {
     /// Parts that this run computed.
     pub scored_parts: usize,
@@ -59,6 +63,20 @@ pub struct ScoreReport {
 /// or writing fails. Finished parts are kept in every case.
 pub fn run(
     options: &ScoreOptions,
+    stop: &StopFlag,
+    progress: &dyn Progress,
+) -> Result<ScoreReport> {
+    run_from(options, &InOrder::default(), stop, progress)
+}
+
+/// [`run`] for the parts that a queue hands out.
+///
+/// # Errors
+///
+/// As [`run`].
+pub fn run_from(
+    options: &ScoreOptions,
+    queue: &dyn PartQueue,
     stop: &StopFlag,
     progress: &dyn Progress,
 ) -> Result<ScoreReport> {
@@ -88,7 +106,15 @@ pub fn run(
         manifest: None,
         checked: None,
     };
-    if !mine.is_empty() {
+    queue.begin(
+        mine.iter()
+            .map(|part| (part.index, part.size_bytes))
+            .collect(),
+    )?;
+    if mine.is_empty() {
+        // Nothing is left, unless others still work.
+        queue.next()?;
+    } else {
         let done_before = corpus.parts().len() - missing.len();
         if done_before > 0 {
             progress.note(&format!("{done_before} parts are there already"));
@@ -100,15 +126,18 @@ pub fn run(
             dir: output,
             options: shard_options(options, plan.identity()?),
         };
-        report.scored_tokens = stages::run(&source, &mine, &scorer, &sink, stop, progress)?;
+        let bytes = mine.iter().map(|part| part.size_bytes).sum();
+        report.scored_tokens =
+            stages::run_from(&source, bytes, queue, &scorer, &sink, stop, progress)?;
         report.seconds = started.elapsed().as_secs_f64();
         missing = missing_parts(output, *format, corpus.parts())?;
         if let Some(gone) = mine.iter().find(|part| missing.contains(&part.index)) {
+            stop.check("finished parts are kept, and it does the rest")?;
             let path = output.join(shard_name(gone.index, *format));
             return Err(shard::Error::MissingShard { path }.into());
         }
     }
-    if missing.is_empty() {
+    if missing.is_empty() && queue.completes() {
         let verify = options.shards.verify;
         let (manifest, checked) = complete(output, plan, &mine, verify, progress)?;
         let signals = signals::of_statistics(

@@ -3,19 +3,19 @@
 use anyhow::Result;
 
 use super::super::special::{TokenizerSource, check_meaning};
-use super::super::stages::{RowScorer, RowSource};
+use super::super::stages::RowSource;
 use super::super::{BadInput, Progress, Usage};
+use super::batches::{BatchMemory, Batches};
 use super::options::{
     AddToken, ComputeOptions, DEFAULT_BATCH_TOKENS, DEFAULT_SEQ_LEN, DEFAULT_STREAMED_BATCH_TOKENS,
     RowOptions, SetOptions,
 };
+use super::scorer::{Scorer, Weights};
 use crate::corpus::Corpus;
-use crate::model::{self, Architecture, Compute, Decoder, OpenModel, StreamedDecoder};
+use crate::model::{Architecture, Compute, Decoder, OpenModel, StreamedDecoder};
 use crate::pack::Packer;
-use crate::shard::write::round_log_probs;
 use crate::tokenize::{DocumentTokens, NamedToken, SpecialTokensInText, TextTokenizer};
-use crate::types::{OnBadRecord, Row, ScoredRow, TokenId};
-use crate::weight::{WeightFormula, of_targets};
+use crate::types::{OnBadRecord, TokenId};
 
 /// Tokens that end documents in pre-training. Any other that an RL model names may be the end of its turns.
 const ENDS_OF_DOCUMENTS: [&str; 8] = [
@@ -167,13 +167,18 @@ impl Models {
     /// # Errors
     ///
     /// When they can't be read, or the device has not enough memory.
-    pub fn load(
+    pub fn load<'a>(
         &self,
         options: &ComputeOptions,
         shards: &SetOptions,
         compute: &Compute,
-        progress: &dyn Progress,
-    ) -> Result<impl RowScorer + use<>> {
+        progress: &'a dyn Progress,
+    ) -> Result<Scorer<'a>> {
+        let all: Vec<&OpenModel> = self.base.iter().chain([&self.rl]).collect();
+        let memory = BatchMemory::of(&all, self.seq_len, options, &compute.device)?;
+        if let Some(memory) = &memory {
+            memory.expect_room_for_weights()?;
+        }
         let load = |model: &OpenModel| {
             if options.stream_weights {
                 return Ok(Weights::OnDisk(StreamedDecoder::from_open(model, compute)));
@@ -183,21 +188,23 @@ impl Models {
         };
         let rl = load(&self.rl)?;
         let base = self.base.as_ref().map(load).transpose()?;
-        let wanted = options
-            .batch_tokens
-            .unwrap_or(match options.stream_weights {
-                true => DEFAULT_STREAMED_BATCH_TOKENS,
-                false => DEFAULT_BATCH_TOKENS,
-            });
-        let batch_tokens = base
-            .iter()
-            .chain([&rl])
-            .map(Weights::max_batch_tokens)
-            .fold(wanted, usize::min);
+        let batch_tokens = match (options.batch_tokens, memory) {
+            (given, Some(memory)) => memory.batch_tokens(given, &compute.device, progress)?,
+            (given, None) => {
+                let wanted = given.unwrap_or(match options.stream_weights {
+                    true => DEFAULT_STREAMED_BATCH_TOKENS,
+                    false => DEFAULT_BATCH_TOKENS,
+                });
+                let models = base.iter().chain([&rl]);
+                models
+                    .map(Weights::max_batch_tokens)
+                    .fold(wanted, usize::min)
+            }
+        };
         Ok(Scorer {
             exact: shards.exact,
             formula: shards.formula,
-            batch_tokens,
+            batches: Batches::new(batch_tokens, compute.device.to_string(), progress),
             rl,
             base,
         })
@@ -217,80 +224,5 @@ fn refuse_absent(ignored: &[String], models: [Option<&OpenModel>; 2]) -> Result<
             "--ignore-config-field {name}: no config.json has a field of this name that is not understood\nhint: leave it out"
         ))
         .into()),
-    }
-}
-
-/// A model, with its weights where they are.
-enum Weights {
-    InMemory(Decoder),
-    OnDisk(StreamedDecoder),
-}
-
-impl Weights {
-    fn max_batch_tokens(&self) -> usize {
-        match self {
-            Self::InMemory(model) => model.max_batch_tokens(),
-            // It divides them itself.
-            Self::OnDisk(_) => usize::MAX,
-        }
-    }
-
-    fn target_log_probs(&self, rows: &[&[TokenId]]) -> Result<Vec<Vec<f32>>, model::Error> {
-        match self {
-            Self::InMemory(model) => model.target_log_probs(rows),
-            Self::OnDisk(model) => model.target_log_probs(rows),
-        }
-    }
-}
-
-struct Scorer {
-    exact: bool,
-    formula: WeightFormula,
-    rl: Weights,
-    base: Option<Weights>,
-    batch_tokens: usize,
-}
-
-impl RowScorer for Scorer {
-    fn batch_tokens(&self) -> usize {
-        self.batch_tokens
-    }
-
-    /// Static weights are made from the log-probs as they are stored, so that they can be made again from the
-    /// columns.
-    fn score(&self, rows: Vec<Row>) -> Result<Vec<ScoredRow>> {
-        let ids: Vec<&[TokenId]> = rows.iter().map(|row| row.input_ids.as_slice()).collect();
-        let run = |model: &Weights| -> Result<Vec<Vec<f32>>> {
-            let mut all = model.target_log_probs(&ids)?;
-            if !self.exact {
-                all.iter_mut()
-                    .for_each(|log_probs| round_log_probs(log_probs));
-            }
-            Ok(all)
-        };
-        let rl = run(&self.rl)?;
-        let base = match &self.base {
-            Some(base) => run(base)?.into_iter().map(Some).collect(),
-            None => vec![None; rows.len()],
-        };
-        let scored =
-            rows.into_iter()
-                .zip(rl)
-                .zip(base)
-                .map(|((row, rl_logprobs), base_logprobs)| {
-                    let weights = base_logprobs.as_ref().map(|base| {
-                        let mut weights = vec![0.0; base.len()];
-                        of_targets(
-                            row.target_mask(),
-                            &rl_logprobs,
-                            base,
-                            &mut weights,
-                            |rl, base, weights| self.formula.weights(rl, base, weights),
-                        );
-                        weights
-                    });
-                    row.scored(rl_logprobs, base_logprobs, weights)
-                });
-        Ok(scored.collect())
     }
 }

@@ -109,7 +109,8 @@ pub struct ComputeOptions {
     pub base: Option<ModelSource>,
     /// Folder of the tokenizer; `None` for that of the base, or of the RL model without one.
     pub tokenizer: Option<ModelSource>,
-    /// Most tokens of a batch; `None` for [`DEFAULT_BATCH_TOKENS`], or [`DEFAULT_STREAMED_BATCH_TOKENS`].
+    /// Most tokens of a batch; `None` for what a GPU has memory for, else [`DEFAULT_BATCH_TOKENS`], or
+    /// [`DEFAULT_STREAMED_BATCH_TOKENS`].
     pub batch_tokens: Option<usize>,
     /// Leaves the weights on disk, and reads them once for every batch.
     pub stream_weights: bool,

@@ -20,7 +20,7 @@ const ALONE: &[Case] = &[
         command: "remit-score corpus -o out --device tpu",
         exit: USAGE,
         stderr: &[
-            "error: invalid value 'tpu' for '--device <DEVICE>': expected auto, cpu, cuda or cuda:N",
+            "error: invalid value 'tpu' for '--device <DEVICE>': expected auto, cpu, cuda, cuda:N, cuda:N,N or cuda:all",
         ],
     },
     Case {
@@ -30,7 +30,7 @@ const ALONE: &[Case] = &[
         exit: OTHER,
         stderr: &[
             "error: the GPU cuda:7 can't be used: ",
-            "\nhint: --device cpu computes without one\n",
+            "; --device cpu computes without one\n",
         ],
     },
     Case {

@@ -97,6 +97,9 @@ pub(super) trait Driver: Debug + Send + Sync {
         None
     }
 
+    /// Returns how many bytes can be allocated; `None` where nothing but the machine's memory is a limit.
+    fn free_bytes(&self) -> Result<Option<u64>, Error>;
+
     /// Allocates a tensor of elements that nothing may read before they are written.
     fn empty(&self, shape: &[usize], dtype: DType) -> Result<Tensor, Error>;
 

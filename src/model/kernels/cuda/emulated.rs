@@ -12,6 +12,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::driver::{Driver, LaunchShape, Operand, Param, Product, ROW_TILE};
+use super::emulated_memory::Memory;
 use crate::model::Error;
 use crate::model::kernels::tensor::to_host;
 
@@ -19,10 +20,22 @@ use crate::model::kernels::tensor::to_host;
 const POISON: u8 = 0xff;
 
 /// The driver of the emulated GPU.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Emulated {
     /// Launches so far, from which the order is drawn in which threads run.
     launches: AtomicU64,
+    /// Memory, if it has a limit.
+    memory: Option<Memory>,
+}
+
+impl Emulated {
+    /// Returns an emulated GPU, with so many bytes of memory that are free for activations.
+    pub fn new(free_bytes: Option<u64>) -> Self {
+        Self {
+            launches: AtomicU64::new(0),
+            memory: free_bytes.map(Memory::new),
+        }
+    }
 }
 
 // See sources/README.md.
@@ -74,7 +87,14 @@ impl Driver for Emulated {
         &Device::Cpu
     }
 
+    fn free_bytes(&self) -> Result<Option<u64>, Error> {
+        Ok(self.memory.as_ref().map(Memory::free_bytes))
+    }
+
     fn empty(&self, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
+        if let Some(memory) = &self.memory {
+            return memory.allocate(shape, dtype);
+        }
         let nan = Tensor::full(
             f32::from_bits(u32::from_ne_bytes([POISON; 4])),
             shape,

@@ -21,14 +21,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::cuda_backend::cudarc;
 use candle_core::{DType, Device, Tensor};
-use cudarc::driver::{CudaEvent, CudaFunction, CudaModule, CudaStream, PinnedHostSlice};
+use cudarc::driver::{
+    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaStream, PinnedHostSlice,
+};
 use cudarc::driver::{result, sys};
 use cudarc::nvrtc;
 
 use super::cublaslt::CublasLt;
 use super::driver::{Driver, LaunchShape, Param, Product};
 use super::place::place;
+use crate::guard::guarded;
 use crate::model::Error;
+use crate::model::no_gpu::{NoGpu, Probe, cuda_of_ptx};
 
 /// A file of kernels, compiled to the assembly that the driver compiles for its GPU.
 struct Ptx {
@@ -40,9 +44,6 @@ struct Ptx {
 
 /// Written by build.rs.
 static PTX: &[Ptx] = include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
-
-/// The oldest GPUs that the kernels run on: they have bf16 on tensor cores and copies in the background.
-const LEAST_CAPABILITY: (i32, i32) = (8, 0);
 
 /// Dynamic shared memory that a kernel may have without being allowed more.
 const USUAL_SHARED_BYTES: u32 = 48 << 10;
@@ -95,39 +96,72 @@ fn failed(error: impl fmt::Display) -> Error {
     Error::Compute(candle_core::Error::Msg(format!("CUDA: {error}")))
 }
 
-/// The first line: with RUST_BACKTRACE set, a backtrace follows.
-fn first_line(text: impl fmt::Display) -> String {
-    let text = text.to_string();
-    text.lines().next().unwrap_or_default().to_owned()
-}
-
-/// Returns in a line what a panic of the loader of CUDA's libraries means: `Unable to dynamically load the "cuda"
-/// shared library - searched for` some 30 names.
-fn why_not(panic: &str) -> String {
-    let library = panic
-        .split_once("dynamically load the \"")
-        .and_then(|(_, rest)| rest.split_once('"'));
-    match library {
-        Some(("cuda", _)) => "no NVIDIA driver is installed: there is no libcuda.so.1".to_owned(),
-        Some((name, _)) => format!(
-            "CUDA's lib{name}.so is not installed; LD_LIBRARY_PATH has to name the folder that holds it"
-        ),
-        None => first_line(panic),
-    }
-}
-
 impl Gpu {
     /// Opens the GPU of a number; an error says why that is impossible.
-    pub fn open(number: usize) -> Result<Self, String> {
+    pub fn open(number: usize) -> Result<Self, NoGpu> {
+        let mut probe = Probe {
+            number,
+            needed: PTX.first().map_or((12, 0), |ptx| cuda_of_ptx(ptx.sm_80)),
+            ..Probe::default()
+        };
         // The loader of CUDA's libraries panics where one is missing, and says which.
-        match crate::guard::guarded(|| Self::opened(number)) {
-            Ok(opened) => opened,
-            Err(reason) => Err(why_not(&reason)),
+        let opened = match guarded(|| Self::opened(number, &mut probe)) {
+            Ok(Ok(Some(opened))) => return Ok(opened),
+            Ok(Ok(None)) => None,
+            Ok(Err(error)) => Some(error),
+            Err(panic) => {
+                probe.panic = Some(panic);
+                None
+            }
+        };
+        probe.error = opened;
+        Err(probe.problem().unwrap_or(NoGpu::Other {
+            reported: "nothing that would be known".to_owned(),
+        }))
+    }
+
+    /// Returns the number of GPUs, of which there is one at least.
+    pub fn count() -> Result<usize, NoGpu> {
+        let mut probe = Probe::default();
+        match guarded(count_of_gpus) {
+            Ok(Ok(count)) => probe.count = Some(count),
+            Ok(Err(error)) => probe.error = Some(error.to_string()),
+            Err(panic) => probe.panic = Some(panic),
+        }
+        match probe.problem() {
+            Some(problem) => Err(problem),
+            None => Ok(probe.count.unwrap_or(0)),
         }
     }
 
-    fn opened(number: usize) -> Result<Self, String> {
-        let reported = |error: &dyn fmt::Display| format!("CUDA reports: {}", first_line(error));
+    /// Opens the GPU, and notes in the probe what is known by then. `None` if that speaks against it.
+    fn opened(number: usize, probe: &mut Probe) -> Result<Option<Self>, String> {
+        let reported = |error: &dyn fmt::Display| error.to_string();
+        let mut driver = 0;
+        // SAFETY: the pointer is that of an i32.
+        unsafe { sys::cuDriverGetVersion(&mut driver) }
+            .result()
+            .map_err(|error| reported(&error))?;
+        probe.driver_version = Some(driver);
+        if probe.problem().is_some() {
+            return Ok(None);
+        }
+        probe.count = Some(count_of_gpus().map_err(|error| reported(&error))?);
+        if probe.problem().is_some() {
+            return Ok(None);
+        }
+        let context = CudaContext::new(number).map_err(|error| reported(&error))?;
+        let name = context.name().map_err(|error| reported(&error))?;
+        let capability = context
+            .compute_capability()
+            .map_err(|error| reported(&error))?;
+        let (free, total) = context.mem_get_info().map_err(|error| reported(&error))?;
+        probe.name.clone_from(&name);
+        probe.capability = Some(capability);
+        probe.memory = Some((free as u64, total as u64));
+        if probe.problem().is_some() {
+            return Ok(None);
+        }
         let device = Device::new_cuda_with_stream(number).map_err(|error| reported(&error))?;
         let Device::Cuda(cuda) = &device else {
             return Err("candle opened another device".to_owned());
@@ -136,16 +170,6 @@ impl Gpu {
         unsafe { cuda.disable_event_tracking() };
         let stream = cuda.cuda_stream();
         let context = stream.context();
-        let name = context.name().map_err(|error| reported(&error))?;
-        let capability = context
-            .compute_capability()
-            .map_err(|error| reported(&error))?;
-        if capability < LEAST_CAPABILITY {
-            let (major, minor) = capability;
-            return Err(format!(
-                "{name} has compute capability {major}.{minor}; 8.0, that of the A100, is the least"
-            ));
-        }
         keep_freed_memory(&stream).map_err(|error| reported(&error))?;
         let modules = PTX
             .iter()
@@ -157,20 +181,15 @@ impl Gpu {
                 context.load_module(nvrtc::Ptx::from_src(text))
             })
             .collect::<Result<_, _>>()
-            .map_err(|error| format!("the driver does not take the kernels: {error}"))?;
-        let products = CublasLt::new(&stream)?;
-        let mut driver = 0;
-        // SAFETY: the pointer is that of an i32.
-        unsafe { sys::cuDriverGetVersion(&mut driver) }
-            .result()
             .map_err(|error| reported(&error))?;
+        let products = CublasLt::new(&stream)?;
         let library = products.version();
         let description = format!(
             "{name}, a driver for CUDA {}.{}, {library}",
             driver / 1000,
             driver % 1000 / 10,
         );
-        Ok(Self {
+        Ok(Some(Self {
             device,
             modules,
             functions: Mutex::new(HashMap::new()),
@@ -179,7 +198,7 @@ impl Gpu {
             name: format!("cuda ({name}, {library})"),
             description,
             stream,
-        })
+        }))
     }
 
     /// Returns a kernel that may have so much dynamic shared memory.
@@ -282,6 +301,12 @@ impl Gpu {
     }
 }
 
+/// Returns the number of GPUs that the driver sees.
+fn count_of_gpus() -> Result<usize, result::DriverError> {
+    result::init()?;
+    Ok(usize::try_from(result::device::get_count()?).unwrap_or(0))
+}
+
 /// Has the pool of device memory keep what is freed, for the next batch.
 fn keep_freed_memory(stream: &Arc<CudaStream>) -> Result<(), result::DriverError> {
     let context = stream.context();
@@ -300,6 +325,32 @@ fn keep_freed_memory(stream: &Arc<CudaStream>) -> Result<(), result::DriverError
     }
 }
 
+/// Returns the bytes that the pool of device memory has kept and that nothing uses.
+fn kept_bytes(stream: &Arc<CudaStream>) -> Result<u64, result::DriverError> {
+    let context = stream.context();
+    if !context.has_async_alloc() {
+        return Ok(0);
+    }
+    let (mut reserved, mut used) = (0_u64, 0_u64);
+    // SAFETY: the device is one that cudarc opened, the pool is its own, and both attributes are u64.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(context.cu_device())?;
+        for (attribute, value) in [
+            (
+                sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT,
+                &mut reserved,
+            ),
+            (
+                sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT,
+                &mut used,
+            ),
+        ] {
+            result::mem_pool::get_attribute(pool, attribute, std::ptr::from_mut(value).cast())?;
+        }
+    }
+    Ok(reserved.saturating_sub(used))
+}
+
 impl Driver for Gpu {
     fn name(&self) -> &str {
         &self.name
@@ -313,10 +364,29 @@ impl Driver for Gpu {
         Some(&self.description)
     }
 
+    fn free_bytes(&self) -> Result<Option<u64>, Error> {
+        let context = self.stream.context();
+        // What is freed but not yet so far in the stream's order counts as free after this.
+        self.stream.synchronize().map_err(failed)?;
+        let (free, _) = context.mem_get_info().map_err(failed)?;
+        let kept = kept_bytes(&self.stream).map_err(failed)?;
+        Ok(Some(free as u64 + kept))
+    }
+
     fn empty(&self, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
         // SAFETY: the trait's contract is that elements are written before they are read; on a GPU any bits are
         // valid ones.
-        Ok(unsafe { Tensor::empty(shape, dtype, &self.device) }?)
+        let tensor = unsafe { Tensor::empty(shape, dtype, &self.device) };
+        tensor.map_err(|error| {
+            let error = Error::from(error);
+            match error.is_out_of_memory() {
+                true => Error::OutOfMemory {
+                    wanted_bytes: (shape.iter().product::<usize>() * dtype.size_in_bytes()) as u64,
+                    free_bytes: self.free_bytes().ok().flatten().unwrap_or(0),
+                },
+                false => error,
+            }
+        })
     }
 
     fn upload(&self, words: &[u32]) -> Result<Tensor, Error> {

@@ -17,6 +17,8 @@ mod driver;
 mod elementwise;
 #[cfg(feature = "cuda-emulator")]
 mod emulated;
+#[cfg(feature = "cuda-emulator")]
+mod emulated_memory;
 #[cfg(feature = "cuda")]
 mod gpu;
 mod head;
@@ -39,6 +41,8 @@ use super::shapes::{
 };
 use crate::model::Error;
 use crate::model::architecture::{Activation, RopeConfig};
+#[cfg(feature = "cuda")]
+use crate::model::no_gpu::NoGpu;
 use crate::model::row_layout::RowLayout;
 
 /// The kernels of an NVIDIA GPU.
@@ -50,17 +54,29 @@ pub(crate) struct Cuda {
 impl Cuda {
     /// Opens the GPU of a number; an error says why that is impossible.
     #[cfg(feature = "cuda")]
-    pub fn open(number: usize) -> Result<Self, String> {
+    pub fn open(number: usize) -> Result<Self, NoGpu> {
         Ok(Self {
             context: Context::new(Box::new(gpu::Gpu::open(number)?)),
         })
     }
 
-    /// Returns the backend on an emulated GPU.
-    #[cfg(feature = "cuda-emulator")]
+    /// Returns the number of GPUs, of which there is one at least.
+    #[cfg(feature = "cuda")]
+    pub fn count() -> Result<usize, NoGpu> {
+        gpu::Gpu::count()
+    }
+
+    /// Returns the backend on an emulated GPU that nothing but the machine's memory limits.
+    #[cfg(all(test, feature = "cuda-emulator"))]
     pub fn emulated() -> Self {
+        Self::emulated_with(None)
+    }
+
+    /// Returns the backend on an emulated GPU, with so many bytes of memory that are free for activations.
+    #[cfg(feature = "cuda-emulator")]
+    pub fn emulated_with(free_bytes: Option<u64>) -> Self {
         Self {
-            context: Context::new(Box::new(emulated::Emulated::default())),
+            context: Context::new(Box::new(emulated::Emulated::new(free_bytes))),
         }
     }
 }
@@ -76,6 +92,10 @@ impl Kernels for Cuda {
 
     fn description(&self) -> Option<&str> {
         self.context.driver().description()
+    }
+
+    fn free_bytes(&self) -> Result<Option<u64>, Error> {
+        self.context.driver().free_bytes()
     }
 
     fn rope_table(&self, layout: &RowLayout, rope: &RopeConfig) -> Result<RopeTable, Error> {
