@@ -370,8 +370,8 @@ impl fs::ReadAt for Asked {
 }
 
 enum FormatRows {
-    Parquet(parquet::Rows),
-    Arrow(arrow::Rows),
+    Parquet(Box<parquet::Rows>),
+    Arrow(Box<arrow::Rows>),
 }
 
 struct OpenRows {
@@ -449,7 +449,7 @@ impl TableTask {
                         num_records,
                         num_ids,
                     )
-                    .map(FormatRows::Parquet),
+                    .map(|rows| FormatRows::Parquet(Box::new(rows))),
                     TableFormat::Arrow => arrow::Rows::open(
                         path,
                         file,
@@ -459,7 +459,7 @@ impl TableTask {
                         num_records,
                         num_ids,
                     )
-                    .map(FormatRows::Arrow),
+                    .map(|rows| FormatRows::Arrow(Box::new(rows))),
                 };
                 self.rows = Some(OpenRows {
                     rows: rows.map_err(|error| Refusal::of(error, format))?,

@@ -126,15 +126,16 @@ fn walk_local(dir: &Path, what: Walk, keep_on: KeepOn<'_>, found: &mut Walked) -
     Ok(())
 }
 
-/// What a folder is known by.
+/// What a folder is known by: its device and inode.
 #[cfg(unix)]
-type Identity = (u64, u64);
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Identity(u64, u64);
 
 #[cfg(unix)]
 fn identity(dir: &Path) -> Result<Identity> {
     use std::os::unix::fs::MetadataExt;
     let meta = attempt(Operation::LookAt, dir, || std::fs::metadata(dir))?;
-    Ok((meta.dev(), meta.ino()))
+    Ok(Identity(meta.dev(), meta.ino()))
 }
 
 /// What a folder is known by.

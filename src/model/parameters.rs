@@ -104,7 +104,7 @@ impl Parameter {
         })
     }
 
-    fn to_device(self, device: &Device) -> Result<Self, Error> {
+    fn on_device(self, device: &Device) -> Result<Self, Error> {
         let master = self.master.map(|master| master.to_device(device));
         Ok(Self {
             tensor: self.tensor.to_device(device)?,
@@ -125,7 +125,7 @@ impl Parameters {
         let device = kernels.device();
         kernels.prepare_for_passes();
         let load = |(name, shape): &(String, Vec<usize>)| {
-            Parameter::load(name, shape, weights, compute)?.to_device(device)
+            Parameter::load(name, shape, weights, compute)?.on_device(device)
         };
         let all = tensors.iter().map(load).collect::<Result<_, _>>()?;
         Ok(Self { kernels, all })
@@ -146,7 +146,7 @@ impl Parameters {
         };
         let mut all = vec![absent; first];
         for parameter in loaded {
-            all.push(parameter.to_device(kernels.device())?);
+            all.push(parameter.on_device(kernels.device())?);
         }
         Ok(Self { kernels, all })
     }

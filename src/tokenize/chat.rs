@@ -228,7 +228,7 @@ mod tests {
             );
             assert_eq!(template.idle().len(), 1);
         }
-        let refused = template.render("[{}]", None).unwrap_err().to_string();
+        let refused = template.render("[]", None).unwrap_err().to_string();
         assert_eq!(refused, "the chat template says in line 1: undefined value");
         assert_eq!(template.idle().len(), 1);
     }

@@ -1,6 +1,7 @@
 //! Texts of tokens, as long as a page can bear.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use anyhow::Result;
 use serde::Serialize;
@@ -72,17 +73,20 @@ impl<'a> Texts<'a> {
         let Some(tokenizer) = self.tokenizer else {
             return Ok(None);
         };
-        if !self.by_id.contains_key(&id) {
-            let text = tokenizer.decode(&[id])?;
-            let kind = Kind::of(&text);
-            // A part of a character has no text of its own, but a spelling.
-            let text = match kind {
-                Kind::Bytes => tokenizer.id_to_token(id).unwrap_or(text),
-                _ => text,
-            };
-            self.by_id.insert(id, (text, kind));
-        }
-        Ok(self.by_id.get(&id))
+        let known = match self.by_id.entry(id) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let text = tokenizer.decode(&[id])?;
+                let kind = Kind::of(&text);
+                // A part of a character has no text of its own, but a spelling.
+                let text = match kind {
+                    Kind::Bytes => tokenizer.id_to_token(id).unwrap_or(text),
+                    _ => text,
+                };
+                place.insert((text, kind))
+            }
+        };
+        Ok(Some(known))
     }
 
     /// Returns the text of an id alone.
