@@ -228,9 +228,16 @@ mod tests {
             );
             assert_eq!(template.idle().len(), 1);
         }
-        let refused = template.render("[]", None).unwrap_err().to_string();
+    }
+
+    #[test]
+    fn a_process_that_refused_a_record_takes_the_next() {
+        let template = template("{{ messages[0].content.text.first }}!").unwrap();
+        let refused = template.render("[{}]", None).unwrap_err().to_string();
         assert_eq!(refused, "the chat template says in line 1: undefined value");
         assert_eq!(template.idle().len(), 1);
+        let messages = r#"[{"content": {"text": {"first": "a"}}}]"#;
+        assert_eq!(template.render(messages, None).unwrap(), "a!");
     }
 
     #[test]

@@ -143,15 +143,20 @@ fn norm(array: &Array) -> f64 {
     wide(array).iter().map(|v| v * v).sum::<f64>().sqrt()
 }
 
-/// Compares every output and gradient with those of another backend, norm by norm.
+/// Compares every output and gradient with those of another backend, norm by norm. In bf16 the gradients of attention
+/// are what is left of terms of the size of the upstream gradient, each rounded, so that counts as well.
 fn compare(backend: &str, dtype: DType, case: &Case, other: &Case) -> Result<(), TestCaseError> {
     let arrays = |case: &Case| -> Vec<Array> {
         let all = case.outputs.iter().chain(&case.gradients);
         all.cloned().collect()
     };
     let tolerance = match dtype {
-        DType::BF16 => 1e-2,
+        DType::BF16 => 3e-2,
         _ => 2e-5,
+    };
+    let upstream = match dtype {
+        DType::BF16 => case.constants.iter().map(norm).fold(1.0, f64::max),
+        _ => 1.0,
     };
     for (found, expected) in arrays(case).into_iter().zip(arrays(other)) {
         let difference: Vec<f32> = found
@@ -162,7 +167,7 @@ fn compare(backend: &str, dtype: DType, case: &Case, other: &Case) -> Result<(),
             .collect();
         let apart = norm(&(found.0, found.1.clone(), difference));
         prop_assert!(
-            found.1 == expected.1 && apart < tolerance * norm(&expected).max(1.0),
+            found.1 == expected.1 && apart < tolerance * norm(&expected).max(upstream),
             "{backend} {dtype:?}: {} {} {:?} is {apart} from the portable one",
             case.op,
             found.0,
