@@ -26,6 +26,16 @@ pub const BROKEN_PIPE: u8 = 141;
 /// made again, and those that could not be read may be intact.
 const WORST_FIRST: [u8; 3] = [BAD_DATA, MISSING, IO];
 
+/// A process for one of several GPUs ended with an error that is not its GPU's, so that the others would meet it too.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct WorkerFailed {
+    /// Its exit code.
+    pub code: u8,
+    /// What it said.
+    pub text: String,
+}
+
 /// Returns the exit code of an error: that of the innermost cause that has one.
 pub fn code(error: &anyhow::Error) -> u8 {
     error.chain().rev().find_map(of_cause).unwrap_or(OTHER)
@@ -77,7 +87,7 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if cause.is::<Usage>() {
         return Some(USAGE);
     }
-    if let Some(error) = cause.downcast_ref::<super::gpus::WorkerFailed>() {
+    if let Some(error) = cause.downcast_ref::<WorkerFailed>() {
         return Some(error.code);
     }
     if cause.is::<Interrupted>() {

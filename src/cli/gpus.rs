@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::exit;
 use crate::guard;
 use crate::model::DeviceChoice;
 use crate::pipeline::score::{FromWorker, ScoreOptions, ScoreReport, Share, ToWorker};
@@ -21,19 +22,10 @@ use crate::shard::manifest::Manifest;
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Exit codes from which another GPU may go on: anything else than usage, inputs, the disk and signals to stop.
-const OF_THE_GPU: [Option<i32>; 2] = [Some(super::exit::OTHER as i32), None];
+const OF_THE_GPU: [Option<i32>; 2] = [Some(exit::OTHER as i32), None];
 
 /// Most bytes that are kept of what a process says on stderr.
 const MAX_SAID_BYTES: u64 = 1 << 16;
-
-/// A process ended with an error that is not its GPU's, so that the others would meet it too.
-#[derive(Debug, thiserror::Error)]
-#[error("{text}")]
-pub(super) struct WorkerFailed {
-    /// Its exit code.
-    pub code: u8,
-    text: String,
-}
 
 enum Event {
     Told(FromWorker),
@@ -222,8 +214,8 @@ impl Run<'_> {
         }
         let code = status.code().and_then(|code| u8::try_from(code).ok());
         self.failure = Some(
-            WorkerFailed {
-                code: code.unwrap_or(super::exit::OTHER),
+            exit::WorkerFailed {
+                code: code.unwrap_or(exit::OTHER),
                 text: match code {
                     Some(_) => format!("{device}: {why}"),
                     None => format!(

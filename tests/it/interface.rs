@@ -69,9 +69,14 @@ fn versions_are_those_of_the_package_with_commit_and_features() {
         assert_eq!(
             features,
             format!(
-                "features: {}cuda {}object-store",
+                "features: {}cuda {}object-store{}",
                 sign(cfg!(feature = "cuda")),
-                sign(cfg!(feature = "object-store"))
+                sign(cfg!(feature = "object-store")),
+                // Named only where it is on: it is for tests.
+                match cfg!(feature = "cuda-emulator") {
+                    true => " +cuda-emulator",
+                    false => "",
+                }
             )
         );
         assert_eq!(short.stderr + &long.stderr, "");

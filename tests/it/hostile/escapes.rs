@@ -231,6 +231,9 @@ fn only_what_is_written_to_files_has_paths_as_they_are() {
             "pipeline/anneal/export.rs",
             "pipeline/anneal/report.rs",
             "pipeline/compare.rs",
+            "pipeline/report/runs.rs",
+            "pipeline/report/sweep.rs",
+            "pipeline/report/write.rs",
         ],
         "use escape::Show"
     );
