@@ -56,6 +56,7 @@ trap 'kill "$venv_job" 2>/dev/null || true' EXIT
 stage "build" cargo build --release --locked --all-targets --features "$features"
 stage "Rust tests" cargo test --release --locked --features "$features"
 [[ "$features" != *cuda* ]] || stage "CUDA kernels, emulated" scripts/cuda/test_kernels.sh
+[[ "$features" != *cuda* ]] || stage "CUDA kernels, mutated" python3 scripts/cuda/mutate.py --seconds 60 --seed 1
 stage "kills at random" env REMIT_BIN="$target/release" python3 scripts/kill.py 30
 stage "kills of training at random" env REMIT_BIN="$target/release" python3 scripts/kill_anneal.py 10
 stage "wait for Python packages" wait "$venv_job"
