@@ -17,6 +17,10 @@ pub(crate) struct RopeTable {
     pub sin: Tensor,
     /// The row of each token, `[T]`, in the table of a backend that keeps one for all batches; `None` where
     /// token `t` has row `t`.
+    #[cfg_attr(
+        not(any(feature = "cuda", feature = "cuda-emulator")),
+        expect(dead_code, reason = "the CUDA backend alone has any")
+    )]
     pub token_rows: Option<Tensor>,
 }
 

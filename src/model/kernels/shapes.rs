@@ -158,6 +158,10 @@ pub(crate) struct Attended {
     pub out: Tensor,
     /// Log-sum-exp of each query's scores, in the backend's own arrangement; `None` where its backward computes
     /// them again.
+    #[cfg_attr(
+        not(any(feature = "cuda", feature = "cuda-emulator")),
+        expect(dead_code, reason = "the CUDA backend alone has any")
+    )]
     pub log_sums: Option<Tensor>,
 }
 
