@@ -1,5 +1,6 @@
 """Two ways to run the programs: each as a process, and many command lines in one process."""
 
+import glob
 import os
 import resource
 import select
@@ -10,8 +11,8 @@ from dataclasses import dataclass
 
 #: Seconds that a refused file may take, of a core.
 MAX_SECONDS = 10
-#: Seconds on the clock after which a run that does not compute is taken for one that hangs.
-MAX_WAIT = 120
+#: Seconds on the clock in which nothing of a run computes or waits for a core: it waits for what does not come.
+MAX_WAIT = 60
 #: Bytes of memory that it may take.
 MAX_BYTES = 500 << 20
 #: What no process gets, so that a run that asks for more fails, and the machine does not.
@@ -58,6 +59,28 @@ def computed(pid):
     return total / os.sysconf("SC_CLK_TCK")
 
 
+class Sleep:
+    """Tells a run that is asleep from one that waits for a core, of which a busy machine gives it few."""
+
+    def __init__(self, pid):
+        self.pid, self.last, self.since = pid, None, time.monotonic()
+
+    def is_too_long(self):
+        """To be asked again and again."""
+        turns = 0
+        for member in family(self.pid):
+            for task in glob.glob(f"/proc/{member}/task/*"):
+                try:
+                    with open(f"{task}/stat") as stat, open(f"{task}/schedstat") as schedstat:
+                        runnable = stat.read().rsplit(")", 1)[1].split()[0] in "RD"
+                        turns += int(schedstat.read().split()[2]) + runnable * time.monotonic_ns()
+                except (FileNotFoundError, ProcessLookupError):
+                    pass
+        if turns != self.last:
+            self.last, self.since = turns, time.monotonic()
+        return time.monotonic() - self.since > MAX_WAIT
+
+
 def peak(pid):
     """Most bytes that a process, or one of those that it started and that are still there, had resident."""
     most = 0
@@ -97,12 +120,13 @@ class Programs:
                 [str(self.folder / words[0]), *words[1:]], stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=self.env, preexec_fn=limit
             )
             how, pid, pause = "", process.pid, 0.001
+            sleep = Sleep(pid)
             while True:
                 ended, status, usage = os.wait4(pid, os.WNOHANG)
                 if ended:
                     break
                 clock = time.monotonic() - begun
-                if clock > MAX_SECONDS and not how and (clock > MAX_WAIT or computed(pid) > MAX_SECONDS):
+                if clock > MAX_SECONDS and not how and (sleep.is_too_long() or computed(pid) > MAX_SECONDS):
                     how = "hang"
                     kill(pid)
                 time.sleep(pause)
@@ -150,7 +174,7 @@ class Harness:
         os.truncate(err, 0)
         # What the kernel has counted is looked up where it may matter: that takes as long as a small file.
         pid, begun, before = self.process.pid, time.monotonic(), None
-        said, code, how = b"", None, ""
+        said, code, how, sleep = b"", None, "", Sleep(self.process.pid)
         try:
             self.process.stdin.write("\x1f".join(words).encode() + b"\x1e")
         except BrokenPipeError:
@@ -171,7 +195,7 @@ class Harness:
             clock = time.monotonic() - begun
             if clock > 1 and before is None:
                 before = computed(pid)
-            if clock > MAX_SECONDS and (clock > MAX_WAIT or computed(pid) - before > MAX_SECONDS):
+            if clock > MAX_SECONDS and (sleep.is_too_long() or computed(pid) - before > MAX_SECONDS):
                 how = "hang"
                 break
         seconds = 0 if before is None else computed(pid) - before

@@ -41,7 +41,7 @@ fn measured(command: &mut Command) -> Measured {
         stderr.read_to_end(&mut bytes).unwrap();
         String::from_utf8_lossy(&bytes).into_owned()
     });
-    let (status, peak_bytes, computed) = wait(&mut child, started + 12 * MAX_TIME);
+    let (status, peak_bytes, computed) = wait(&mut child, started + 60 * MAX_TIME);
     Measured {
         status,
         peak_bytes,
