@@ -170,7 +170,7 @@ class Campaign:
         if end.code is None:
             return end.how
         stderr = end.stderr.decode("utf-8", "replace")
-        if "panicked" in stderr or "internal error" in stderr or "overflowed" in stderr:
+        if "panicked" in stderr or "internal error" in stderr or "overflowed its stack" in stderr:
             return "panic"
         if end.code not in target.codes:
             return f"exit code {end.code}"

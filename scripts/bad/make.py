@@ -147,6 +147,9 @@ def main():
         # A column that isn't read, in groups within groups.
         "deep400.parquet": deep(400),
         "deep4000.parquet": deep(4000),
+        # A schema that says it has 2^31 - 1 columns.
+        "children2g.parquet": parquet(data_page(TEXT, 0), schema=[
+            element(b"schema", children=2**31 - 1), element(b"text", type=6, repetition=0, converted=0)]),
         # 2^52 values of a packed list of lengths.
         "dlba.parquet": parquet(data_page(delta, 6)),
         # A dictionary of one word that says it has 2^31 - 1.

@@ -62,7 +62,7 @@ pub fn check_metadata(metadata: &[u8]) -> Result<(), String> {
         }
         // Children that are yet to come, of the elements that the next one is in.
         let mut left: Vec<u64> = Vec::new();
-        for _ in 0..count {
+        for index in 0..count {
             while left.last() == Some(&0) {
                 left.pop();
             }
@@ -78,6 +78,13 @@ pub fn check_metadata(metadata: &[u8]) -> Result<(), String> {
                     }
                     _ => reader.skip(kind)?,
                 }
+            }
+            // The parser reserves a place for each child before it looks for one.
+            let elements_left = count.saturating_sub(index + 1);
+            if children > elements_left {
+                return Err(format!(
+                    "its schema has an element with {children} children, and {elements_left} more elements"
+                ));
             }
             if children > 0 {
                 left.push(children);
@@ -422,6 +429,22 @@ mod tests {
             "its schema has more than 64 levels"
         );
         assert!(matches!(nested(1).data_type(), DataType::Struct(_)));
+    }
+
+    #[test]
+    fn children_that_are_not_there_are_not_believed() {
+        // Field 2, a list of two structs; the first has the field 5, an i32, the number of its children.
+        let metadata = |children: &[u8]| {
+            let first = [&[0x55], children, &[0]].concat();
+            [&[0x29, 0x2c], first.as_slice(), &[0, 0]].concat()
+        };
+        assert_eq!(check_metadata(&metadata(&[2])), Ok(()));
+        // The largest i32, as a zigzag varint.
+        let error = check_metadata(&metadata(&[0xfe, 0xff, 0xff, 0xff, 0x0f])).unwrap_err();
+        assert_eq!(
+            error,
+            "its schema has an element with 2147483647 children, and 1 more elements"
+        );
     }
 
     #[test]

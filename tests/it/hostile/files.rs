@@ -23,6 +23,11 @@ const MESSAGES: &[(&str, i32, &str)] = &[
         "buffer2g.arrow: not a readable Arrow IPC file: Memory error: failed to allocate memory for layout Layout { size: 2147483664, align: 128 (1 << 7) }",
     ),
     (
+        "children2g.parquet",
+        65,
+        "children2g.parquet: the Parquet file is damaged: its schema has an element with 2147483647 children, and 1 more elements",
+    ),
+    (
         "deep.jsonl",
         65,
         "deep.jsonl, line 1: the field \"text\" is an array, not a string; name the field that holds the text with --text-field\nhint: --on-bad-record skip leaves out what can't be read; remit-inspect rejects lists it",
