@@ -95,7 +95,10 @@ def changed_json(data, random, others):
         return data
     for _ in range(random.choice([1, 1, 1, 2, 4])):
         value = changed_value(value, random)
-    return dumped(value, random)
+    try:
+        return dumped(value, random)
+    except RecursionError:  # deeper than Python writes it
+        return changed_tokens(data, random, others)
 
 
 def changed_tokens(data, random, others):
