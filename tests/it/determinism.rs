@@ -29,7 +29,12 @@ fn corpus() -> Workspace {
 fn batch_size_and_threads_change_no_byte_of_a_set() {
     let workspace = corpus();
     for (name, models) in MODELS {
-        for packing in ["document", "window"] {
+        for how in [
+            "--packing document",
+            "--packing window",
+            "--packing document --dtype bf16",
+            "--packing document --dtype bf16-split",
+        ] {
             let mut first = None;
             for variant in [
                 "--batch-tokens 16384",
@@ -42,13 +47,12 @@ fn batch_size_and_threads_change_no_byte_of_a_set() {
                 models(workspace.command(SCORE))
                     .args("corpus -o out --seq-len 256 --part-bytes 3000")
                     .args(variant)
-                    .args("--packing")
-                    .arg(packing)
+                    .args(how)
                     .ok();
                 let set = workspace.snapshot("out");
                 workspace.remove("out");
                 let first = first.get_or_insert_with(|| set.clone());
-                assert_same(first, &set, &format!("{name}, {packing}, {variant}"));
+                assert_same(first, &set, &format!("{name}, {how}, {variant}"));
             }
         }
     }

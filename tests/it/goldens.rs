@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum as _;
 use remit::loss::{Normalize, Objective, Weighting};
 use remit::model::{
-    Backward, Compute, ComputeDevice, Decoder, DeviceChoice, Gradients, ModelSource,
+    Backward, Compute, ComputeDevice, ComputeDtype, Decoder, DeviceChoice, Gradients, ModelSource,
     supported_model_types,
 };
 use remit::types::ScoredRow;
@@ -57,9 +57,14 @@ fn model(name: &str) -> Decoder {
 }
 
 fn model_on(name: &str, device: DeviceChoice) -> Decoder {
+    model_in(name, device, ComputeDtype::F32)
+}
+
+fn model_in(name: &str, device: DeviceChoice, dtype: ComputeDtype) -> Decoder {
     let source = ModelSource::Directory(fixtures().join("models").join(name));
     let compute = Compute {
         device: ComputeDevice::open(device).unwrap().0,
+        dtype,
         ..Compute::default()
     };
     Decoder::load_on(&source, &compute).unwrap()
@@ -124,9 +129,16 @@ fn log_probs_are_within_1e_4_nats_of_transformers() {
 
 #[test]
 fn a_rows_log_probs_are_the_same_bits_alone_first_last_and_in_the_middle() {
-    for name in models_with(".logprobs.json") {
-        let model = model(&name);
-        let golden: LogProbs = golden(&format!("{name}.logprobs.json"));
+    let names = models_with(".logprobs.json").into_iter();
+    let dtypes = [
+        ComputeDtype::F32,
+        ComputeDtype::Bf16,
+        ComputeDtype::Bf16Split,
+    ];
+    for (golden_name, dtype) in names.flat_map(|name| dtypes.map(|dtype| (name.clone(), dtype))) {
+        let model = model_in(&golden_name, DeviceChoice::Cpu, dtype);
+        let golden: LogProbs = golden(&format!("{golden_name}.logprobs.json"));
+        let name = format!("{golden_name} in {dtype}");
         let rows: Vec<&[u32]> = golden
             .rows
             .iter()
