@@ -16,6 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
+import results
 
 ROOT = Path(__file__).resolve().parents[2]
 # What the three columns that training needs may take in Parquet, bytes a token.
@@ -73,6 +74,8 @@ def main():
         print(f"token columns  {needed / tokens:7.3f} {arrow_needed / tokens:7.3f} (input_ids, rl_logprob, weight; in Parquet at most {MOST})")
         print(f"with the base  {sum(bytes_of.values()) / tokens:7.3f} {sum(arrow_of.values()) / tokens:7.3f}")
         print(f"whole shards   {total / tokens:7.3f} {arrow / tokens:7.3f}")
+        what, value = "ids, rl_logprob and weight on disk, Parquet", needed / tokens
+        results.add("Disk", what, "bytes/token", [value], [arrow_needed / tokens], "Arrow", value=value, at_most=MOST)
         if needed / tokens > MOST:
             sys.exit(f"the token columns take more than {MOST} bytes a token")
 

@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import results
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -116,6 +117,8 @@ def main():
         print(f"{'family':<12} {'parameters':>11} {'MFLOP/token':>12} {'tokens/s':>9} {'GFLOP/s':>8} {'of best':>8}")
         for family, (parameters, flops) in models.items():
             speed = medians[family] * flops
+            what = f"{family}, {parameters / 1e6:.0f}M parameters"
+            results.add("Families, f32", what, "GFLOP/s", [rate * flops / 1e9 for rate in rates[family]])
             print(
                 f"{family:<12} {parameters:>11,} {flops / 1e6:>12.1f} {medians[family]:>9.0f} {speed / 1e9:>8.1f} {speed / best:>8.0%}"
             )

@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import results
+
 ROOT = Path(__file__).resolve().parents[2]
 # Starts a program from a small process, since a child's peak memory begins with its parent's; prints kB.
 MEASURE = """
@@ -29,7 +31,10 @@ def measured(name, *command):
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", MEASURE, *map(str, command)], check=True, capture_output=True, text=True)
     kilobytes, cpu = done.stdout.split()
-    print(f"{name:<8} {time.perf_counter() - started:6.1f} s ({float(cpu):.1f} s of CPU), {int(kilobytes) / 1000:.0f} MB")
+    seconds = time.perf_counter() - started
+    print(f"{name:<8} {seconds:6.1f} s ({float(cpu):.1f} s of CPU), {int(kilobytes) / 1000:.0f} MB")
+    results.add("Reports of ten million tokens", f"remit-inspect {name}", "s", [seconds])
+    results.add("Reports of ten million tokens", f"remit-inspect {name}: peak memory", "MB", [int(kilobytes) / 1000])
 
 
 def main():

@@ -7,8 +7,8 @@
 The model is a random Qwen3 of 115M parameters with 151,936 entries, stored in bf16; 8,192 tokens, in rows of 1024 or of
 mixed lengths. transformers is run as one who knows it would: hidden states once, the head in chunks of 256 targets, rows
 sorted by length and padded in batches of equal size. Every run is a process of its own and its time is without loading.
-The sides take turns, and every run of transformers also measures PyTorch's product rate (f32 or bf16), the median of
-several products of the model's own shapes; ratios are of medians.
+The sides take turns, and every run of transformers also measures PyTorch's product rate (f32 or bf16), of products of the
+model's own shapes; ratios are of medians. With --llama, an interpreter with llama-cpp-python, llama.cpp takes its turns too.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import results
 from train_step import measured
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +43,12 @@ MODEL = dict(
 )
 # Tokens of a padded batch of transformers, and targets whose logits it holds at a time.
 BATCH_TOKENS, HEAD_CHUNK = 4096, 256
+PRODUCT_SECONDS = 3
 DTYPES = {"f32": "f32", "bf16": "bf16", "bf16-split": "f32"}
+LLAMA_DTYPES = ("f32", "bf16")
+# At least: the ratio to transformers, the share of PyTorch's product rate, mixed rows beside equal ones, split beside f32.
+RATIO, SHARE, MIXED, SPLIT = {"f32": 1.8, "bf16": 2.0}, {"f32": 0.88, "bf16": 0.8}, 0.9, 1.3
+SPLIT_NATS = 1e-3
 
 
 def make(folder):
@@ -66,16 +72,17 @@ def make(folder):
 
 
 def product_rate(dtype):
-    """FLOP/s of PyTorch's products of the model's shapes: the median of several."""
+    """FLOP/s of PyTorch's products of the model's shapes, over seconds: other work slows it as it slows a run."""
     import torch
 
     x, w = torch.randn(1024, HIDDEN).to(dtype), torch.randn(4096, HIDDEN).to(dtype)
-    times = []
-    for _ in range(30):
-        started = time.perf_counter()
+    for _ in range(10):
         x @ w.T
-        times.append(time.perf_counter() - started)
-    return 2 * x.numel() * len(w) / statistics.median(times)
+    products, started = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - started) < PRODUCT_SECONDS:
+        x @ w.T
+        products += 1
+    return products * 2 * x.numel() * len(w) / seconds
 
 
 def theirs(folder, rows, dtype):
@@ -129,9 +136,29 @@ def ours(binary, folder, rows, dtype):
     out = folder / "scored"
     shutil.rmtree(out, ignore_errors=True)
     command = [binary, folder / f"{rows}.jsonl", "-o", out, "--rl-model", folder / "model", "--dtype", dtype, "--json"]
+    command.append("--exact")
     output, peak = measured([*command, "--eos", "never", "--device", "cpu"])
     report = json.loads(output)
-    return {"rate": TOKENS / report["seconds"], "peak": peak}
+    return {"rate": TOKENS / report["seconds"], "peak": peak, "scores": log_probs(out)}
+
+
+def of_llama(interpreter, folder, rows, dtype):
+    """A run of llama.cpp, whose passes alone are timed."""
+    script, file = Path(__file__).with_name("peer_llama.py"), folder / f"{dtype}.gguf"
+    if not file.exists():
+        measured([interpreter, script, "convert", folder / "model", file, dtype])
+    output, peak = measured([interpreter, script, "score", file, folder / f"{rows}.jsonl", os.cpu_count()])
+    return {**json.loads(output.splitlines()[-1]), "peak": peak}
+
+
+def log_probs(folder):
+    """Of all targets, in the order of the rows."""
+    import pyarrow.parquet as pq
+
+    columns = ["row_id", "rl_logprob"]
+    rows = [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path, columns=columns).to_pylist()]
+    rows.sort(key=lambda row: row["row_id"])
+    return np.array([value for row in rows for value in row["rl_logprob"][1:]])
 
 
 def main():
@@ -139,6 +166,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", nargs="*", default=["equal", "mixed"])
     parser.add_argument("--dtypes", nargs="*", default=list(DTYPES))
+    parser.add_argument("--llama", help="an interpreter with llama-cpp-python, gguf and numpy")
     parser.add_argument("--theirs", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.theirs:
@@ -149,25 +177,59 @@ def main():
         scratch = Path(scratch)
         make(scratch)
         print(f"{'rows':<6} {'dtype':<11} {'remit tok/s':>20} {'transformers tok/s':>20} {'ratio':>6} {'of products':>11} {'MB':>6} {'MB':>6}")
+        all_rates, scores = {}, {}
         for rows in args.rows:
             for dtype in args.dtypes:
-                mine, other = [], []
+                mine, other, third = [], [], []
                 for _ in range(args.rounds):
                     mine.append(ours(binary, scratch, rows, dtype))
                     command = [sys.executable, Path(__file__).resolve(), "--theirs", scratch, rows, DTYPES[dtype]]
                     output, peak = measured(command)
                     other.append({**json.loads(output.splitlines()[-1]), "peak": peak})
+                    if args.llama and dtype in LLAMA_DTYPES:
+                        third.append(of_llama(args.llama, scratch, rows, dtype))
                 rates = [sorted(run["rate"] for run in side) for side in (mine, other)]
                 spread = [f"{side[0]:.0f} {statistics.median(side):.0f} {side[-1]:.0f}" for side in rates]
                 medians = [statistics.median(side) for side in rates]
                 products = statistics.median(run["products"] for run in other)
                 share = medians[0] * flops_per_token(rows, scratch) / products
                 peaks = [max(run["peak"] for run in side) for side in (mine, other)]
+                all_rates[rows, dtype], scores[rows, dtype] = rates[0], mine[0]["scores"]
+                what, peer = f"{dtype}, {rows} rows", f"transformers, {DTYPES[dtype]}"
+                results.add("Scoring", what, "tokens/s", *rates, peer, at_least=RATIO.get(dtype))
+                results.add(
+                    "Scoring", f"{what}: share of PyTorch's product rate", "", [share], value=share,
+                    at_least=SHARE.get(dtype), key=f"share {dtype}",
+                )
+                if third:
+                    version, values = third[0]["version"], sorted(run["rate"] for run in third)
+                    results.add("Scoring", what, "tokens/s", rates[0], values, f"llama.cpp {dtype}, llama-cpp-python {version}")
+                    print(f"llama.cpp, {dtype}: {statistics.median(values):.0f} tok/s, ratio {medians[0] / statistics.median(values):.2f}")
+                results.add("Scoring", f"{what}: peak memory", "MB", [peaks[0]], [peaks[1]], peer)
                 print(
                     f"{rows:<6} {dtype:<11} {spread[0]:>20} {spread[1]:>20} {medians[0] / medians[1]:>6.2f} {share:>11.0%}"
                     f" {peaks[0]:>6.0f} {peaks[1]:>6.0f}",
                     flush=True,
                 )
+        compare(args, all_rates, scores)
+
+
+def compare(args, rates, scores):
+    """Prints how kinds of rows and dtypes of this run stand to one another."""
+    for dtype in args.dtypes:
+        if {"equal", "mixed"} <= set(args.rows):
+            mixed, equal = rates["mixed", dtype], rates["equal", dtype]
+            ratio = statistics.median(mixed) / statistics.median(equal)
+            print(f"{dtype}: mixed / equal rows {ratio:.2f}  (at least {MIXED})")
+            results.add("Scoring", f"{dtype}: mixed rows", "tokens/s", mixed, equal, "equal rows", at_least=MIXED)
+    if {"f32", "bf16-split"} <= set(args.dtypes):
+        for rows in args.rows:
+            split, wide = rates[rows, "bf16-split"], rates[rows, "f32"]
+            apart = np.abs(scores[rows, "bf16-split"] - scores[rows, "f32"]).max()
+            ratio = statistics.median(split) / statistics.median(wide)
+            print(f"{rows}: bf16-split / f32 {ratio:.2f}  (at least {SPLIT}), apart by {apart:.1e} nats  (at most {SPLIT_NATS})")
+            results.add("Scoring", f"bf16-split, {rows} rows", "tokens/s", split, wide, "remit in f32", at_least=SPLIT, key="split")
+            results.add("Scoring", f"bf16-split, {rows} rows: largest difference from f32", "nats", [apart], value=apart, at_most=SPLIT_NATS)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Measures scoring with --stream-weights under a limit of memory, beside weights that stay in memory without one.
 
     cargo build --release
-    python scripts/bench/streaming.py                       # half an hour on 2 cores, 10 GB of disk
+    python scripts/bench/streaming.py                       # half an hour on 2 cores, 4 GB of disk
     python scripts/bench/streaming.py --layers 24 --hidden 1024 --tokens 16384 --fraction 0.6          # a quick look
 
 The model is a random qwen3 with an untied head of 32,000 entries, stored in bf16 and computed with --dtype bf16; rows have
 1024 tokens. The limit is on the process's data (RLIMIT_DATA: heap and stacks; pages of files count to the cache), as a
-fraction of the model's bytes. Scores have to be the same byte for byte. Runs take turns.
+fraction of the model's bytes. Beside it, the first rows are scored with the model in memory, as many as --resident-tokens
+says; their scores have to be the same. Runs take turns.
 """
 
 import argparse
@@ -20,9 +21,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import results
 
 ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY, SEQ_LEN = 32_000, 1024
+RATIO = 0.7
 
 
 def make(folder, options):
@@ -67,13 +70,13 @@ def make(folder, options):
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def run(binary, folder, output, limit, *more):
+def run(binary, folder, rows, output, limit, *more):
     """Tokens a second of a run, with a limit of its data in bytes."""
     def limited():
         if limit:
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
-    command = [binary, folder / "rows.npy", "-o", output, "--rl-model", folder / "model", "--dtype", "bf16", "--json", *more]
+    command = [binary, folder / rows, "-o", output, "--rl-model", folder / "model", "--dtype", "bf16", "--json", *more]
     command += ["--packing", "window", "--seq-len", SEQ_LEN, "--eos", "never", "--device", "cpu"]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=limited)
     stdout, stderr = process.communicate()
@@ -85,10 +88,11 @@ def run(binary, folder, output, limit, *more):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=48)
-    parser.add_argument("--hidden", type=int, default=2048)
+    parser.add_argument("--layers", type=int, default=96)
+    parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--tokens", type=int, default=102_400)
     parser.add_argument("--fraction", type=float, default=0.25, help="of the model's bytes that the process may have as data")
+    parser.add_argument("--resident-tokens", type=int, default=20_480)
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     binary = Path(os.environ.get("REMIT_BIN", ROOT / "target/release")).resolve() / "remit-score"
@@ -97,16 +101,31 @@ def main():
         size = make(scratch / "model", options)
         ids = np.random.default_rng(1).integers(1, 1000, (options.tokens // SEQ_LEN, SEQ_LEN), dtype=np.uint16)
         np.save(scratch / "rows.npy", ids)
+        np.save(scratch / "first-rows.npy", ids[: max(1, options.resident_tokens // SEQ_LEN)])
         limit = int(size * options.fraction)
         print(f"model {size / 1e6:.0f} MB, limit {limit / 1e6:.0f} MB, {ids.size} tokens")
         resident, streamed = [], []
         for turn in range(options.rounds):
-            resident.append(run(binary, scratch, scratch / f"resident-{turn}", None))
-            streamed.append(run(binary, scratch, scratch / f"streamed-{turn}", limit, "--stream-weights"))
-        shard = "part-000000.parquet"
-        same = (scratch / "resident-0" / shard).read_bytes() == (scratch / "streamed-0" / shard).read_bytes()
+            resident.append(run(binary, scratch, "first-rows.npy", scratch / f"resident-{turn}", None))
+            streamed.append(run(binary, scratch, "rows.npy", scratch / f"streamed-{turn}", limit, "--stream-weights"))
+        few, all_rows = log_probs(scratch / "resident-0"), log_probs(scratch / "streamed-0")
+        same = bool(few) and all_rows[: len(few)] == few
         rates = [statistics.median(side) for side in (resident, streamed)]
-        print(f"in memory {rates[0]:.0f} tok/s, streamed {rates[1]:.0f} tok/s, ratio {rates[1] / rates[0]:.2f}, same bytes: {same}")
+        ratio = rates[1] / rates[0]
+        print(f"in memory {rates[0]:.0f} tok/s, streamed {rates[1]:.0f} tok/s, ratio {ratio:.2f}, same scores: {same}")
+        if not same:
+            raise SystemExit("the scores differ")
+        what = f"--stream-weights, {size / 1e9:.1f} GB of weights, {limit / 1e9:.2f} GB of data, {ids.size:,} tokens"
+        results.add("Models larger than memory", what, "tokens/s", streamed, resident, "the model in memory", at_least=RATIO)
+
+
+def log_probs(folder):
+    """Of each row, in their order."""
+    import pyarrow.parquet as pq
+
+    columns = ["row_id", "rl_logprob"]
+    rows = [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path, columns=columns).to_pylist()]
+    return [row["rl_logprob"] for row in sorted(rows, key=lambda row: row["row_id"])]
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@
     python scripts/bench/train_step.py --only step --rounds 1 --steps 4          # a quick look
 
 A random llama (vocabulary 32,000, hidden 512, 8 layers of 8 heads, FFN 1408, tied head: 42.1M parameters, f32) takes
-steps of 8 rows x 512 tokens. Both sides train on the same 8 rows again and again, at the same rates and with the same
+steps of 8 rows x 512 tokens. All sides train on the same 8 rows again and again, at the same rates and with the same
 optimizer, so their losses have to agree. Every run is a process of its own and the sides take turns, `--rounds` times;
 ratios are of medians, so that what else the machine does touches all of them. A run's time is the median of its steps
 but the first two; its memory is the peak of its resident set.
 
 - step: remit-anneal against a loop in PyTorch as one writes it: transformers with its default attention, cross entropy,
-  backward, clip, AdamW (fused or foreach, whichever a short trial finds faster).
+  backward, clip, AdamW (fused or foreach, whichever a short trial finds faster); in f32, and in bf16: --dtype bf16 against
+  torch.autocast, both with f32 originals.
 - weighting: --weighting dynamic against uniform, in pairs whose first alternates.
 - checkpointing: peak memory with --activation-checkpointing, for rows of 512 and of 2048 tokens, 4096 tokens a
   micro-batch.
@@ -29,6 +30,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import results
 
 ROOT = Path(__file__).resolve().parents[2]
 SECTIONS = ("step", "weighting", "checkpointing")
@@ -49,6 +51,8 @@ MODEL = dict(
 )
 LR, WEIGHT_DECAY, CLIP = 1e-4, 0.1, 1.0
 UNSTEADY_STEPS = 2
+# tokens/s beside PyTorch at least, and peak memory at most; losses of the two apart by at most so much, in f32 and in bf16.
+SPEED, MEMORY, APART = 1.2, 0.6, {"f32": 1e-3, "bf16": 1e-2}
 # Starts a program from a small process, since a child's peak memory begins with its parent's; prints kB.
 MEASURE = """
 import os, subprocess, sys
@@ -79,7 +83,7 @@ def make_models(folder):
     print(json.dumps({"parameters": num_parameters}))
 
 
-def train_in_pytorch(folder, steps, kind):
+def train_in_pytorch(folder, steps, kind, dtype):
     """The loop to compare with; prints the seconds and the loss of every step."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -100,8 +104,9 @@ def train_in_pytorch(folder, steps, kind):
         started = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = LR * (1 - step / steps)
-        logits = model(input_ids=ids).logits
-        loss = torch.nn.functional.cross_entropy(logits.view(-1, VOCABULARY), targets, ignore_index=-100)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
+            logits = model(input_ids=ids).logits
+            loss = torch.nn.functional.cross_entropy(logits.view(-1, VOCABULARY), targets, ignore_index=-100)
         del logits
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
@@ -162,9 +167,9 @@ class Bench:
             [STEP_TOKENS / line["tokens_per_second"] for line in lines], [line["ntp_loss"] for line in lines], peak
         )
 
-    def pytorch(self, kind, steps=None):
+    def pytorch(self, kind, dtype="f32", steps=None):
         """A run of the loop in PyTorch, with this kind of AdamW."""
-        found, peak = self.own("pytorch", self.folder, steps or self.steps, kind)
+        found, peak = self.own("pytorch", self.folder, steps or self.steps, kind, dtype)
         return Run(found["seconds"], found["losses"], peak)
 
 
@@ -174,6 +179,7 @@ class Run:
     def __init__(self, seconds, losses, peak):
         self.step_seconds = statistics.median(seconds[min(UNSTEADY_STEPS, len(seconds) - 1) :])
         self.fastest, self.losses, self.peak = min(seconds), losses, peak
+        self.rate = STEP_TOKENS / self.step_seconds
         print(f"{self.step_seconds:.3f} s/step, {peak:.0f} MB", file=sys.stderr, flush=True)
 
 
@@ -195,19 +201,27 @@ def section_step(bench, rounds, flops_per_token):
     trials = {kind: bench.pytorch(kind, steps=UNSTEADY_STEPS + 2).fastest for kind in ("fused", "foreach")}
     kind = min(trials, key=trials.get)
     print(f"AdamW of PyTorch, a trial: {', '.join(f'{k} {s:.3f} s/step' for k, s in trials.items())}; taken: {kind}")
-    runs = {"remit-anneal, uniform": [], f"PyTorch, {kind}": []}
-    ours, theirs = runs
+    sides = {}
+    for dtype in APART:
+        sides[f"remit-anneal, {dtype}"] = lambda dtype=dtype: bench.remit("uniform", "--dtype", dtype)
+        sides[f"PyTorch, {dtype}, {kind}"] = lambda dtype=dtype: bench.pytorch(kind, dtype)
+    runs = {side: [] for side in sides}
     for _ in range(rounds):
-        runs[ours].append(bench.remit("uniform"))
-        runs[theirs].append(bench.pytorch(kind))
-    apart = max(abs(a / b - 1) for a, b in zip(runs[ours][0].losses, runs[theirs][0].losses))
+        for side, run in sides.items():
+            runs[side].append(run())
     medians = table(runs, flops_per_token)
-    first, *_, last = runs[ours][0].losses
-    print(f"losses: {first:.4f} to {last:.4f}, largest relative difference {apart:.1e}")
-    print(f"tokens/s, remit-anneal / PyTorch: {medians[theirs][0] / medians[ours][0]:.3f}  (at least 1.2)")
-    print(f"peak memory, remit-anneal / PyTorch: {medians[ours][1] / medians[theirs][1]:.3f}  (at most 0.60)")
-    if apart > 1e-3:
-        sys.exit("the two sides don't take the same steps")
+    for dtype, most in APART.items():
+        ours, theirs = f"remit-anneal, {dtype}", f"PyTorch, {dtype}, {kind}"
+        apart = max(abs(a / b - 1) for a, b in zip(runs[ours][0].losses, runs[theirs][0].losses))
+        first, *_, last = runs[ours][0].losses
+        print(f"{dtype}: losses {first:.4f} to {last:.4f}, largest relative difference {apart:.1e}")
+        print(f"{dtype}: tokens/s, remit-anneal / PyTorch: {medians[theirs][0] / medians[ours][0]:.3f}  (at least {SPEED})")
+        print(f"{dtype}: peak memory, remit-anneal / PyTorch: {medians[ours][1] / medians[theirs][1]:.3f}  (at most {MEMORY})")
+        if not apart <= most:
+            sys.exit("the two sides don't take the same steps")
+        peer = f"PyTorch {dtype}"
+        results.add("Training", f"a step in {dtype}", "tokens/s", *([r.rate for r in runs[s]] for s in (ours, theirs)), peer, at_least=SPEED)
+        results.add("Training", f"peak memory in {dtype}", "MB", *([r.peak for r in runs[s]] for s in (ours, theirs)), peer, at_most=MEMORY)
 
 
 def section_weighting(bench, rounds, flops_per_token):
@@ -218,6 +232,8 @@ def section_weighting(bench, rounds, flops_per_token):
     medians = table(runs, flops_per_token)
     pairs = statistics.median(d.step_seconds / u.step_seconds for d, u in zip(runs["dynamic"], runs["uniform"]))
     ratio = medians["dynamic"][0] / medians["uniform"][0]
+    seconds = [[run.step_seconds for run in runs[side]] for side in ("dynamic", "uniform")]
+    results.add("Training", "--weighting dynamic", "s a step", *seconds, "--weighting uniform", value=pairs, at_most=1.03)
     print(f"seconds a step, dynamic / uniform: {ratio:.4f}; median of the pairs' ratios {pairs:.4f}  (at most 1.03)")
     print(f"peak memory, dynamic / uniform: {medians['dynamic'][1] / medians['uniform'][1]:.4f}  (within 0.02 of 1)")
 
@@ -235,6 +251,8 @@ def section_checkpointing(bench, rounds, flops_per_token):
             runs[side].append(bench.remit("dynamic", *more, seq_len=seq_len))
     # Longer rows cost more attention than this count says.
     medians = table(runs, flops_per_token)
+    for side, of_side in runs.items():
+        results.add("Training", f"peak memory, {side}", "MB", [run.peak for run in of_side])
     short, long = (medians[f"rows of {seq_len}, checkpointing"][1] for seq_len in (SEQ_LEN, LONG_SEQ_LEN))
     print(
         f"peak memory, rows of {LONG_SEQ_LEN} / rows of {SEQ_LEN}, with checkpointing: {long / short:.3f}  "
@@ -273,6 +291,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["make-models"]:
         make_models(Path(sys.argv[2]))
     elif sys.argv[1:2] == ["pytorch"]:
-        train_in_pytorch(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+        train_in_pytorch(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5])
     else:
         main()
