@@ -236,9 +236,9 @@ pub enum ComputeDtype {
     /// Everything in f32.
     #[default]
     F32,
-    /// Matrices in bf16, half the memory. On the CPU activations are rounded to bf16 where they meet a matrix, but not
-    /// in training; all else is f32. On a GPU activations are bf16, and norms, softmax and everything from the
-    /// logits on are f32.
+    /// Matrices in bf16, half the memory. On the CPU activations are rounded to bf16 where they meet a matrix, in
+    /// training where they meet gradients; all else is f32. On a GPU activations are bf16, and norms, softmax and
+    /// everything from the logits on are f32.
     Bf16,
     /// Matrices in bf16, and activations as sums of two bf16, which differ by 2^-17 at most: for a checkpoint stored in
     /// bf16, nearly the log-probs of f32. For scoring on the CPU.
@@ -276,9 +276,16 @@ impl Compute {
             ComputeDtype::Bf16Split if !self.trained => Activations::Split,
             _ => Activations::F32,
         };
+        let gradients = match self.dtype {
+            ComputeDtype::Bf16 => Activations::Bf16,
+            _ => Activations::F32,
+        };
         let kernels = self.device.kernels();
         match kernels.name() == Cpu::NAME {
-            true => Arc::new(Cpu { activations }),
+            true => Arc::new(Cpu {
+                activations,
+                gradients,
+            }),
             false => kernels,
         }
     }

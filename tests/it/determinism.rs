@@ -281,23 +281,30 @@ fn annealing_gives_the_same_numbers_and_the_same_model_on_any_number_of_threads(
         models(workspace.command(SCORE))
             .args("corpus -o set --seq-len 256 --part-bytes 3000")
             .ok();
-        for (output, threads) in [
-            ("a", ""),
-            ("b", ""),
-            ("c", "--threads 1"),
-            ("d", "--threads 2"),
-        ] {
-            workspace
-                .command(ANNEAL)
-                .args("--weights set --steps 3 --batch-tokens 700 --lr 1e-3 -o")
-                .arg(output)
-                .args(threads)
-                .ok();
-            assert_eq!(workspace.metrics(output).len(), 3);
-            let what = format!("{name}, {output} {threads}");
-            assert_eq!(workspace.metrics("a"), workspace.metrics(output), "{what}");
-            let model = |dir| workspace.read(&format!("{dir}/model.safetensors"));
-            assert!(model("a") == model(output), "{what}: other weights");
+        for dtype in ["f32", "bf16"] {
+            let first = format!("{dtype}-a");
+            for (output, threads) in [
+                ("a", ""),
+                ("b", ""),
+                ("c", "--threads 1"),
+                ("d", "--threads 2"),
+            ] {
+                let output = format!("{dtype}-{output}");
+                workspace
+                    .command(ANNEAL)
+                    .args("--weights set --steps 3 --batch-tokens 700 --lr 1e-3 --dtype")
+                    .arg(dtype)
+                    .args(threads)
+                    .arg("-o")
+                    .arg(&output)
+                    .ok();
+                assert_eq!(workspace.metrics(&output).len(), 3);
+                let what = format!("{name}, {output} {threads}");
+                let metrics = [&first, &output].map(|dir| workspace.metrics(dir));
+                assert_eq!(metrics[0], metrics[1], "{what}");
+                let model = |dir: &str| workspace.read(&format!("{dir}/model.safetensors"));
+                assert!(model(&first) == model(&output), "{what}: other weights");
+            }
         }
     }
 }

@@ -58,16 +58,18 @@ fn result(workspace: &Workspace, output: &str) -> (Vec<Value>, Vec<u8>) {
 #[test]
 fn the_micro_batch_changes_no_bit() {
     let workspace = scored();
-    let mut expected = None;
-    for micro in [1024, 1100, 1500, 100_000] {
-        let options = format!("--z-loss 1e-4 --micro-batch-tokens {micro}");
-        anneal(&workspace, "run", &options).ok();
-        let found = result(&workspace, "run");
-        workspace.remove("run");
-        assert!(
-            expected.get_or_insert_with(|| found.clone()) == &found,
-            "{micro}"
-        );
+    for dtype in ["f32", "bf16"] {
+        let mut expected = None;
+        for micro in [1024, 1100, 1500, 100_000] {
+            let options = format!("--dtype {dtype} --z-loss 1e-4 --micro-batch-tokens {micro}");
+            anneal(&workspace, "run", &options).ok();
+            let found = result(&workspace, "run");
+            workspace.remove("run");
+            assert!(
+                expected.get_or_insert_with(|| found.clone()) == &found,
+                "{dtype}, {micro}"
+            );
+        }
     }
 }
 

@@ -21,6 +21,10 @@ NAMES = sorted(p.name for kind in ("tiny", "odd") for p in MODELS.glob(f"{kind}-
 LENGTHS = (2, 3, 17, 40, 64, 65, 96, 130)
 NOISE = 0.01
 F32_NATS, SPLIT_NATS, BF16_MEAN_NATS = 1e-4, 1e-3, 0.02
+# Relative, of a tensor by norms. Where terms cancel, as those of a key's bias do, their rounding stays: a norm counts as this
+# part of the whole gradient's at least.
+GRADIENT, FLOOR = 1e-2, 0.03
+BETA1 = 0.9
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -82,3 +86,24 @@ def test_bf16_is_near_float32_and_no_further_than_transformers_in_bf16(golden, r
     assert ours <= BF16_MEAN_NATS
     assert ours <= theirs
     assert ours > 1e-6, "nothing was rounded"
+
+
+def test_gradients_in_bf16_are_near_those_of_float32(golden, run):
+    folder, *_ = golden
+    rows = [json.loads(line)["input_ids"] for line in open(folder / "rows.jsonl")]
+    options = ("--device", "cpu")
+    run("remit-score", folder / "rows.jsonl", "-o", folder / "set", "--rl-model", folder / "model", "--eos", "never",
+        *options)
+    run("remit-anneal", "--weights", folder / "set", "--model", folder / "model", "-o", folder / "annealed", "--weighting",
+        "uniform", "--steps", 1, "--save-every", 1, "--clip", "none", "--batch-tokens", 4096, "--dtype", "bf16", *options)
+    # After one step the first moments are the gradient times a constant.
+    moments = load_file(folder / "annealed/checkpoints/step-00000001.safetensors")
+    model = load(folder / "model")
+    (-torch.cat([target_log_probs(model, row) for row in rows]).mean()).backward()
+    expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    whole = torch.cat([gradient.flatten() for gradient in expected.values()]).norm()
+    apart = {
+        name: ((moments[f"first_moment.{name}"] / (1 - BETA1) - gradient).norm() / max(gradient.norm(), FLOOR * whole)).item()
+        for name, gradient in expected.items()
+    }
+    assert max(apart.values()) <= GRADIENT, max(apart, key=apart.get)

@@ -71,6 +71,12 @@ pub(crate) fn assign(to: &Tensor, from: &Tensor) -> Result<(), Error> {
     Ok(to.slice_set(&from.to_dtype(to.dtype())?.contiguous()?, 0, 0)?)
 }
 
+/// [`assign`] of f32 to bf16 on the CPU, by all threads of the pool.
+pub(crate) fn assign_rounded(to: &Tensor, from: &Tensor) -> Result<(), Error> {
+    let narrow = rounded_to_bf16(&view(from)?, from.shape())?;
+    Ok(to.slice_set(&narrow, 0, 0)?)
+}
+
 /// Sets all elements, row-major.
 pub(crate) fn set_values(to: &Tensor, values: Vec<f32>) -> Result<(), Error> {
     assign(to, &tensor(values, to.shape())?.to_device(to.device())?)

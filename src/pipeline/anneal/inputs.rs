@@ -43,7 +43,7 @@ impl Inputs {
         let dtype = options.compute.dtype;
         if dtype == ComputeDtype::Bf16Split {
             return Err(Usage(
-                "--dtype bf16-split is for scoring: training in bf16 keeps activations in f32 on the CPU\nhint: --dtype \
+                "--dtype bf16-split is for scoring: training in bf16 keeps the forward pass in f32 on the CPU\nhint: --dtype \
                  bf16 trains with matrices in bf16"
                     .to_owned(),
             )

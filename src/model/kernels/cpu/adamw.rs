@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::simd::vectorized;
 use crate::model::Error;
 use crate::model::kernels::shapes::{AdamWState, AdamWStep};
-use crate::model::kernels::tensor::{CHUNK, assign, update4};
+use crate::model::kernels::tensor::{CHUNK, assign_rounded, update4};
 
 /// See [`Kernels::adamw`](crate::model::kernels::Kernels::adamw).
 pub(super) fn step(state: AdamWState<'_>, step: AdamWStep) -> Result<(), Error> {
@@ -41,7 +41,7 @@ pub(super) fn step(state: AdamWState<'_>, step: AdamWStep) -> Result<(), Error> 
         },
     )?;
     match state.rounded {
-        Some(rounded) => assign(rounded, state.parameter),
+        Some(rounded) => assign_rounded(rounded, state.parameter),
         None => Ok(()),
     }
 }

@@ -6,10 +6,12 @@
 //! from 0: it depends on its own row and column alone, bit for bit, and not on the number of threads.
 
 use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps,
-    _mm512_loadu_si512, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_epi32,
-    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_storeu_si512,
-    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    __m512, __m512bh, __m512i, _MM_HINT_T0, _mm_prefetch, _mm256_loadu_si256, _mm512_add_ps,
+    _mm512_cvtepu16_epi32, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_si512,
+    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_or_si512, _mm512_set1_epi32,
+    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_slli_epi32,
+    _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
+    _mm512_unpacklo_epi64,
 };
 use std::cell::RefCell;
 use std::mem::transmute;
@@ -30,7 +32,10 @@ const TILE_ROWS: usize = 6;
 /// Words of the sum that a panel holds at a time: 32 KiB, which the nearest cache has room for.
 const BLOCK: usize = 128;
 /// Rows that go through a panel before it is copied anew, so that those of the left operand stay in a near cache too.
-const ROWS_OF_TASK: usize = 80 * TILE_ROWS;
+/// Where there are tasks enough for all threads, a task has as many rows as a batch mostly has, and copies less.
+const ROWS_OF_TASK: [usize; 2] = [80 * TILE_ROWS, 171 * TILE_ROWS];
+/// Tasks of each thread that are enough.
+const TASKS_OF_THREAD: usize = 4;
 
 /// AVX-512 is there.
 static HAS_F32: LazyLock<bool> = LazyLock::new(|| is_x86_feature_detected!("avx512f"));
@@ -75,8 +80,17 @@ pub(super) struct Right {
     pub words: *const u8,
     pub col_bytes: usize,
     pub word_bytes: usize,
+    /// Where the second half of a word of two bf16 is, from its first; side by side they are a word as it is stored.
+    pub half_bytes: usize,
     /// The last word of a column is half a word: the last of an odd number of bf16.
     pub ends_in_half: bool,
+}
+
+impl Right {
+    /// Returns whether words are stored as such.
+    fn has_whole_words(self) -> bool {
+        self.half_bytes == size_of::<u16>()
+    }
 }
 
 /// The destination: rows of f32 `row_stride` apart.
@@ -104,6 +118,7 @@ struct Product {
     left: Left,
     right: Right,
     target: Target,
+    rows_of_task: usize,
 }
 
 // SAFETY: whoever makes one answers for reads of the operands and writes of the target from any thread, and no two
@@ -127,15 +142,25 @@ pub(super) unsafe fn multiply(
     target: Target,
     threads: Threads,
 ) {
+    let panels = size.cols.div_ceil(PANEL);
+    let [few, many] = ROWS_OF_TASK;
+    let wanted = match threads {
+        Threads::One => 1,
+        Threads::Pool => TASKS_OF_THREAD * rayon::current_num_threads(),
+    };
+    let rows_of_task = match panels * size.rows.div_ceil(many) >= wanted {
+        true => many,
+        false => few,
+    };
     let product = Product {
         kind,
         size,
         left,
         right,
         target,
+        rows_of_task,
     };
-    let panels = size.cols.div_ceil(PANEL);
-    let tasks = panels * size.rows.div_ceil(ROWS_OF_TASK);
+    let tasks = panels * size.rows.div_ceil(rows_of_task);
     let run = |task: usize| {
         // SAFETY: the caller answers for memory and CPU; tasks differ in their rows or in their columns.
         unsafe { product.run(task / panels, task % panels) }
@@ -158,8 +183,8 @@ impl Product {
     ///
     /// As [`multiply`].
     unsafe fn run(&self, rows: usize, panel: usize) {
-        let first_row = rows * ROWS_OF_TASK;
-        let last_row = self.size.rows.min(first_row + ROWS_OF_TASK);
+        let first_row = rows * self.rows_of_task;
+        let last_row = self.size.rows.min(first_row + self.rows_of_task);
         let first_col = panel * PANEL;
         let cols = PANEL.min(self.size.cols - first_col);
         PACKED.with_borrow_mut(|packed| {
@@ -214,6 +239,7 @@ impl Product {
             words: from,
             col_bytes,
             word_bytes,
+            half_bytes,
             ends_in_half,
         } = self.right;
         // Offsets of words of the operand, from its first.
@@ -227,7 +253,7 @@ impl Product {
         }
         // Columns that run along the sum are transposed in squares, what is left over one by one.
         let (mut square_cols, mut square_words) = (0, 0);
-        if word_bytes == size_of::<u32>() {
+        if word_bytes == size_of::<u32>() && self.right.has_whole_words() {
             square_cols = cols / LANES * LANES;
             square_words = whole / LANES * LANES;
             for col in (0..square_cols).step_by(LANES) {
@@ -243,6 +269,11 @@ impl Product {
         for word in 0..whole {
             let begin = if word < square_words { square_cols } else { 0 };
             let row = &mut packed[word * PANEL..word * PANEL + cols];
+            if !self.right.has_whole_words() {
+                // SAFETY: both halves of the words lie within the operand, and whoever multiplies bf16 has AVX-512.
+                unsafe { interleave(from.add(at(0, word)), col_bytes, half_bytes, row) };
+                continue;
+            }
             if begin == 0 && col_bytes == size_of::<u32>() {
                 // SAFETY: the columns of a word lie side by side in the operand.
                 unsafe {
@@ -314,6 +345,16 @@ impl Tile {
     }
 
     unsafe fn of_rows<const ROWS: usize>(&self, kind: Words) {
+        // What the sums are written to is under way while they are added up.
+        for row in 0..ROWS {
+            for vector in 0..VECTORS {
+                let at = row * self.row_stride + vector * LANES;
+                // SAFETY: a hint, for whatever address.
+                unsafe {
+                    _mm_prefetch::<_MM_HINT_T0>(self.target.wrapping_add(at).cast());
+                }
+            }
+        }
         // Known strides leave the loop nothing to compute.
         let is_along = self.left.word_stride == 1;
         // SAFETY: the caller's.
@@ -321,8 +362,10 @@ impl Tile {
             match (kind, is_along) {
                 (Words::F32, true) => self.f32::<ROWS, true>(),
                 (Words::F32, false) => self.f32::<ROWS, false>(),
-                (Words::Bf16, _) => self.bf16::<ROWS, false>(),
-                (Words::SplitBf16, _) => self.bf16::<ROWS, true>(),
+                (Words::Bf16, true) => self.bf16::<ROWS, false, true>(),
+                (Words::Bf16, false) => self.bf16::<ROWS, false, false>(),
+                (Words::SplitBf16, true) => self.bf16::<ROWS, true, true>(),
+                (Words::SplitBf16, false) => self.bf16::<ROWS, true, false>(),
             }
         }
     }
@@ -350,14 +393,15 @@ impl Tile {
     }
 
     #[target_feature(enable = "avx512f,avx512bf16")]
-    unsafe fn bf16<const ROWS: usize, const SPLIT: bool>(&self) {
+    unsafe fn bf16<const ROWS: usize, const SPLIT: bool, const ALONG: bool>(&self) {
+        let stride = if ALONG { 1 } else { self.left.word_stride };
         let mut sums: Sums<ROWS> = [[_mm512_setzero_ps(); VECTORS]; ROWS];
         for word in 0..self.words {
             // SAFETY: the panel has this word, and the left operand these rows.
             unsafe {
                 let right = vectors(self.packed, word);
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    let at = row * self.left.row_stride + word;
+                    let at = row * self.left.row_stride + word * stride;
                     let left: __m512bh =
                         transmute(_mm512_set1_epi32(*self.left.words.add(at) as i32));
                     for (sum, right) in sums.iter_mut().zip(right) {
@@ -414,6 +458,38 @@ unsafe fn vectors(packed: *const u32, word: usize) -> [__m512i; VECTORS] {
         *loaded = unsafe { _mm512_loadu_si512(packed.add(word * PANEL + i * LANES).cast()) };
     }
     loaded
+}
+
+/// Puts words together whose halves are `half_bytes` apart, for columns `col_bytes` apart.
+///
+/// # Safety
+///
+/// Both halves of all words must be readable; AVX-512 is there.
+#[target_feature(enable = "avx512f")]
+unsafe fn interleave(from: *const u8, col_bytes: usize, half_bytes: usize, words: &mut [u32]) {
+    let mut whole = 0;
+    if col_bytes == size_of::<u16>() {
+        whole = words.len() / LANES * LANES;
+        for col in (0..whole).step_by(LANES) {
+            // SAFETY: the caller's.
+            unsafe {
+                let first = from.add(col * col_bytes);
+                let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(first.cast()));
+                let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(first.add(half_bytes).cast()));
+                let word = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
+                _mm512_storeu_si512(words.as_mut_ptr().add(col).cast(), word);
+            }
+        }
+    }
+    for (col, word) in words.iter_mut().enumerate().skip(whole) {
+        // SAFETY: the caller's.
+        unsafe {
+            let first = from.add(col * col_bytes);
+            let low = first.cast::<u16>().read_unaligned();
+            let high = first.add(half_bytes).cast::<u16>().read_unaligned();
+            *word = u32::from(low) | u32::from(high) << 16;
+        }
+    }
 }
 
 /// Copies 16 columns of 16 words, `col_bytes` apart, to 16 rows [`PANEL`] words apart.

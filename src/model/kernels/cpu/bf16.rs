@@ -129,6 +129,7 @@ fn multiply(
         words: w.as_ptr().cast(),
         col_bytes: inner * size_of::<bf16>(),
         word_bytes: size_of::<u32>(),
+        half_bytes: size_of::<bf16>(),
         ends_in_half: inner % 2 == 1,
     };
     let target = Target {
@@ -149,7 +150,12 @@ fn multiply(
 
 /// Rounds rows to pairs of bf16, the last of an odd number beside a zero; and what rounding left off, if that is wanted.
 #[cfg(target_arch = "x86_64")]
-fn pairs(x: &[f32], tokens: usize, inner: usize, with_rest: bool) -> (Vec<u32>, Vec<u32>) {
+pub(super) fn pairs(
+    x: &[f32],
+    tokens: usize,
+    inner: usize,
+    with_rest: bool,
+) -> (Vec<u32>, Vec<u32>) {
     let words = inner.div_ceil(2);
     let mut high = vec![0; tokens * words];
     let mut rest = vec![0; if with_rest { tokens * words } else { 0 }];
@@ -188,7 +194,6 @@ fn pairs(x: &[f32], tokens: usize, inner: usize, with_rest: bool) -> (Vec<u32>, 
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn round_row(x: &[f32], high: &mut [u32], rest: &mut [u32]) {
-    let pair = |a: u32, b: u32| a >> 16 | b & 0xffff_0000;
     let (whole, last) = x.as_chunks::<2>();
     for (high, [a, b]) in high.iter_mut().zip(whole) {
         *high = pair(rounded(*a), rounded(*b));
@@ -205,11 +210,18 @@ fn round_row(x: &[f32], high: &mut [u32], rest: &mut [u32]) {
     }
 }
 
+/// Puts two together that were rounded.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(super) fn pair(a: u32, b: u32) -> u32 {
+    a >> 16 | b & 0xffff_0000
+}
+
 /// Rounds to the nearest bf16, to the even one of two, and returns it as an f32 whose lower half is zero. What is no
 /// number stays none.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn rounded(x: f32) -> u32 {
+pub(super) fn rounded(x: f32) -> u32 {
     let bits = x.to_bits();
     let up = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
     if x.is_nan() { bits | 0x0040_0000 } else { up }

@@ -179,6 +179,7 @@ unsafe fn multiply(
             words: b.data.as_ptr().cast(),
             col_bytes: b.col_stride * size_of::<f32>(),
             word_bytes: b.row_stride * size_of::<f32>(),
+            half_bytes: size_of::<u16>(),
             ends_in_half: false,
         };
         let target = avx512::Target {

@@ -4,9 +4,9 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::bf16::{self, Activations};
+use super::bf16_gradients;
 use super::buffers::rows_per_task;
-use super::gemm::{self, Mat, MatMut, Write};
-use super::threads::Threads;
+use super::gemm::{self, Mat, Write};
 use crate::model::Error;
 use crate::model::kernels::tensor::{tensor, update, view, widened};
 use crate::model::row_layout::RowLayout;
@@ -40,18 +40,26 @@ pub(super) fn backward_input(
     dy: &Tensor,
     w: &Tensor,
     accumulate_into: Option<Tensor>,
+    precision: Activations,
 ) -> Result<Tensor, Error> {
     let (tokens, out) = dy.dims2()?;
     let (_, inner) = w.dims2()?;
-    let (dy, w): (&[f32], &[f32]) = (&view(dy)?, &widened(w)?);
-    let (a, b) = (Mat::new(dy, tokens, out), Mat::new(w, out, inner));
-    match accumulate_into {
-        Some(dx) => {
-            update(&dx, |dx| gemm::rows_times(dx, Write::Accumulate, a, b))?;
-            Ok(dx)
-        }
-        None => tensor(gemm::new_rows(a, b), (tokens, inner)),
+    let dy: &[f32] = &view(dy)?;
+    if let Some(dx) = accumulate_into {
+        let mut outcome = Ok(());
+        update(&dx, |dx| {
+            outcome = bf16_gradients::rows_times(dx, Write::Accumulate, dy, w, precision);
+        })?;
+        return outcome.map(|()| dx);
     }
+    if precision == Activations::F32 {
+        let w: &[f32] = &widened(w)?;
+        let dx = gemm::new_rows(Mat::new(dy, tokens, out), Mat::new(w, out, inner));
+        return tensor(dx, (tokens, inner));
+    }
+    let mut dx = vec![0.0; tokens * inner];
+    bf16_gradients::rows_times(&mut dx, Write::Replace, dy, w, precision)?;
+    tensor(dx, (tokens, inner))
 }
 
 /// See [`Kernels::linear_backward_weight`](crate::model::kernels::Kernels::linear_backward_weight).
@@ -60,6 +68,7 @@ pub(super) fn backward_weight(
     dy: &Tensor,
     x: &Tensor,
     layout: &RowLayout,
+    precision: Activations,
 ) -> Result<(), Error> {
     let (_, out) = dy.dims2()?;
     let (_, inner) = x.dims2()?;
@@ -67,12 +76,12 @@ pub(super) fn backward_weight(
     update(d_w, |d_w| {
         for chunk in layout.grad_chunk_tokens() {
             let tokens = chunk.len();
-            gemm::matmul(
-                MatMut::new(d_w, out, inner),
-                Write::Accumulate,
-                Mat::new(&dy[chunk.start * out..chunk.end * out], tokens, out).t(),
-                Mat::new(&x[chunk.start * inner..chunk.end * inner], tokens, inner),
-                Threads::Pool,
+            bf16_gradients::add_products(
+                d_w,
+                &dy[chunk.start * out..chunk.end * out],
+                &x[chunk.start * inner..chunk.end * inner],
+                (tokens, out, inner),
+                precision,
             );
         }
     })

@@ -8,10 +8,10 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::bf16::{self, Activations};
+use super::bf16_gradients;
 use super::buffers::zeros;
-use super::gemm::{self, Mat, MatMut, Write};
+use super::gemm::{self, Write};
 use super::simd::{exp, max, soft_cap, soft_cap_slope, sum_exp_shifted, vectorized};
-use super::threads::Threads;
 use crate::model::Error;
 use crate::model::kernels::shapes::{LmHead, LmLoss};
 use crate::model::kernels::targets::{LogSumExp, targets, token_weights, z_slope};
@@ -116,11 +116,14 @@ pub(super) fn backward(
     ids: &[u32],
     layout: &RowLayout,
     loss: LmLoss<'_, '_>,
+    gradients: Activations,
 ) -> Result<Tensor, Error> {
     let (vocab, width) = head.weight.dims2()?;
     let cap = head.soft_cap;
     let tile_rows = logits_rows(vocab, width);
-    let (hidden_values, head): (&[f32], &[f32]) = (&view(hidden)?, &widened(head.weight)?);
+    let hidden_values: &[f32] = &view(hidden)?;
+    // Widened once for all tiles.
+    let wide_head: &[f32] = &widened(head.weight)?;
     let mut d_hidden = zeros(hidden_values.len());
     let mut logits = Vec::new();
     let rows: Vec<_> = layout.rows().collect();
@@ -130,7 +133,9 @@ pub(super) fn backward(
             vocab,
             width,
             hidden: hidden_values,
-            head,
+            head: head.weight,
+            wide_head,
+            gradients,
             cap,
             z_loss: loss.z_loss,
             logits: &mut logits,
@@ -178,7 +183,9 @@ struct Tile<'a> {
     vocab: usize,
     width: usize,
     hidden: &'a [f32],
-    head: &'a [f32],
+    head: &'a Tensor,
+    wide_head: &'a [f32],
+    gradients: Activations,
     cap: Option<f32>,
     z_loss: Option<f32>,
     logits: &'a mut Vec<f32>,
@@ -234,7 +241,7 @@ impl Tile<'_> {
                 self.compute_logits(positions);
             }
             let at = i * tile_rows;
-            self.backward(positions, next, &sums[at..], &weights[at..], one_tile);
+            self.backward(positions, next, &sums[at..], &weights[at..], one_tile)?;
         }
         Ok(())
     }
@@ -242,7 +249,8 @@ impl Tile<'_> {
     fn compute_logits(&mut self, positions: &[usize]) {
         let rows = gather(self.hidden, positions, self.width);
         self.logits.resize(positions.len() * self.vocab, 0.0);
-        gemm::project_into(self.logits, &rows, self.head, positions.len(), self.vocab);
+        let (tokens, head) = (positions.len(), self.wide_head);
+        gemm::project_into(self.logits, &rows, head, tokens, self.vocab);
     }
 
     /// Turns the logits into their gradient, `(weight + z_slope) * p - weight at the target`, and multiplies it
@@ -255,7 +263,7 @@ impl Tile<'_> {
         sums: &[f64],
         weights: &[f32],
         squeezed: bool,
-    ) {
+    ) -> Result<(), Error> {
         let (vocab, width, n, cap) = (self.vocab, self.width, positions.len(), self.cap);
         let z_loss = self.z_loss;
         self.logits
@@ -290,22 +298,20 @@ impl Tile<'_> {
                 );
             });
         let rows = gather(self.hidden, positions, width);
-        gemm::matmul(
-            MatMut::new(self.d_head, vocab, width),
-            Write::Accumulate,
-            Mat::new(self.logits, n, vocab).t(),
-            Mat::new(&rows, n, width),
-            Threads::Pool,
-        );
+        let precision = self.gradients;
+        let sizes = (n, vocab, width);
+        bf16_gradients::add_products(self.d_head, self.logits, &rows, sizes, precision);
         let mut d_rows = rows;
-        gemm::rows_times(
+        bf16_gradients::rows_times(
             &mut d_rows,
             Write::Replace,
-            Mat::new(self.logits, n, vocab),
-            Mat::new(self.head, vocab, width),
-        );
+            self.logits,
+            self.head,
+            precision,
+        )?;
         for (&t, d_row) in positions.iter().zip(d_rows.chunks_exact(width)) {
             self.d_hidden[t * width..(t + 1) * width].copy_from_slice(d_row);
         }
+        Ok(())
     }
 }

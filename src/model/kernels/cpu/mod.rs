@@ -10,6 +10,7 @@ mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub(crate) mod bf16;
+mod bf16_gradients;
 mod buffers;
 mod elementwise;
 mod embedding;
@@ -47,8 +48,11 @@ const MLP_TILE_TOKENS: usize = 1024;
 /// The kernels of the CPU.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Cpu {
-    /// Precision of activations in products with matrices in bf16, where no gradient is wanted.
+    /// Precision of activations in products with matrices in bf16.
     pub activations: Activations,
+    /// Precision of gradients, and of activations that they meet, in products of the backward pass: f32 or bf16. Where
+    /// the CPU does not multiply bf16 these are f32 anyway.
+    pub gradients: Activations,
 }
 
 impl Cpu {
@@ -121,7 +125,7 @@ impl Kernels for Cpu {
         w: &Tensor,
         accumulate_into: Option<Tensor>,
     ) -> Result<Tensor, Error> {
-        linear::backward_input(dy, w, accumulate_into)
+        linear::backward_input(dy, w, accumulate_into, self.gradients)
     }
 
     fn linear_backward_weight(
@@ -131,7 +135,7 @@ impl Kernels for Cpu {
         x: &Tensor,
         layout: &RowLayout,
     ) -> Result<(), Error> {
-        linear::backward_weight(d_w, dy, x, layout)
+        linear::backward_weight(d_w, dy, x, layout, self.gradients)
     }
 
     fn linear_backward_bias(&self, d_b: &Tensor, dy: &Tensor) -> Result<(), Error> {
@@ -212,7 +216,7 @@ impl Kernels for Cpu {
         layout: &RowLayout,
         loss: LmLoss<'_, '_>,
     ) -> Result<Tensor, Error> {
-        lm_head::backward(hidden, head, d_head, ids, layout, loss)
+        lm_head::backward(hidden, head, d_head, ids, layout, loss, self.gradients)
     }
 
     fn adamw(&self, state: AdamWState<'_>, step: AdamWStep) -> Result<(), Error> {
