@@ -128,12 +128,15 @@ impl Architecture {
             .map(|(_, shape)| shape.iter().map(|&n| n as u64).product::<u64>())
             .sum();
         let parameters = self.num_parameters() * F32_BYTES;
-        let (narrow, widened_head) = match run.dtype {
+        let logits_rows =
+            logits_rows(self.vocab_size, self.hidden_size).min(run.micro_batch_tokens);
+        let (narrow, beside_logits) = match run.dtype {
             ComputeDtype::F32 => (0, 0),
-            // The whole head is widened for its gradient.
+            // The whole head is widened for the logits, and their gradient is rounded.
             ComputeDtype::Bf16 | ComputeDtype::Bf16Split => (
                 2 * matrices,
-                (self.vocab_size * self.hidden_size) as u64 * F32_BYTES,
+                (self.vocab_size * self.hidden_size) as u64 * F32_BYTES
+                    + (logits_rows * self.vocab_size) as u64 * 2,
             ),
         };
         let kept = self
@@ -152,8 +155,6 @@ impl Architecture {
             .max()
             .unwrap_or(0);
         let per_token = (kept + widest + 4 * self.hidden_size) as u64 * F32_BYTES;
-        let logits_rows =
-            logits_rows(self.vocab_size, self.hidden_size).min(run.micro_batch_tokens);
         AnnealingMemory {
             weights_bytes: parameters + narrow,
             // Rows of a tied embedding that are looked up are summed apart from the head's part.
@@ -170,7 +171,7 @@ impl Architecture {
                 (self.scoring_bytes_per_token() as u64)
                     .saturating_mul(run.longest_scored_row as u64),
             ),
-            logits_bytes: (logits_rows * self.vocab_size) as u64 * F32_BYTES + widened_head,
+            logits_bytes: (logits_rows * self.vocab_size) as u64 * F32_BYTES + beside_logits,
         }
     }
 }
