@@ -95,7 +95,8 @@ def test_gradients_in_bf16_are_near_those_of_float32(golden, run):
     run("remit-score", folder / "rows.jsonl", "-o", folder / "set", "--rl-model", folder / "model", "--eos", "never",
         *options)
     run("remit-anneal", "--weights", folder / "set", "--model", folder / "model", "-o", folder / "annealed", "--weighting",
-        "uniform", "--steps", 1, "--save-every", 1, "--clip", "none", "--batch-tokens", 4096, "--dtype", "bf16", *options)
+        "uniform", "--steps", 1, "--save-every", 1, "--clip", "none", "--batch-tokens", 4096, "--dtype", "bf16",
+        "--keep-special-tokens", *options)
     # After one step the first moments are the gradient times a constant.
     moments = load_file(folder / "annealed/checkpoints/step-00000001.safetensors")
     model = load(folder / "model")
