@@ -2,7 +2,7 @@
 # Runs the benchmarks of the CPU one after the other, and writes docs/benchmarks.md and docs/benchmarks.svg.
 #
 #   cargo build --release --bins --examples
-#   scripts/bench/all.sh                        # about 2 hours on 2 cores, with nothing else running
+#   scripts/bench/all.sh                        # about an hour on 2 cores, with nothing else running
 #   scripts/bench/all.sh --quick                # small sizes, one round: about 15 minutes; the page goes to target/bench
 #   scripts/bench/all.sh scoring streaming      # some of them; the page has what the others measured last
 #   scripts/bench/all.sh --page                 # the page alone

@@ -175,12 +175,10 @@ fn pairs_of_rows(x: &[f32], width: usize) -> Vec<u32> {
 mod tests {
     use super::super::simd::Noise;
     use super::*;
-    use crate::model::kernels::tensor::rounded_to_bf16;
+    use crate::model::kernels::tensor::{rounded as to_bf16, rounded_to_bf16};
 
     fn narrow(x: &[f32]) -> Vec<f32> {
-        x.iter()
-            .map(|x| half::bf16::from_f32(*x).to_f32())
-            .collect()
+        to_bf16(x).iter().map(|x| x.to_f32()).collect()
     }
 
     #[test]
