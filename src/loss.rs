@@ -259,6 +259,7 @@ mod tests {
                 base_logprobs: None,
                 weights: Some(of(&[0.9, 0.0, 0.0, 1.2, 1.1])),
                 target_mask: mask,
+                distributions: crate::types::Distributions::default(),
             }
         };
         let learner = [-2.0, -1.0, -30.0, -3.0, -4.0];

@@ -9,8 +9,8 @@ use clap::Parser;
 
 use super::progress::Console;
 use super::values::{
-    Devices, bytes, devices, epsilon, extension, input_format, name_pattern, positive, row_length,
-    temperature,
+    Devices, TopKWhere, above_zero, bytes, devices, epsilon, extension, input_format, name_pattern,
+    positive, row_length, temperature, top_k, top_k_where,
 };
 use super::worker::Worker;
 use super::{output, report, version};
@@ -27,7 +27,9 @@ use crate::pipeline::score::{
 use crate::pipeline::{self, BadInput, Progress, StopFlag, Usage};
 use crate::shard::schema::ShardFormat;
 use crate::tokenize::SpecialTokensInText;
-use crate::types::{OnBadRecord, TokenDtype, TokenId};
+use crate::types::{
+    DistributionPlan, OnBadRecord, TokenDtype, TokenId, TopKPlan, WeightBounds,
+};
 use crate::weight::{DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
 
 /// Score a corpus with an RL-tuned model: one log-probability per token, in Parquet shards
@@ -178,6 +180,27 @@ pub struct ScoreArgs {
     #[arg(long)]
     exact: bool,
 
+    /// How weights at a bound, 1 - EPSILON or 1 + EPSILON, are stored
+    #[arg(long, value_enum, default_value_t)]
+    weight_bounds: WeightBounds,
+
+    /// Store the entropy of the RL model's distribution at every target, in nats
+    #[arg(long)]
+    entropy: bool,
+
+    /// Store the K most likely tokens of the RL model with their log-probs, and the log-prob of all others together
+    #[arg(long, value_name = "K", value_parser = top_k)]
+    top_k: Option<u32>,
+
+    /// Targets to store the most likely tokens for: all, or entropy<=q20, the 20 % of each row group with the lowest
+    /// entropy
+    #[arg(long, value_name = "WHERE", default_value = "all", requires = "top_k", value_parser = top_k_where)]
+    top_k_where: TopKWhere,
+
+    /// Temperature of the distributions that --entropy and --top-k store: the divisor of the logits
+    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = above_zero)]
+    entropy_temperature: f64,
+
     /// How shards are stored: Parquet, or Arrow, larger and without compression, for your own readers
     #[arg(long, value_enum, default_value_t)]
     format: ShardFormat,
@@ -277,6 +300,11 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
         epsilon,
         temperature,
         exact,
+        weight_bounds,
+        entropy,
+        top_k,
+        top_k_where: TopKWhere { lowest_entropy },
+        entropy_temperature,
         format,
         part_bytes,
         num_workers,
@@ -329,6 +357,25 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
     };
     let formula =
         WeightFormula::new(epsilon, temperature).map_err(|error| Usage(error.to_string()))?;
+    if lowest_entropy.is_some() && !entropy {
+        return Err(Usage(
+            "--top-k-where entropy<=... ranks by the entropy, which is not stored\nhint: give --entropy too".to_owned(),
+        )
+        .into());
+    }
+    if entropy_temperature != 1.0 && !entropy && top_k.is_none() {
+        return Err(Usage(
+            "--entropy-temperature changes nothing without --entropy or --top-k\nhint: --temperature is that of the \
+             weights"
+                .to_owned(),
+        )
+        .into());
+    }
+    let distributions = (entropy || top_k.is_some()).then(|| DistributionPlan {
+        temperature: entropy_temperature,
+        entropy,
+        top_k: top_k.map(|k| TopKPlan { k, lowest_entropy }),
+    });
     Ok(Resolved {
         options: ScoreOptions {
             corpus: InputOptions {
@@ -374,6 +421,8 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
                 format,
                 exact,
                 formula,
+                weight_bounds,
+                distributions,
                 verify,
             },
             worker: WorkerOptions {

@@ -114,6 +114,43 @@ pub(super) fn open_fraction(text: &str) -> Result<f64, String> {
     }
 }
 
+/// The targets that the most likely tokens are stored for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct TopKWhere {
+    /// The fraction with the lowest entropy; `None` for all.
+    pub(super) lowest_entropy: Option<f64>,
+}
+
+/// Parses the targets that the most likely tokens are stored for: `all`, or `entropy<=q20`.
+pub(super) fn top_k_where(text: &str) -> Result<TopKWhere, String> {
+    let text: String = text.split_whitespace().collect();
+    if text == "all" {
+        return Ok(TopKWhere {
+            lowest_entropy: None,
+        });
+    }
+    let percent = text
+        .strip_prefix("entropy<=q")
+        .ok_or("there are all and entropy<=qN, the N % with the lowest entropy, as entropy<=q20")?;
+    match percent.parse::<f64>() {
+        Ok(percent) if percent > 0.0 && percent < 100.0 => Ok(TopKWhere {
+            lowest_entropy: Some(percent / 100.0),
+        }),
+        _ => Err(format!("q{percent} is no quantile between q0 and q100")),
+    }
+}
+
+/// Parses a number of most likely tokens.
+pub(super) fn top_k(text: &str) -> Result<u32, String> {
+    match positive(text)? {
+        k @ ..=MAX_TOP_K => u32::try_from(k).map_err(|error| error.to_string()),
+        k => Err(format!("{k} is more than {MAX_TOP_K}")),
+    }
+}
+
+/// Most tokens of a distribution that are stored: a row group of them is held in memory, 4 GB at this number.
+const MAX_TOP_K: usize = 1024;
+
 /// Parses a decay rate in [0, 1).
 pub(super) fn decay_rate(text: &str) -> Result<f64, String> {
     match not_negative(text)? {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::Error;
 use super::container::Container;
 use super::layout::{DESCRIPTION_DIR, Description};
-use super::schema::{self, SEAL_KEY, ShardFormat};
+use super::schema::{self, ColumnSet, SEAL_KEY, ShardFormat};
 use super::seal;
 use super::sink::Sink;
 use crate::escape::Show as _;
@@ -74,11 +74,11 @@ pub(super) fn write_new(
     dir: &Path,
     what: Description,
     format: ShardFormat,
-    has_base: bool,
+    columns: ColumnSet,
     text: &[u8],
 ) -> Result<bool, Error> {
     fs::create_dir_all(&dir.join(DESCRIPTION_DIR))?;
-    let bytes = pack(what, format, has_base, text)?;
+    let bytes = pack(what, format, columns, text)?;
     Ok(fs::write_new(&dir.join(what.file(format)), &bytes)?)
 }
 
@@ -90,11 +90,11 @@ pub(super) fn write_new(
 pub fn pack(
     what: Description,
     format: ShardFormat,
-    has_base: bool,
+    columns: impl Into<ColumnSet>,
     text: &[u8],
 ) -> Result<Vec<u8>, Error> {
     let text = str::from_utf8(text).map_err(|error| Error::Encode(error.to_string()))?;
-    let sink = Sink::new(Vec::new(), format, &schema::schema(format, has_base))?;
+    let sink = Sink::new(Vec::new(), format, &schema::schema(format, columns))?;
     sink.finish(vec![(what.key(), text.to_owned())])
 }
 

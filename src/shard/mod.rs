@@ -8,6 +8,7 @@ pub mod assemble;
 mod columns;
 mod container;
 pub mod description;
+mod distributions;
 mod error;
 #[cfg(test)]
 mod format_tests;

@@ -15,7 +15,7 @@ use super::manifest::{Manifest, ShardEntry};
 use super::plan::Plan;
 use super::row::StoredRow;
 use super::schema::{
-    self, FORMAT_VERSION_KEY, PACK_STATS_KEY, PLAN_KEY, REJECTS_KEY, RowProblem, SEAL_KEY,
+    self, ColumnSet, FORMAT_VERSION_KEY, PACK_STATS_KEY, PLAN_KEY, REJECTS_KEY, RowProblem, SEAL_KEY,
     SHARD_VERSION, ShardFormat, columns,
 };
 use super::seal::{self, Broken};
@@ -29,7 +29,7 @@ use crate::types::Reject;
 pub struct ShardFile {
     path: PathBuf,
     part: u32,
-    has_base: bool,
+    columns: ColumnSet,
     digest: Digest,
     map: MappedFile,
     bytes: Bytes,
@@ -50,10 +50,10 @@ impl ShardFile {
         path: &Path,
         format: ShardFormat,
         part: u32,
-        has_base: bool,
+        columns: impl Into<ColumnSet>,
     ) -> Result<Self, Error> {
         let map = MappedFile::open(path)?;
-        Self::parse(path, format, part, has_base, map, None)
+        Self::parse(path, format, part, columns.into(), map, None)
     }
 
     /// As [`ShardFile::open`], whatever the digest in the footer says.
@@ -62,11 +62,11 @@ impl ShardFile {
         path: &Path,
         format: ShardFormat,
         part: u32,
-        has_base: bool,
+        columns: impl Into<ColumnSet>,
     ) -> Result<Self, Error> {
         let map = MappedFile::open(path)?;
         let digest = Digest::of(&map);
-        Self::parse(path, format, part, has_base, map, Some(digest))
+        Self::parse(path, format, part, columns.into(), map, Some(digest))
     }
 
     /// Maps a shard of a set and compares size and digest with the manifest before parsing a byte of
@@ -81,7 +81,7 @@ impl ShardFile {
         manifest_plan: &Plan,
         identity: Digest,
     ) -> Result<Self, Error> {
-        let has_base = manifest_plan.base.is_some();
+        let columns = manifest_plan.columns();
         let path = dir.join(&entry.file);
         if !fs::exists(&path)? {
             return Err(Error::MissingShard { path });
@@ -103,7 +103,7 @@ impl ShardFile {
             });
         }
         let format = manifest_plan.format;
-        let shard = Self::parse(&path, format, entry.part, has_base, map, Some(found))?;
+        let shard = Self::parse(&path, format, entry.part, columns, map, Some(found))?;
         shard.expect_plan(identity)?;
         shard.expect_count("rows", entry.rows, shard.num_rows())?;
         Ok(shard)
@@ -114,7 +114,7 @@ impl ShardFile {
         path: &Path,
         format: ShardFormat,
         part: u32,
-        has_base: bool,
+        columns: ColumnSet,
         map: MappedFile,
         digest: Option<Digest>,
     ) -> Result<Self, Error> {
@@ -137,7 +137,7 @@ impl ShardFile {
                 ),
             });
         }
-        let wanted = schema::schema(format, has_base);
+        let wanted = schema::schema(format, columns);
         if container.schema().fields() != wanted.fields() {
             let describe = |fields: &arrow_schema::Fields| {
                 let fields: Vec<String> = fields
@@ -172,7 +172,7 @@ impl ShardFile {
         Ok(Self {
             path: path.to_owned(),
             part,
-            has_base,
+            columns,
             digest,
             map,
             bytes,
@@ -266,7 +266,7 @@ impl ShardFile {
             return Ok(rows);
         }
         self.decode(group, None, |batch| {
-            let columns = Columns::of(&batch, self.has_base)
+            let columns = Columns::of(&batch, self.columns)
                 .ok_or_else(|| self.no_column("a column of the format"))?;
             for i in 0..batch.num_rows() {
                 let index = start + rows.len() as u64;

@@ -104,8 +104,21 @@ fn properties() -> WriterProperties {
     for column in [columns::DOC_STARTS, columns::INPUT_IDS] {
         builder = builder.set_column_encoding(values(column), Encoding::PLAIN);
     }
-    for column in [columns::RL_LOGPROB, columns::BASE_LOGPROB, columns::WEIGHT] {
+    for column in [
+        columns::RL_LOGPROB,
+        columns::BASE_LOGPROB,
+        columns::WEIGHT,
+        columns::RL_ENTROPY,
+        columns::RL_TAIL_LOGPROB,
+    ] {
         builder = builder.set_column_encoding(values(column), Encoding::BYTE_STREAM_SPLIT);
     }
+    let nested = |column: &str| {
+        let level = ["list".to_owned(), LIST_ELEMENT.to_owned()];
+        ColumnPath::new([vec![column.to_owned()], [level.clone(), level].concat()].concat())
+    };
+    builder = builder
+        .set_column_encoding(nested(columns::RL_TOP_IDS), Encoding::PLAIN)
+        .set_column_encoding(nested(columns::RL_TOP_LOGPROBS), Encoding::BYTE_STREAM_SPLIT);
     builder.build()
 }

@@ -183,6 +183,7 @@ fn gradient_rows(golden: &GradientGolden) -> Vec<ScoredRow> {
             base_logprobs: Some(row.base_logprobs.clone()),
             weights: Some(row.static_weights.clone()),
             target_mask: None,
+            distributions: remit::types::Distributions::default(),
         })
         .collect()
 }

@@ -14,6 +14,7 @@ mod conformance;
 pub(crate) mod cpu;
 #[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
 pub(crate) mod cuda;
+mod distribution;
 mod portable;
 mod portable_head;
 mod rope_table;
@@ -28,6 +29,7 @@ pub(crate) use cpu::Cpu;
 pub(crate) use cpu::bf16::Activations;
 #[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
 pub(crate) use cuda::Cuda;
+pub(crate) use distribution::HeadOutputs;
 pub(crate) use rope_table::RopeTable;
 pub(crate) use shapes::{
     AdamWState, AdamWStep, Attended, AttentionShape, LmHead, LmLoss, MlaDims, Qkv, RmsNorm, Rope,

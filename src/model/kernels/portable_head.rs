@@ -5,12 +5,14 @@
 
 use candle_core::{D, DType, Tensor};
 
+use super::distribution::{Exponentials, HeadOutputs, TargetDistribution};
 use super::portable::{add_assign, soft_cap, soft_cap_slope};
 use super::shapes::{LmHead, LmLoss};
 use super::targets::{LogSumExp, targets, token_weights, z_slope};
 use super::tensor::{indices, to_host, upload, zeros_f32};
 use crate::model::Error;
 use crate::model::row_layout::RowLayout;
+use crate::types::DistributionPlan;
 
 /// Targets of a tile.
 const TOKEN_TILE: usize = 1024;
@@ -88,6 +90,63 @@ pub(super) fn log_probs(
 ) -> Result<Vec<f32>, Error> {
     let (positions, next) = targets(ids, layout);
     Ok(score(hidden, head, &positions, &next)?.1)
+}
+
+/// The logits of a tile are copied to memory, and summed there in f64.
+pub(super) fn distributions(
+    hidden: &Tensor,
+    head: LmHead<'_>,
+    ids: &[u32],
+    layout: &RowLayout,
+    plan: &DistributionPlan,
+) -> Result<HeadOutputs, Error> {
+    let (positions, next) = targets(ids, layout);
+    let log_probs = score(hidden, head, &positions, &next)?.1;
+    let vocab = head.weight.dim(0)?;
+    let mut outputs = HeadOutputs::default();
+    let chunks = positions.chunks(TOKEN_TILE).zip(log_probs.chunks(TOKEN_TILE));
+    for (positions, log_probs) in chunks {
+        let rows = gather(hidden, positions)?;
+        let mut state = vec![TargetDistribution::new(plan); positions.len()];
+        for start in (0..vocab).step_by(VOCAB_TILE) {
+            let entries = VOCAB_TILE.min(vocab - start);
+            let weights = head
+                .weight
+                .narrow(0, start, entries)?
+                .to_dtype(DType::F32)?;
+            let logits = soft_cap(&rows.matmul(&weights.t()?)?, head.soft_cap)?;
+            let mut logits = to_host(&logits)?;
+            for (of, logits) in state.iter_mut().zip(logits.chunks_mut(entries)) {
+                add_all(&mut of.all, logits, plan.temperature);
+                if plan.top_k.is_some() {
+                    of.take_top(logits, start, |logits, least| {
+                        logits.iter().position(|logit| *logit > least)
+                    });
+                    add_all(&mut of.tail, logits, plan.temperature);
+                }
+            }
+        }
+        for (of, log_prob) in state.iter().zip(log_probs) {
+            outputs.push(*log_prob, of, plan);
+        }
+    }
+    Ok(outputs)
+}
+
+fn add_all(sums: &mut Exponentials, logits: &[f32], temperature: f64) {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if max == f32::NEG_INFINITY {
+        return;
+    }
+    let max = f64::from(sums.raise(max));
+    let (mut sum, mut weighted) = (0.0, 0.0);
+    for logit in logits.iter().filter(|logit| logit.is_finite()) {
+        let d = (f64::from(*logit) - max) / temperature;
+        let e = d.exp();
+        sum += e;
+        weighted += d * e;
+    }
+    sums.add(sum, weighted);
 }
 
 /// Logits are computed twice: for the log-probs that decide the weights, and for the gradient.

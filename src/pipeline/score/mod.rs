@@ -26,8 +26,9 @@ use crate::fs::{self, Digest};
 use crate::shard;
 use crate::shard::layout::shard_name;
 use crate::shard::manifest::Manifest;
-use crate::shard::plan::Plan;
+use crate::shard::plan::{Plan, columns_of};
 use crate::shard::write::ShardOptions;
+use crate::types::WeightBounds;
 
 pub use options::*;
 pub(super) use prepare::Prepared;
@@ -165,11 +166,19 @@ pub(super) fn is_one_model(plan: &Plan) -> bool {
 
 /// Returns what every shard is made with; the part is filled in for each.
 pub(super) fn shard_options(options: &ScoreOptions, plan: Digest) -> ShardOptions {
+    let shards = &options.shards;
     ShardOptions {
         part: 0,
-        format: options.shards.format,
-        has_base: options.compute.base.is_some(),
-        exact: options.shards.exact,
+        format: shards.format,
+        columns: columns_of(options.compute.base.is_some(), shards.distributions.as_ref()),
+        exact: shards.exact,
+        exact_weights: match shards.weight_bounds {
+            WeightBounds::Exact => Some(shards.formula.bounds()),
+            WeightBounds::Rounded => None,
+        },
+        lowest_entropy: shards
+            .distributions
+            .and_then(|stored| stored.top_k?.lowest_entropy),
         plan,
     }
 }

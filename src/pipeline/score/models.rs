@@ -204,6 +204,7 @@ impl Models {
         Ok(Scorer {
             exact: shards.exact,
             formula: shards.formula,
+            distributions: shards.distributions,
             batches: Batches::new(batch_tokens, compute.device.to_string(), progress),
             rl,
             base,

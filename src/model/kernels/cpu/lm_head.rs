@@ -10,13 +10,18 @@ use rayon::prelude::*;
 use super::bf16::{self, Activations};
 use super::buffers::zeros;
 use super::gemm::{self, Mat, MatMut, Write};
-use super::simd::{exp, max, soft_cap, soft_cap_slope, sum_exp_shifted, vectorized};
+use super::simd::{
+    exp, first_above, max, soft_cap, soft_cap_slope, sum_exp_shifted, sums_exp_scaled,
+    sums_exp_shifted, vectorized,
+};
 use super::threads::Threads;
 use crate::model::Error;
+use crate::model::kernels::distribution::{HeadOutputs, TargetDistribution};
 use crate::model::kernels::shapes::{LmHead, LmLoss};
 use crate::model::kernels::targets::{LogSumExp, targets, token_weights, z_slope};
 use crate::model::kernels::tensor::{tensor, update, view, widened};
 use crate::model::row_layout::{GRAD_CHUNK_TOKENS, RowLayout};
+use crate::types::DistributionPlan;
 
 /// Targets of a tile when only log-probs are wanted.
 const TOKEN_TILE: usize = 1024;
@@ -102,6 +107,99 @@ pub(super) fn log_probs(
         out.extend(state.iter().map(|(sum, logit)| sum.log_prob(*logit)));
     }
     Ok(out)
+}
+
+/// What is known of a target's logits, block after block.
+#[derive(Clone)]
+struct Seen {
+    sum: LogSumExp,
+    logit: f32,
+    distribution: TargetDistribution,
+}
+
+impl Seen {
+    /// Takes in a block of logits, that of id `start` first, and overwrites some of them.
+    #[inline(always)]
+    fn take(&mut self, block: &mut [f32], start: usize, plan: &DistributionPlan) {
+        let largest = max(block);
+        let shift = self.sum.raise(largest);
+        self.distribution.all.raise(largest);
+        let factor = plan.temperature.recip() as f32;
+        let (sum, weighted) = if plan.temperature == 1.0 {
+            let both = sums_exp_shifted(block, shift);
+            self.sum.add(both.0);
+            both
+        } else {
+            self.sum.add(sum_exp_shifted(block, shift));
+            sums_exp_scaled(block, shift, factor)
+        };
+        let all = &mut self.distribution.all;
+        all.add(f64::from(sum), f64::from(weighted));
+        if plan.top_k.is_some() {
+            self.distribution.take_top(block, start, first_above);
+            let largest = max(block);
+            // All of a short last block may be among the most likely.
+            if largest > f32::NEG_INFINITY {
+                let shift = self.distribution.tail.raise(largest);
+                let (sum, _) = sums_exp_scaled(block, shift, factor);
+                self.distribution.tail.add(f64::from(sum), 0.0);
+            }
+        }
+    }
+}
+
+/// See [`Kernels::lm_head_distributions`](crate::model::kernels::Kernels::lm_head_distributions).
+pub(super) fn distributions(
+    hidden: &Tensor,
+    head: LmHead<'_>,
+    ids: &[u32],
+    layout: &RowLayout,
+    plan: &DistributionPlan,
+    activations: Activations,
+) -> Result<HeadOutputs, Error> {
+    let (vocab, width) = head.weight.dims2()?;
+    let cap = head.soft_cap;
+    let hidden: &[f32] = &view(hidden)?;
+    let (positions, next) = targets(ids, layout);
+    let mut outputs = HeadOutputs::default();
+    let mut logits = vec![0.0; TOKEN_TILE * VOCAB_TILE.min(vocab)];
+    let nothing = Seen {
+        sum: LogSumExp::EMPTY,
+        logit: 0.0,
+        distribution: TargetDistribution::new(plan),
+    };
+    for (positions, next) in positions.chunks(TOKEN_TILE).zip(next.chunks(TOKEN_TILE)) {
+        let rows = gather(hidden, positions, width);
+        let mut state = vec![nothing.clone(); next.len()];
+        for start in (0..vocab).step_by(VOCAB_TILE) {
+            let entries = VOCAB_TILE.min(vocab - start);
+            let block = &mut logits[..next.len() * entries];
+            let weights = head.weight.narrow(0, start, entries)?;
+            bf16::project_into(block, &rows, &weights, next.len(), entries, activations)?;
+            state
+                .par_iter_mut()
+                .zip(block.par_chunks_mut(entries))
+                .zip(next.par_iter())
+                .for_each(|((seen, block), &id)| {
+                    vectorized(
+                        #[inline(always)]
+                        || {
+                            squeeze(block, cap);
+                            if let Some(at) = (id as usize).checked_sub(start)
+                                && let Some(&value) = block.get(at)
+                            {
+                                seen.logit = value;
+                            }
+                            seen.take(block, start, plan);
+                        },
+                    );
+                });
+        }
+        for seen in &state {
+            outputs.push(seen.sum.log_prob(seen.logit), &seen.distribution, plan);
+        }
+    }
+    Ok(outputs)
 }
 
 /// See [`Kernels::lm_head_backward`](crate::model::kernels::Kernels::lm_head_backward).
