@@ -322,6 +322,17 @@ pub struct TopKPlan {
     pub lowest_entropy: Option<f64>,
 }
 
+/// Divergence of the learner's distribution from the RL model's, in both of which the tail is one class.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Divergence {
+    /// KL(learner || RL model): the learner gives up what the RL model finds unlikely.
+    #[default]
+    Reverse,
+    /// KL(RL model || learner): the learner covers all that the RL model finds likely.
+    Forward,
+}
+
 /// How weights at a bound of the formula are stored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]

@@ -14,7 +14,9 @@ use super::values::{
     temperature,
 };
 use crate::escape::Show as _;
-use crate::loss::{DEFAULT_TOP_K_FRACTION, Normalize, Weighting};
+use crate::loss::{
+    DEFAULT_ALPHA, DEFAULT_SWITCH_FRACTION, DEFAULT_TOP_K_FRACTION, Normalize, Weighting,
+};
 use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::optim::{
     AdamWOptions, DEFAULT_ADAM_EPS, DEFAULT_BETAS, DEFAULT_CLIP, DEFAULT_LR, DEFAULT_WEIGHT_DECAY,
@@ -28,6 +30,7 @@ use crate::pipeline::anneal::{
 };
 use crate::pipeline::{self, StopFlag, Usage};
 use crate::schedule::Decay;
+use crate::types::Divergence;
 use crate::weight::{Center, shortest_decimal};
 
 /// Train a base model on a scored set, each token weighted by what an RL-tuned model says about it
@@ -110,6 +113,18 @@ pub struct AnnealArgs {
     /// that under the learner most
     #[arg(long, value_name = "FRACTION", default_value_t = DEFAULT_TOP_K_FRACTION, value_parser = fraction, help_heading = LOSS)]
     top_k_fraction: f64,
+
+    /// Switch: fraction of a step's targets that learn the RL model's distribution, those where its entropy is lowest
+    #[arg(long, value_name = "FRACTION", default_value_t = DEFAULT_SWITCH_FRACTION, value_parser = fraction, help_heading = LOSS)]
+    switch_fraction: f64,
+
+    /// Kd: share of the divergence in the loss, the rest being the next token's
+    #[arg(long, value_name = "SHARE", default_value_t = DEFAULT_ALPHA, value_parser = fraction, help_heading = LOSS)]
+    alpha: f64,
+
+    /// Switch and kd: divergence from the RL model's distribution, at the temperature that the set was scored with
+    #[arg(long, value_enum, default_value_t, help_heading = LOSS)]
+    divergence: Divergence,
 
     /// Coefficient of the squared log-sum-exp of the logits, which keeps it near 0; OLMo 2 uses 1e-5
     #[arg(long, value_name = "COEFFICIENT", default_value_t = 0.0, value_parser = not_negative, help_heading = LOSS)]
@@ -347,6 +362,9 @@ pub(super) fn resolve(args: AnnealArgs) -> Result<Resolved> {
         center,
         normalize,
         top_k_fraction,
+        switch_fraction,
+        alpha,
+        divergence,
         z_loss,
         lr,
         schedule,
@@ -427,6 +445,9 @@ pub(super) fn resolve(args: AnnealArgs) -> Result<Resolved> {
                 center,
                 normalize,
                 top_k_fraction,
+                switch_fraction,
+                alpha,
+                divergence,
                 z_loss: (z_loss > 0.0).then_some(z_loss),
             },
             optimization: OptimizationOptions {

@@ -242,6 +242,7 @@ const OPTIONS: [(&str, &[&str]); 2] = [
         &[
             "activation-checkpointing",
             "adam-eps",
+            "alpha",
             "batch-tokens",
             "beta1",
             "beta2",
@@ -250,6 +251,7 @@ const OPTIONS: [(&str, &[&str]); 2] = [
             "config",
             "decay-on",
             "device",
+            "divergence",
             "dtype",
             "epochs",
             "epsilon",
@@ -278,6 +280,7 @@ const OPTIONS: [(&str, &[&str]); 2] = [
             "seed",
             "steps",
             "strict",
+            "switch-fraction",
             "temperature",
             "threads",
             "tokens",

@@ -27,9 +27,7 @@ use crate::pipeline::score::{
 use crate::pipeline::{self, BadInput, Progress, StopFlag, Usage};
 use crate::shard::schema::ShardFormat;
 use crate::tokenize::SpecialTokensInText;
-use crate::types::{
-    DistributionPlan, OnBadRecord, TokenDtype, TokenId, TopKPlan, WeightBounds,
-};
+use crate::types::{DistributionPlan, OnBadRecord, TokenDtype, TokenId, TopKPlan, WeightBounds};
 use crate::weight::{DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
 
 /// Score a corpus with an RL-tuned model: one log-probability per token, in Parquet shards

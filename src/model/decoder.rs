@@ -14,7 +14,7 @@ use super::block_params::Layers;
 use super::device::Compute;
 use super::files::{ModelSource, OpenModel};
 use super::gradients::Gradients;
-use super::kernels::{HeadOutputs, Kernels, LmHead, LmLoss, WeightFn};
+use super::kernels::{HeadOutputs, Kernels, LmHead, LmLoss, SoftLoss, WeightFn};
 use super::parameters::Parameters;
 use super::pass::{OTHER_TAPE, Pass};
 use crate::types::{DistributionPlan, Distributions, TokenId, TopTokens};
@@ -198,6 +198,25 @@ impl Decoder {
         how: &Backward,
         token_weights: &mut WeightFn<'_>,
     ) -> Result<(), Error> {
+        self.accumulate_soft_gradients(rows, gradients, how, None, token_weights)
+    }
+
+    /// Does the same as [`Decoder::accumulate_gradients`], and adds the gradients of divergences from distributions.
+    ///
+    /// # Errors
+    ///
+    /// As [`Decoder::accumulate_gradients`], and when a distribution has an id that this model has no embedding for.
+    pub fn accumulate_soft_gradients(
+        &self,
+        rows: &[&[TokenId]],
+        gradients: &mut Gradients,
+        how: &Backward,
+        soft: Option<SoftLoss<'_>>,
+        token_weights: &mut WeightFn<'_>,
+    ) -> Result<(), Error> {
+        if let Some(soft) = &soft {
+            soft.targets.check(self.architecture.vocab_size)?;
+        }
         let batch = self.batch(rows)?;
         let (hidden, tape) = self.forward_with_tape(&batch, how.activation_checkpointing)?;
         let head = self.lm_head();
@@ -208,6 +227,7 @@ impl Decoder {
                 check_finite(&self.name, outputs.row, outputs.log_probs)?;
                 token_weights(outputs, weights)
             },
+            soft,
         };
         let d_hidden = self.kernels().lm_head_backward(
             &hidden,

@@ -71,7 +71,9 @@ impl StreamedDecoder {
     pub fn target_log_probs(&self, rows: &[&[TokenId]]) -> Result<Vec<Vec<f32>>, Error> {
         self.through_head(rows, |piece, head| {
             let Batch { ids, layout, .. } = &piece.batch;
-            let log_probs = self.kernels.lm_head_log_probs(&piece.x, head, ids, layout)?;
+            let log_probs = self
+                .kernels
+                .lm_head_log_probs(&piece.x, head, ids, layout)?;
             by_row(&self.name, piece.first, piece.rows, &log_probs)
         })
     }

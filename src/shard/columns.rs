@@ -137,7 +137,10 @@ impl Top<'_> {
     fn row(&self, i: usize) -> Result<TopTokens, RowProblem> {
         let (tails, mask) = log_probs(self.tail, i, columns::RL_TAIL_LOGPROB)?;
         let stored: Vec<usize> = (0..tails.len())
-            .filter(|at| mask.as_ref().is_none_or(|mask| mask.get(*at) == Some(&true)))
+            .filter(|at| {
+                mask.as_ref()
+                    .is_none_or(|mask| mask.get(*at) == Some(&true))
+            })
             .collect();
         let at = stored.iter().filter_map(|&at| u32::try_from(at).ok());
         Ok(TopTokens {
@@ -150,7 +153,10 @@ impl Top<'_> {
                 columns::RL_TOP_LOGPROBS,
                 &stored,
             )?,
-            tail_log_probs: stored.iter().filter_map(|&at| tails.get(at).copied()).collect(),
+            tail_log_probs: stored
+                .iter()
+                .filter_map(|&at| tails.get(at).copied())
+                .collect(),
         })
     }
 

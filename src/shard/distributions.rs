@@ -48,7 +48,9 @@ impl DistributionColumns {
         let mut distributions = row.distributions.clone();
         if !exact {
             let round = |values: &mut Vec<f32>| {
-                values.iter_mut().for_each(|value| *value = round_mantissa(*value));
+                values
+                    .iter_mut()
+                    .for_each(|value| *value = round_mantissa(*value));
             };
             distributions.entropies.iter_mut().for_each(round);
             if let Some(top) = &mut distributions.top {
@@ -86,8 +88,7 @@ impl DistributionColumns {
 fn keep_lowest(rows: &mut [Waiting], fraction: f64) {
     let mut ranked: Vec<(f32, usize, u32)> = Vec::new();
     for (number, row) in rows.iter().enumerate() {
-        let (Some(entropies), Some(top)) =
-            (&row.distributions.entropies, &row.distributions.top)
+        let (Some(entropies), Some(top)) = (&row.distributions.entropies, &row.distributions.top)
         else {
             continue;
         };
@@ -116,7 +117,10 @@ fn entropies(rows: &[Waiting], element: FieldRef) -> ArrayRef {
         builder.values().append_null();
         let values = row.distributions.entropies.iter().flatten();
         for (index, value) in values.enumerate() {
-            let is_target = row.mask.as_ref().is_none_or(|mask| mask.get(index) == Some(&true));
+            let is_target = row
+                .mask
+                .as_ref()
+                .is_none_or(|mask| mask.get(index) == Some(&true));
             builder.values().append_option(is_target.then_some(*value));
         }
         builder.append(true);
@@ -143,7 +147,11 @@ fn most_likely(rows: &[Waiting], element: &dyn Fn(&str) -> FieldRef) -> [ArrayRe
         let mut lists = top
             .targets
             .iter()
-            .zip(top.ids.chunks(top.k.max(1)).zip(top.log_probs.chunks(top.k.max(1))))
+            .zip(
+                top.ids
+                    .chunks(top.k.max(1))
+                    .zip(top.log_probs.chunks(top.k.max(1))),
+            )
             .zip(&top.tail_log_probs)
             .peekable();
         for position in 0..row.num_tokens {

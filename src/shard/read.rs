@@ -15,8 +15,8 @@ use super::manifest::{Manifest, ShardEntry};
 use super::plan::Plan;
 use super::row::StoredRow;
 use super::schema::{
-    self, ColumnSet, FORMAT_VERSION_KEY, PACK_STATS_KEY, PLAN_KEY, REJECTS_KEY, RowProblem, SEAL_KEY,
-    SHARD_VERSION, ShardFormat, columns,
+    self, ColumnSet, FORMAT_VERSION_KEY, PACK_STATS_KEY, PLAN_KEY, REJECTS_KEY, RowProblem,
+    SEAL_KEY, SHARD_VERSION, ShardFormat, columns,
 };
 use super::seal::{self, Broken};
 use crate::fs::{self, Digest, MappedFile};

@@ -154,11 +154,14 @@ pub fn schema(format: ShardFormat, has: impl Into<ColumnSet>) -> SchemaRef {
         fields.push(list(columns::RL_ENTROPY, DataType::Float32, true));
     }
     if has.top_k.is_some() {
-        let nested = |item: DataType| {
-            DataType::List(Arc::new(Field::new(LIST_ELEMENT, item, false)))
-        };
+        let nested =
+            |item: DataType| DataType::List(Arc::new(Field::new(LIST_ELEMENT, item, false)));
         fields.push(list(columns::RL_TOP_IDS, nested(DataType::UInt32), true));
-        fields.push(list(columns::RL_TOP_LOGPROBS, nested(DataType::Float32), true));
+        fields.push(list(
+            columns::RL_TOP_LOGPROBS,
+            nested(DataType::Float32),
+            true,
+        ));
         fields.push(list(columns::RL_TAIL_LOGPROB, DataType::Float32, true));
     }
     Arc::new(Schema::new(fields))

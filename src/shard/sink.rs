@@ -119,6 +119,9 @@ fn properties() -> WriterProperties {
     };
     builder = builder
         .set_column_encoding(nested(columns::RL_TOP_IDS), Encoding::PLAIN)
-        .set_column_encoding(nested(columns::RL_TOP_LOGPROBS), Encoding::BYTE_STREAM_SPLIT);
+        .set_column_encoding(
+            nested(columns::RL_TOP_LOGPROBS),
+            Encoding::BYTE_STREAM_SPLIT,
+        );
     builder.build()
 }

@@ -14,7 +14,8 @@ use arrow_schema::{ArrowError, DataType, FieldRef, SchemaRef};
 use super::Error;
 use super::distributions::DistributionColumns;
 use super::schema::{
-    self, ColumnSet, FORMAT_VERSION_KEY, PACK_STATS_KEY, PLAN_KEY, REJECTS_KEY, ShardFormat, columns,
+    self, ColumnSet, FORMAT_VERSION_KEY, PACK_STATS_KEY, PLAN_KEY, REJECTS_KEY, ShardFormat,
+    columns,
 };
 use super::sink::Sink;
 use crate::fs::Digest;
@@ -252,12 +253,7 @@ impl Group {
         }
     }
 
-    fn push(
-        &mut self,
-        id: u64,
-        row: &ScoredRow,
-        options: &ShardOptions,
-    ) -> Result<(), ArrowError> {
+    fn push(&mut self, id: u64, row: &ScoredRow, options: &ShardOptions) -> Result<(), ArrowError> {
         self.row_id.append_value(id);
         match &mut self.source {
             SourceBuilder::Dictionary(builder) => {

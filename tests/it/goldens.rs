@@ -201,6 +201,7 @@ fn pass(
         center: Center::Row,
         normalize: Normalize::Targets,
         top_k_fraction: TOP_K_FRACTION,
+        distillation: None,
         z_loss: None,
     };
     let mut gradients = Gradients::new(model.parameters().len());

@@ -79,7 +79,12 @@ impl TargetDistribution {
             }
             at += 1;
         }
-        for &(_, id) in self.top.tokens.iter().filter(|(_, id)| (first..end).contains(id)) {
+        for &(_, id) in self
+            .top
+            .tokens
+            .iter()
+            .filter(|(_, id)| (first..end).contains(id))
+        {
             block[(id - first) as usize] = f32::NEG_INFINITY;
         }
         for (logit, _) in gone {
@@ -119,7 +124,11 @@ impl Exponentials {
                 let by = (f64::from(self.max) - f64::from(block_max)) * self.inverse_temperature;
                 let factor = by.exp();
                 // A factor that underflows leaves nothing, however far away it was.
-                self.weighted = if factor > 0.0 { (self.weighted + by * self.sum) * factor } else { 0.0 };
+                self.weighted = if factor > 0.0 {
+                    (self.weighted + by * self.sum) * factor
+                } else {
+                    0.0
+                };
                 self.sum *= factor;
             }
             self.max = block_max;

@@ -19,6 +19,9 @@ mod portable;
 mod portable_head;
 mod rope_table;
 mod shapes;
+mod soft_targets;
+#[cfg(test)]
+mod soft_targets_tests;
 mod targets;
 pub(crate) mod tensor;
 
@@ -35,4 +38,5 @@ pub(crate) use shapes::{
     AdamWState, AdamWStep, Attended, AttentionShape, LmHead, LmLoss, MlaDims, Qkv, RmsNorm, Rope,
     RopeDirection, RopeLayout,
 };
+pub use soft_targets::{SoftLoss, SoftTargets};
 pub use targets::{RowOutputs, WeightFn};

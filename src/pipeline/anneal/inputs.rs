@@ -50,6 +50,13 @@ impl Inputs {
             .into());
         }
         let device = open_device(options.compute.device, dtype, progress)?;
+        if options.loss.weighting.is_distillation() && device.kind() != "cpu" {
+            return Err(Usage(format!(
+                "--weighting {} is computed on the CPU only so far, and the device is {device}\nhint: --device cpu",
+                options.loss.weighting
+            ))
+            .into());
+        }
         let set = ShardSet::open(&options.weights)?;
         let initial = learner(
             options.model.as_ref(),
@@ -63,7 +70,7 @@ impl Inputs {
             let manifest = set.manifest();
             let own = check_tokenizer(&initial, dir, manifest)?;
             check_special_tokens(&own, options.keep_special_tokens, dir, manifest, progress)?;
-            check_weighting(options.loss.weighting, dir, manifest)
+            check_weighting(&options.loss, dir, manifest)
         };
         check(&options.weights, &set)?;
         let eval_set = match &options.eval {

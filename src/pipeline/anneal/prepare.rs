@@ -124,6 +124,7 @@ pub(super) fn prepare<'a>(
         longest_trained_row,
         longest_scored_row,
         window_tokens: order.largest_window_tokens(),
+        distributions: set.manifest().plan.distributions,
     };
     needs.check(device.uses_host_memory(), progress)?;
     // From here on no other run changes the folder, or what is read of it.

@@ -54,7 +54,7 @@ pub struct Extended {
 }
 
 /// Fields of [`Settings`] and the flags that set them.
-const FLAGS: [(&str, &str); 30] = [
+const FLAGS: [(&str, &str); 34] = [
     ("manifest_blake3", "the set of --weights"),
     ("eval_manifest_blake3", "the set of --eval-weights"),
     ("model_fingerprint", "the initial model"),
@@ -64,6 +64,13 @@ const FLAGS: [(&str, &str); 30] = [
     ("objective.center", "--center"),
     ("objective.normalize", "--normalize"),
     ("objective.top_k_fraction", "--top-k-fraction"),
+    ("objective.distillation.divergence", "--divergence"),
+    (
+        "objective.distillation.temperature",
+        "the temperature of the set's distributions",
+    ),
+    ("objective.distillation.fraction", "--switch-fraction"),
+    ("objective.distillation.alpha", "--alpha"),
     ("objective.z_loss", "--z-loss"),
     ("schedule.decay", "--schedule"),
     ("schedule.lr", "--lr"),
@@ -115,6 +122,7 @@ impl Settings {
                 center: Center::default(),
                 normalize: Normalize::Targets,
                 top_k_fraction: 1.0,
+                distillation: None,
                 z_loss: None,
             },
             schedule: Schedule {
@@ -185,6 +193,8 @@ fn collect(path: &str, old: &serde_json::Value, new: &serde_json::Value, lines: 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::loss::Distillation;
+    use crate::types::Divergence;
 
     fn settings() -> Settings {
         Settings {
@@ -197,6 +207,12 @@ mod tests {
                 center: Center::Row,
                 normalize: Normalize::Targets,
                 top_k_fraction: 0.6,
+                distillation: Some(Distillation {
+                    divergence: Divergence::Reverse,
+                    temperature: 2.0,
+                    fraction: Some(0.2),
+                    alpha: Some(0.5),
+                }),
                 z_loss: None,
             },
             schedule: Schedule {

@@ -170,7 +170,10 @@ pub(super) fn shard_options(options: &ScoreOptions, plan: Digest) -> ShardOption
     ShardOptions {
         part: 0,
         format: shards.format,
-        columns: columns_of(options.compute.base.is_some(), shards.distributions.as_ref()),
+        columns: columns_of(
+            options.compute.base.is_some(),
+            shards.distributions.as_ref(),
+        ),
         exact: shards.exact,
         exact_weights: match shards.weight_bounds {
             WeightBounds::Exact => Some(shards.formula.bounds()),

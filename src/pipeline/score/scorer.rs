@@ -73,15 +73,16 @@ impl RowScorer for Scorer<'_> {
             };
             let rl = run(&self.rl, self.distributions.as_ref())?;
             let base = match &self.base {
-                Some(base) => run(base, None)?.into_iter().map(|(base, _)| Some(base)).collect(),
+                Some(base) => run(base, None)?
+                    .into_iter()
+                    .map(|(base, _)| Some(base))
+                    .collect(),
                 None => vec![None; ids.len()],
             };
             Ok(rl.into_iter().zip(base).collect())
         })?;
-        let scored = rows
-            .into_iter()
-            .zip(log_probs)
-            .map(|(row, ((rl_logprobs, distributions), base_logprobs))| {
+        let scored = rows.into_iter().zip(log_probs).map(
+            |(row, ((rl_logprobs, distributions), base_logprobs))| {
                 let weights = base_logprobs.as_ref().map(|base| {
                     let mut weights = vec![0.0; base.len()];
                     of_targets(
@@ -95,7 +96,8 @@ impl RowScorer for Scorer<'_> {
                 });
                 row.scored(rl_logprobs, base_logprobs, weights)
                     .with_distributions(distributions)
-            });
+            },
+        );
         Ok(scored.collect())
     }
 }

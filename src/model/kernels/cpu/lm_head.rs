@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use super::bf16::{self, Activations};
 use super::buffers::zeros;
 use super::gemm::{self, Mat, MatMut, Write};
+use super::lm_head_soft::SoftRow;
 use super::simd::{
     exp, first_above, max, soft_cap, soft_cap_slope, sum_exp_shifted, sums_exp_scaled,
     sums_exp_shifted, vectorized,
@@ -18,6 +19,7 @@ use super::threads::Threads;
 use crate::model::Error;
 use crate::model::kernels::distribution::{HeadOutputs, TargetDistribution};
 use crate::model::kernels::shapes::{LmHead, LmLoss};
+use crate::model::kernels::soft_targets::SoftLoss;
 use crate::model::kernels::targets::{LogSumExp, targets, token_weights, z_slope};
 use crate::model::kernels::tensor::{tensor, update, view, widened};
 use crate::model::row_layout::{GRAD_CHUNK_TOKENS, RowLayout};
@@ -27,7 +29,7 @@ use crate::types::DistributionPlan;
 const TOKEN_TILE: usize = 1024;
 
 /// Vocabulary entries that one step of the running log-sum-exp takes in.
-const VOCAB_TILE: usize = 4096;
+pub(super) const VOCAB_TILE: usize = 4096;
 
 /// Memory for the logits of a tile when gradients are wanted, at least.
 const LOGITS_BYTES: usize = 128 << 20;
@@ -54,7 +56,7 @@ fn gather(hidden: &[f32], positions: &[usize], width: usize) -> Vec<f32> {
 
 /// Squeezes logits into the range of the cap.
 #[inline(always)]
-fn squeeze(logits: &mut [f32], cap: Option<f32>) {
+pub(super) fn squeeze(logits: &mut [f32], cap: Option<f32>) {
     if let Some(cap) = cap {
         for logit in logits {
             *logit = soft_cap(*logit, cap);
@@ -213,7 +215,7 @@ pub(super) fn backward(
     d_head: &Tensor,
     ids: &[u32],
     layout: &RowLayout,
-    loss: LmLoss<'_, '_>,
+    mut loss: LmLoss<'_, '_>,
 ) -> Result<Tensor, Error> {
     let (vocab, width) = head.weight.dims2()?;
     let cap = head.soft_cap;
@@ -223,6 +225,8 @@ pub(super) fn backward(
     let mut logits = Vec::new();
     let rows: Vec<_> = layout.rows().collect();
     let mut failed = None;
+    // Number of the first target of a group among those of all rows.
+    let mut first_target = 0;
     update(d_head, |d_head| {
         let mut tile = Tile {
             vocab,
@@ -251,9 +255,17 @@ pub(super) fn backward(
                 for position in &mut positions {
                     *position += start;
                 }
-                let result = tile.rows(&positions, &next, tile_rows, &mut |outputs, weights| {
-                    token_weights(&layout, first, outputs, weights, loss.token_weights)
-                });
+                let soft = loss.soft.as_mut().map(|soft| (soft, first_target));
+                let result = tile.rows(
+                    &positions,
+                    &next,
+                    tile_rows,
+                    soft,
+                    &mut |outputs, weights| {
+                        token_weights(&layout, first, outputs, weights, loss.token_weights)
+                    },
+                );
+                first_target += next.len();
                 if let Err(error) = result {
                     failed = Some(error);
                     return;
@@ -291,6 +303,7 @@ impl Tile<'_> {
         positions: &[usize],
         next: &[u32],
         tile_rows: usize,
+        mut soft: Option<(&mut SoftLoss<'_>, usize)>,
         token_weights: &mut TileWeightFn<'_>,
     ) -> Result<(), Error> {
         let chunks = || positions.chunks(tile_rows).zip(next.chunks(tile_rows));
@@ -332,7 +345,12 @@ impl Tile<'_> {
                 self.compute_logits(positions);
             }
             let at = i * tile_rows;
-            self.backward(positions, next, &sums[at..], &weights[at..], one_tile);
+            let mut own_soft = Vec::new();
+            if let Some((soft, first_target)) = &mut soft {
+                own_soft = self.soft_rows(soft, *first_target + at, next.len(), one_tile);
+            }
+            let given = (&sums[at..], &weights[at..], own_soft.as_slice());
+            self.backward(positions, next, given, one_tile);
         }
         Ok(())
     }
@@ -343,6 +361,41 @@ impl Tile<'_> {
         gemm::project_into(self.logits, &rows, self.head, positions.len(), self.vocab);
     }
 
+    /// Computes the divergences of those among `count` targets that have one, from `first_target` on; the logits of all
+    /// of them are there, and those of these are squeezed if they were not yet.
+    fn soft_rows(
+        &mut self,
+        soft: &mut SoftLoss<'_>,
+        first_target: usize,
+        count: usize,
+        squeezed: bool,
+    ) -> Vec<Option<SoftRow>> {
+        let targets = soft.targets;
+        let before = |end: usize| targets.targets.partition_point(|target| *target < end);
+        let (first, end) = (before(first_target), before(first_target + count));
+        if first == end {
+            return Vec::new();
+        }
+        let cap = self.cap.filter(|_| !squeezed);
+        let rows: Vec<Option<SoftRow>> = self
+            .logits
+            .par_chunks_mut(self.vocab)
+            .take(count)
+            .enumerate()
+            .map(|(row, logits)| {
+                let i = targets.targets.binary_search(&(first_target + row)).ok()?;
+                Some(SoftRow::new(targets, i, logits, cap))
+            })
+            .collect();
+        for (divergence, row) in soft.divergences[first..end]
+            .iter_mut()
+            .zip(rows.iter().flatten())
+        {
+            *divergence = row.divergence;
+        }
+        rows
+    }
+
     /// Turns the logits into their gradient, `(weight + z_slope) * p - weight at the target`, and multiplies it
     /// out.
     /// `squeezed`: whether the logits went through the soft cap already.
@@ -350,8 +403,7 @@ impl Tile<'_> {
         &mut self,
         positions: &[usize],
         next: &[u32],
-        sums: &[f64],
-        weights: &[f32],
+        (sums, weights, soft): (&[f64], &[f32], &[Option<SoftRow>]),
         squeezed: bool,
     ) {
         let (vocab, width, n, cap) = (self.vocab, self.width, positions.len(), self.cap);
@@ -360,7 +412,8 @@ impl Tile<'_> {
             .par_chunks_mut(vocab)
             .zip(next.par_iter())
             .zip(sums.par_iter().zip(weights))
-            .for_each(|((logits, &id), (&sum, &weight))| {
+            .enumerate()
+            .for_each(|(row, ((logits, &id), (&sum, &weight)))| {
                 vectorized(
                     #[inline(always)]
                     || {
@@ -368,6 +421,10 @@ impl Tile<'_> {
                         let shift = sum as f32;
                         let rest = (f64::from(shift) - sum).exp() as f32;
                         let slope_term = rest * (weight + z_slope(z_loss, sum, weight));
+                        if let Some(Some(soft)) = soft.get(row) {
+                            soft.gradient(logits, (shift, slope_term), (id, weight), cap);
+                            return;
+                        }
                         let Some(cap) = cap else {
                             for logit in logits.iter_mut() {
                                 *logit = exp(*logit - shift) * slope_term;

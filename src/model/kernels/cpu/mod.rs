@@ -17,6 +17,7 @@ mod gemm;
 mod glu;
 mod linear;
 pub(crate) mod lm_head;
+mod lm_head_soft;
 mod malloc;
 mod mla;
 mod norm;

@@ -233,7 +233,10 @@ pub(crate) fn first_above(values: &[f32], bound: f32) -> Option<usize> {
             any |= *value > bound;
         }
         if any {
-            return chunk.iter().position(|value| *value > bound).map(|i| at + i);
+            return chunk
+                .iter()
+                .position(|value| *value > bound)
+                .map(|i| at + i);
         }
         at += chunk.len();
     }
