@@ -53,6 +53,12 @@ pub struct AnnealArgs {
     #[serde(serialize_with = "lossy")]
     weights: PathBuf,
 
+    /// Columns of log-probs to weigh by: names that remit-score --add gave, and rl for the set's own; several are
+    /// averaged [default: rl]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    rl_column: Vec<String>,
+
     /// Initial model, a Hugging Face directory [default: the base that the set was scored with]
     #[arg(long, value_name = "DIR")]
     #[serde(serialize_with = "lossy_option")]
@@ -349,6 +355,7 @@ pub(super) fn resolve(args: AnnealArgs) -> Result<Resolved> {
     };
     let AnnealArgs {
         weights,
+        rl_column,
         model,
         keep_special_tokens,
         ignore_config_fields,
@@ -434,6 +441,7 @@ pub(super) fn resolve(args: AnnealArgs) -> Result<Resolved> {
     Ok(Resolved {
         options: AnnealOptions {
             weights,
+            rl_columns: rl_column,
             model: model.map(ModelSource::Directory),
             keep_special_tokens,
             ignored_fields: ignore_config_fields,

@@ -4,6 +4,8 @@ use crate::corpus;
 use crate::fs::NamePattern;
 use crate::model::DeviceChoice;
 use crate::pack::{Packer, Packing};
+use crate::pipeline::Usage;
+use crate::types::{DistributionPlan, TopKPlan};
 use crate::weight::{DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
 
 /// The devices that a user asks for.
@@ -138,6 +140,36 @@ pub(super) fn top_k_where(text: &str) -> Result<TopKWhere, String> {
         }),
         _ => Err(format!("q{percent} is no quantile between q0 and q100")),
     }
+}
+
+/// Returns what is to be stored of distributions.
+///
+/// # Errors
+///
+/// When the options contradict each other.
+pub(super) fn distributions(
+    entropy: bool,
+    top_k: Option<u32>,
+    TopKWhere { lowest_entropy }: TopKWhere,
+    entropy_temperature: f64,
+) -> Result<Option<DistributionPlan>, Usage> {
+    if lowest_entropy.is_some() && !entropy {
+        return Err(Usage(
+            "--top-k-where entropy<=... ranks by the entropy, which is not stored\nhint: give --entropy too".to_owned(),
+        ));
+    }
+    if entropy_temperature != 1.0 && !entropy && top_k.is_none() {
+        return Err(Usage(
+            "--entropy-temperature changes nothing without --entropy or --top-k\nhint: --temperature is that of the \
+             weights"
+                .to_owned(),
+        ));
+    }
+    Ok((entropy || top_k.is_some()).then(|| DistributionPlan {
+        temperature: entropy_temperature,
+        entropy,
+        top_k: top_k.map(|k| TopKPlan { k, lowest_entropy }),
+    }))
 }
 
 /// Parses a number of most likely tokens.

@@ -12,6 +12,7 @@ mod distributions;
 mod error;
 #[cfg(test)]
 mod format_tests;
+pub mod import;
 mod json;
 pub mod layout;
 pub mod manifest;
@@ -20,6 +21,7 @@ pub mod read;
 pub mod row;
 pub mod schema;
 mod seal;
+pub mod sidecar;
 pub mod sink;
 pub mod statistics;
 #[cfg(test)]

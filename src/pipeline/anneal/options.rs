@@ -69,6 +69,8 @@ pub enum EvalRows {
 pub struct AnnealOptions {
     /// Folder of the set.
     pub weights: PathBuf,
+    /// Names of columns that stand for the RL model's log-probs, `rl` being the set's own; none for that alone.
+    pub rl_columns: Vec<String>,
     /// The initial model; `None` for the base of the manifest.
     pub model: Option<ModelSource>,
     /// Takes a set even if BOS and EOS of its documents are not those of the initial model.

@@ -16,6 +16,9 @@ use crate::weight::{Center, WeightFormula};
 pub struct Settings {
     /// `content_blake3` of the set's manifest.
     pub manifest_blake3: String,
+    /// Names of the columns that stand for the RL model's log-probs, with the digests of their sidecars.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rl_columns: Option<String>,
     /// `content_blake3` of the manifest of the set to evaluate on, if that is another.
     pub eval_manifest_blake3: Option<String>,
     /// Fingerprint of the initial model.
@@ -54,8 +57,9 @@ pub struct Extended {
 }
 
 /// Fields of [`Settings`] and the flags that set them.
-const FLAGS: [(&str, &str); 34] = [
+const FLAGS: [(&str, &str); 35] = [
     ("manifest_blake3", "the set of --weights"),
+    ("rl_columns", "--rl-column"),
     ("eval_manifest_blake3", "the set of --eval-weights"),
     ("model_fingerprint", "the initial model"),
     ("objective.weighting", "--weighting"),
@@ -114,6 +118,7 @@ impl Settings {
     pub(super) fn of_rows_and_model(&self) -> Self {
         Self {
             manifest_blake3: self.manifest_blake3.clone(),
+            rl_columns: self.rl_columns.clone(),
             eval_manifest_blake3: None,
             model_fingerprint: self.model_fingerprint.clone(),
             objective: Objective {
@@ -199,6 +204,7 @@ mod tests {
     fn settings() -> Settings {
         Settings {
             manifest_blake3: "aa".to_owned(),
+            rl_columns: Some("rl2=dd".to_owned()),
             eval_manifest_blake3: None,
             model_fingerprint: "bb".to_owned(),
             objective: Objective {

@@ -4,12 +4,15 @@
 //! all parts are there, the manifest is made from them, and from nothing else: it is the same whoever computed
 //! them, in however many attempts.
 
+mod add;
 mod batches;
+mod certify;
 mod chat;
 mod left_out;
 mod models;
 mod options;
 mod prepare;
+mod rescore;
 mod resume;
 mod scorer;
 mod share;
@@ -30,6 +33,8 @@ use crate::shard::plan::{Plan, columns_of};
 use crate::shard::write::ShardOptions;
 use crate::types::WeightBounds;
 
+pub use add::{AddOptions, AddReport, run as add};
+pub use certify::{Certificate, CertifyOptions, ColumnDifference, run as certify};
 pub use options::*;
 pub(super) use prepare::Prepared;
 pub use resume::Checked;
