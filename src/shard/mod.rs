@@ -8,6 +8,8 @@ pub mod assemble;
 mod columns;
 mod container;
 pub mod description;
+#[cfg(test)]
+mod distribution_tests;
 mod distributions;
 mod error;
 #[cfg(test)]

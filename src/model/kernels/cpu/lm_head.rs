@@ -12,7 +12,7 @@ use super::buffers::zeros;
 use super::gemm::{self, Mat, MatMut, Write};
 use super::lm_head_soft::SoftRow;
 use super::simd::{
-    exp, first_above, max, soft_cap, soft_cap_slope, sum_exp_shifted, sums_exp_scaled,
+    VOCAB_TILE, exp, first_above, max, soft_cap_slope, squeeze, sum_exp_shifted, sums_exp_scaled,
     sums_exp_shifted, vectorized,
 };
 use super::threads::Threads;
@@ -27,9 +27,6 @@ use crate::types::DistributionPlan;
 
 /// Targets of a tile when only log-probs are wanted.
 const TOKEN_TILE: usize = 1024;
-
-/// Vocabulary entries that one step of the running log-sum-exp takes in.
-pub(super) const VOCAB_TILE: usize = 4096;
 
 /// Memory for the logits of a tile when gradients are wanted, at least.
 const LOGITS_BYTES: usize = 128 << 20;
@@ -52,16 +49,6 @@ fn gather(hidden: &[f32], positions: &[usize], width: usize) -> Vec<f32> {
         rows.extend_from_slice(&hidden[t * width..(t + 1) * width]);
     }
     rows
-}
-
-/// Squeezes logits into the range of the cap.
-#[inline(always)]
-pub(super) fn squeeze(logits: &mut [f32], cap: Option<f32>) {
-    if let Some(cap) = cap {
-        for logit in logits {
-            *logit = soft_cap(*logit, cap);
-        }
-    }
 }
 
 /// See [`Kernels::lm_head_log_probs`](crate::model::kernels::Kernels::lm_head_log_probs).

@@ -1,7 +1,6 @@
 //! Targets whose distribution is learnt, in the gradient of the output head.
 
-use super::lm_head::{VOCAB_TILE, squeeze};
-use super::simd::{exp, max, soft_cap_slope, sums_exp_scaled, vectorized};
+use super::simd::{VOCAB_TILE, exp, max, soft_cap_slope, squeeze, sums_exp_scaled, vectorized};
 use crate::model::kernels::soft_targets::SoftTargets;
 
 /// What the gradient of a target's logits is made of.

@@ -8,6 +8,9 @@ use std::sync::LazyLock;
 /// Number of partial sums of a reduction; one AVX-512 register of f32, two of AVX2.
 pub(crate) const LANES: usize = 16;
 
+/// Vocabulary entries that one step of a running log-sum-exp takes in: their exponentials are summed in f32.
+pub(crate) const VOCAB_TILE: usize = 4096;
+
 /// The instruction set found at start-up.
 static ARCH: LazyLock<pulp::Arch> = LazyLock::new(pulp::Arch::new);
 
@@ -88,6 +91,16 @@ pub(crate) fn soft_cap(x: f32, cap: f32) -> f32 {
 pub(crate) fn soft_cap_slope(y: f32, cap: f32) -> f32 {
     let t = y / cap;
     1.0 - t * t
+}
+
+/// Squeezes logits into the range of the cap.
+#[inline(always)]
+pub(crate) fn squeeze(logits: &mut [f32], cap: Option<f32>) {
+    if let Some(cap) = cap {
+        for logit in logits {
+            *logit = soft_cap(*logit, cap);
+        }
+    }
 }
 
 /// Adds lanes in one fixed order.
