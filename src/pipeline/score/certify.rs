@@ -15,6 +15,7 @@ use crate::model::{ModelSource, OpenModel};
 use crate::shard::plan::ModelIdentity;
 use crate::shard::read::ShardSet;
 use crate::shard::row::StoredRow;
+use crate::shard::write::round_log_probs;
 use crate::types::{DistributionPlan, ScoredRow};
 
 /// What is to be certified.
@@ -152,7 +153,12 @@ pub fn run(
                 .into_iter()
                 .filter(|row| is_sampled(options.seed, row.row_id, options.fraction))
                 .collect();
-            let again = rescore::score(&scorer, &sampled)?;
+            let mut again = rescore::score(&scorer, &sampled)?;
+            if !plan.exact {
+                // Log-probs are rounded already; the writer rounds these.
+                let entropies = again.iter_mut().filter_map(|row| row.distributions.entropies.as_mut());
+                entropies.for_each(|entropies| round_log_probs(entropies));
+            }
             let mut tokens = 0;
             for (row, again) in sampled.iter().zip(&again) {
                 tokens += row.num_tokens() as u64;
