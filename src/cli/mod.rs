@@ -34,6 +34,7 @@ mod worker;
 use std::ffi::{OsStr, OsString};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use clap::Parser;
@@ -74,6 +75,9 @@ pub fn begin() -> bool {
     }
     process::use_program(PARSER_ARGUMENT);
     output::install();
+    // A file that outgrows `ulimit -f` makes a write fail, which is told, rather than end the process. The only error is
+    // that the signal can't be caught, and then it ends the process as it always did.
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
     false
 }
 
