@@ -15,6 +15,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod corpus;
 pub mod demo;
+pub mod distill;
 pub mod escape;
 pub mod fs;
 pub mod guard;

@@ -2,8 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{ScoredRow, is_of_target};
+use crate::types::{Divergence, ScoredRow, is_of_target};
 use crate::weight::{Center, WeightFormula, excess_top_k, of_targets};
+
+/// Default for the fraction of targets that switch weighting learns distributions for: that of its paper.
+pub const DEFAULT_SWITCH_FRACTION: f64 = 0.2;
+
+/// Default for the share of the divergence in kd weighting.
+pub const DEFAULT_ALPHA: f64 = 0.5;
 
 /// Default for the fraction of targets that excess-top-k trains on: what Rho-1 uses for a general corpus.
 pub const DEFAULT_TOP_K_FRACTION: f64 = 0.6;
@@ -23,6 +29,21 @@ pub enum Weighting {
     /// Rho-1's selection: 1 for the fraction of a row's targets with the largest excess loss,
     /// `log p_RL - log p_theta`, and 0 for the others.
     ExcessTopK,
+    /// Dynamic's formula of the RL model's loss alone, `-log p_RL` in place of the difference: what it finds hard weighs
+    /// more.
+    RlNll,
+    /// Switch Distillation: the RL model's distribution for the targets where its entropy is lowest, the next token for
+    /// the others, each with its own mean.
+    Switch,
+    /// Distillation: the RL model's distribution and the next token for every target.
+    Kd,
+}
+
+impl Weighting {
+    /// Returns whether it learns distributions of the RL model.
+    pub fn is_distillation(self) -> bool {
+        matches!(self, Self::Switch | Self::Kd)
+    }
 }
 
 impl std::fmt::Display for Weighting {
@@ -32,6 +53,9 @@ impl std::fmt::Display for Weighting {
             Self::Static => "static",
             Self::Uniform => "uniform",
             Self::ExcessTopK => "excess-top-k",
+            Self::RlNll => "rl-nll",
+            Self::Switch => "switch",
+            Self::Kd => "kd",
         })
     }
 }
@@ -45,6 +69,22 @@ pub enum Normalize {
     Targets,
     /// The sum of their weights.
     Weights,
+}
+
+/// How distributions of the RL model are learnt.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Distillation {
+    /// The divergence that is minimised.
+    pub divergence: Divergence,
+    /// Divisor of the logits, as the set stores distributions.
+    pub temperature: f64,
+    /// Fraction of a step's targets that learn them, those where the RL model's entropy is lowest; for switch weighting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fraction: Option<f64>,
+    /// Share of the divergence in the loss of every target, the rest being that of the next token; for kd weighting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f64>,
 }
 
 /// The loss that is minimised: `sum of weight * -log p + z_loss * sum of (log-sum-exp of the logits)²`, divided by
@@ -62,6 +102,9 @@ pub struct Objective {
     pub normalize: Normalize,
     /// Fraction of a row's targets that are trained on, in (0, 1]; for excess-top-k weighting.
     pub top_k_fraction: f64,
+    /// How distributions are learnt; for switch and kd weighting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distillation: Option<Distillation>,
     /// Coefficient of the squared log-sum-exp of the logits (PaLM, arXiv 2204.02311); files have 0 for none.
     #[serde(with = "off_as_zero")]
     pub z_loss: Option<f64>,
@@ -88,6 +131,7 @@ mod off_as_zero {
 impl Objective {
     /// Fills `weights`, one per position of `row` after the first, given the learner's log-probs. Positions that are no
     /// targets get [`NO_TARGET`](crate::types::NO_TARGET), and the weights of the others do not depend on them.
+    /// Switch and kd weighting give 1 here: which targets learn distributions is decided for a step, not for a row.
     ///
     /// # Errors
     ///
@@ -114,7 +158,12 @@ impl Objective {
                     .iter_mut()
                     .zip(rl)
                     .for_each(|(w, &rl)| *w = rl + 0.0),
-                Weighting::Uniform => weights.fill(1.0),
+                Weighting::Uniform | Weighting::Switch | Weighting::Kd => weights.fill(1.0),
+                Weighting::RlNll => {
+                    let nothing = vec![0.0; rl.len()];
+                    self.formula
+                        .weights_from(self.center, &nothing, rl, weights);
+                }
                 Weighting::ExcessTopK => {
                     excess_top_k(self.top_k_fraction, rl, learner, weights);
                 }
@@ -127,9 +176,9 @@ impl Objective {
     fn at_bounds(&self, weights: &[f32]) -> usize {
         let num_others = weights.iter().filter(|w| !is_of_target(**w)).count();
         match self.weighting {
-            Weighting::Uniform => 0,
+            Weighting::Uniform | Weighting::Switch | Weighting::Kd => 0,
             Weighting::ExcessTopK => weights.len() - num_others,
-            Weighting::Dynamic | Weighting::Static => {
+            Weighting::Dynamic | Weighting::Static | Weighting::RlNll => {
                 // A bound of a formula is more than 0, and so below every position that is no target.
                 let (lower, upper) = self.formula.at_bounds(weights);
                 lower - num_others + upper
@@ -155,6 +204,10 @@ pub struct LossSums {
     pub nll: f64,
     /// Sum of `weight * -log p`, nats.
     pub weighted_nll: f64,
+    /// Sum of divergences from distributions, times their coefficients.
+    pub divergence: f64,
+    /// Number of targets that have one.
+    pub distilled: u64,
     /// Sum of the weights.
     pub weight: f64,
     /// Targets whose weight is at either bound.
@@ -192,11 +245,21 @@ impl LossSums {
         self.at_bounds += objective.at_bounds(weights) as u64;
     }
 
+    /// Adds divergences of targets from the RL model's distributions, times their coefficients, one by one.
+    pub fn add_divergences(&mut self, divergences: &[f64]) {
+        for divergence in divergences {
+            self.divergence += divergence;
+        }
+        self.distilled += divergences.len() as u64;
+    }
+
     /// Adds the sums of other rows.
     pub fn merge(&mut self, other: &Self) {
         self.targets += other.targets;
         self.nll += other.nll;
         self.weighted_nll += other.weighted_nll;
+        self.divergence += other.divergence;
+        self.distilled += other.distilled;
         self.weight += other.weight;
         self.at_bounds += other.at_bounds;
         self.squared_log_normalizers += other.squared_log_normalizers;
@@ -204,7 +267,12 @@ impl LossSums {
 
     /// Returns the weighted loss: nats per target, or per unit of weight.
     pub fn loss(&self, normalize: Normalize) -> f64 {
-        self.weighted_nll / self.normalizer(normalize)
+        (self.weighted_nll + self.divergence) / self.normalizer(normalize)
+    }
+
+    /// Returns the part of it that is of divergences.
+    pub fn divergence_loss(&self, normalize: Normalize) -> f64 {
+        self.divergence / self.normalizer(normalize)
     }
 
     /// Returns what the z-loss adds to it.
@@ -259,6 +327,7 @@ mod tests {
                 base_logprobs: None,
                 weights: Some(of(&[0.9, 0.0, 0.0, 1.2, 1.1])),
                 target_mask: mask,
+                distributions: crate::types::Distributions::default(),
             }
         };
         let learner = [-2.0, -1.0, -30.0, -3.0, -4.0];
@@ -269,6 +338,7 @@ mod tests {
             Weighting::Static,
             Weighting::Uniform,
             Weighting::ExcessTopK,
+            Weighting::RlNll,
         ] {
             let objective = Objective {
                 weighting,
@@ -276,6 +346,7 @@ mod tests {
                 center: Center::Row,
                 normalize: Normalize::Targets,
                 top_k_fraction: 0.5,
+                distillation: None,
                 z_loss: Some(0.1),
             };
             let sums = |row: &ScoredRow, learner: &[f32], normalizers: &[f64]| {
@@ -307,6 +378,7 @@ mod tests {
             center: Center::Row,
             normalize: Normalize::Weights,
             top_k_fraction: 0.5,
+            distillation: None,
             z_loss: Some(0.5),
         };
         let mut sums = LossSums::default();

@@ -178,6 +178,7 @@ impl Row {
             base_logprobs,
             weights,
             target_mask,
+            distributions: Distributions::default(),
         }
     }
 }
@@ -203,6 +204,8 @@ pub struct ScoredRow {
     /// Whether each of these positions is a target, as a mask of the corpus has it; `None` when all are. The
     /// values of the others are 0, and stand for nothing.
     pub target_mask: Option<Vec<bool>>,
+    /// What is known of the RL model's distributions besides.
+    pub distributions: Distributions,
 }
 
 impl ScoredRow {
@@ -224,6 +227,21 @@ impl ScoredRow {
         }
     }
 
+    /// Adds what is known of the RL model's distributions. Positions that are no targets lose theirs.
+    #[must_use]
+    pub fn with_distributions(mut self, mut distributions: Distributions) -> Self {
+        if let Some(mask) = &self.target_mask {
+            for (entropy, is_target) in distributions.entropies.iter_mut().flatten().zip(mask) {
+                *entropy = if *is_target { *entropy } else { 0.0 };
+            }
+            if let Some(top) = &mut distributions.top {
+                top.retain(|target| mask.get(target).copied().unwrap_or(false));
+            }
+        }
+        self.distributions = distributions;
+        self
+    }
+
     /// Returns whether the position after the first with this index is a target.
     pub fn is_target(&self, index: usize) -> bool {
         match &self.target_mask {
@@ -231,6 +249,112 @@ impl ScoredRow {
             Some(mask) => mask.get(index).copied().unwrap_or(false),
         }
     }
+}
+
+/// What is known of a model's next-token distributions at the targets of a row, at some temperature.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Distributions {
+    /// Entropy, nats, one per target; `None` where none was asked for.
+    pub entropies: Option<Vec<f32>>,
+    /// The most likely tokens; `None` where none were asked for.
+    pub top: Option<TopTokens>,
+}
+
+/// The most likely tokens at some targets of a row, and what is left to all others.
+///
+/// The probabilities of the `k` tokens and of the tail sum to 1: the tail is one more class, and nothing is
+/// renormalized.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TopTokens {
+    /// Tokens per target.
+    pub k: usize,
+    /// Indices of the targets, ascending.
+    pub targets: Vec<u32>,
+    /// `k` ids for each of these targets, the most likely first; among equals the smallest id.
+    pub ids: Vec<TokenId>,
+    /// Their log-probs, nats.
+    pub log_probs: Vec<f32>,
+    /// Log of the probability of all other tokens together, one per target of these.
+    pub tail_log_probs: Vec<f32>,
+}
+
+impl TopTokens {
+    /// Keeps the targets that `keep` returns true for, given their index in the row.
+    pub fn retain(&mut self, keep: impl Fn(usize) -> bool) {
+        let mut kept = Self {
+            k: self.k,
+            ..Self::default()
+        };
+        for (i, &target) in self.targets.iter().enumerate() {
+            if keep(target as usize) {
+                let range = i * self.k..(i + 1) * self.k;
+                kept.targets.push(target);
+                kept.ids.extend(&self.ids[range.clone()]);
+                kept.log_probs.extend(&self.log_probs[range]);
+                kept.tail_log_probs.push(self.tail_log_probs[i]);
+            }
+        }
+        *self = kept;
+    }
+}
+
+/// What is to be stored of the RL model's distributions, besides the log-probs of the targets.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DistributionPlan {
+    /// Divisor of the logits, for all that follows.
+    pub temperature: f64,
+    /// The entropy of each target.
+    pub entropy: bool,
+    /// The most likely tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<TopKPlan>,
+}
+
+/// Which of the most likely tokens are to be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopKPlan {
+    /// Tokens per target.
+    pub k: u32,
+    /// Fraction of the targets of a row group, those with the lowest entropy, that they are stored for; `None` for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lowest_entropy: Option<f64>,
+}
+
+/// Divergence of the learner's distribution from the RL model's, in both of which the tail is one class.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Divergence {
+    /// KL(learner || RL model): the learner gives up what the RL model finds unlikely.
+    #[default]
+    Reverse,
+    /// KL(RL model || learner): the learner covers all that the RL model finds likely.
+    Forward,
+}
+
+/// How weights at a bound of the formula are stored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightBounds {
+    /// As the other weights, rounded: 1.1999512 for 1.2
+    #[default]
+    Rounded,
+    /// As the bound itself, so that weight >= 1.2 finds them
+    Exact,
+}
+
+impl WeightBounds {
+    /// Returns whether this is the default, which a plan leaves out.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Returns how many of `count` values a fraction in (0, 1] selects: rounded up, and at least one of any.
+pub fn selected_of(fraction: f64, count: usize) -> usize {
+    // Minus a trifle, since 0.07 of 100 would else be 8.
+    ((fraction * count as f64 - 1e-9).ceil() as usize).clamp(count.min(1), count)
 }
 
 /// The weight of a position that is no target. Negative zero, which no weight of a target is: those who multiply

@@ -11,7 +11,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{NO_TARGET, round_mantissa};
+use crate::types::{NO_TARGET, round_mantissa, selected_of};
 
 /// Default half-width of the interval that weights are clamped to.
 pub const DEFAULT_EPSILON: f32 = 0.2;
@@ -217,8 +217,7 @@ pub fn excess_top_k(fraction: f64, rl: &[f32], current: &[f32], weights: &mut [f
     let excess: Vec<f64> = rl.iter().zip(current).map(delta).collect();
     let mut order: Vec<usize> = (0..excess.len()).collect();
     order.sort_by(|&a, &b| excess[b].total_cmp(&excess[a]));
-    // Minus a trifle, since 0.07 of 100 targets would else be 8.
-    let selected = ((fraction * excess.len() as f64 - 1e-9).ceil() as usize).max(1);
+    let selected = selected_of(fraction, excess.len());
     weights.fill(0.0);
     for &target in order.iter().take(selected) {
         weights[target] = 1.0;

@@ -14,7 +14,9 @@ use super::values::{
     temperature,
 };
 use crate::escape::Show as _;
-use crate::loss::{DEFAULT_TOP_K_FRACTION, Normalize, Weighting};
+use crate::loss::{
+    DEFAULT_ALPHA, DEFAULT_SWITCH_FRACTION, DEFAULT_TOP_K_FRACTION, Normalize, Weighting,
+};
 use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::optim::{
     AdamWOptions, DEFAULT_ADAM_EPS, DEFAULT_BETAS, DEFAULT_CLIP, DEFAULT_LR, DEFAULT_WEIGHT_DECAY,
@@ -28,6 +30,7 @@ use crate::pipeline::anneal::{
 };
 use crate::pipeline::{self, StopFlag, Usage};
 use crate::schedule::Decay;
+use crate::types::Divergence;
 use crate::weight::{Center, shortest_decimal};
 
 /// Train a base model on a scored set, each token weighted by what an RL-tuned model says about it
@@ -49,6 +52,12 @@ pub struct AnnealArgs {
     #[arg(long, value_name = "DIR")]
     #[serde(serialize_with = "lossy")]
     weights: PathBuf,
+
+    /// Columns of log-probs to weigh by: names that remit-score --add gave, and rl for the set's own; several are
+    /// averaged [default: rl]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    rl_column: Vec<String>,
 
     /// Initial model, a Hugging Face directory [default: the base that the set was scored with]
     #[arg(long, value_name = "DIR")]
@@ -110,6 +119,18 @@ pub struct AnnealArgs {
     /// that under the learner most
     #[arg(long, value_name = "FRACTION", default_value_t = DEFAULT_TOP_K_FRACTION, value_parser = fraction, help_heading = LOSS)]
     top_k_fraction: f64,
+
+    /// Switch: fraction of a step's targets that learn the RL model's distribution, those where its entropy is lowest
+    #[arg(long, value_name = "FRACTION", default_value_t = DEFAULT_SWITCH_FRACTION, value_parser = fraction, help_heading = LOSS)]
+    switch_fraction: f64,
+
+    /// Kd: share of the divergence in the loss, the rest being the next token's
+    #[arg(long, value_name = "SHARE", default_value_t = DEFAULT_ALPHA, value_parser = fraction, help_heading = LOSS)]
+    alpha: f64,
+
+    /// Switch and kd: divergence from the RL model's distribution, at the temperature that the set was scored with
+    #[arg(long, value_enum, default_value_t, help_heading = LOSS)]
+    divergence: Divergence,
 
     /// Coefficient of the squared log-sum-exp of the logits, which keeps it near 0; OLMo 2 uses 1e-5
     #[arg(long, value_name = "COEFFICIENT", default_value_t = 0.0, value_parser = not_negative, help_heading = LOSS)]
@@ -334,6 +355,7 @@ pub(super) fn resolve(args: AnnealArgs) -> Result<Resolved> {
     };
     let AnnealArgs {
         weights,
+        rl_column,
         model,
         keep_special_tokens,
         ignore_config_fields,
@@ -347,6 +369,9 @@ pub(super) fn resolve(args: AnnealArgs) -> Result<Resolved> {
         center,
         normalize,
         top_k_fraction,
+        switch_fraction,
+        alpha,
+        divergence,
         z_loss,
         lr,
         schedule,
@@ -416,6 +441,7 @@ pub(super) fn resolve(args: AnnealArgs) -> Result<Resolved> {
     Ok(Resolved {
         options: AnnealOptions {
             weights,
+            rl_columns: rl_column,
             model: model.map(ModelSource::Directory),
             keep_special_tokens,
             ignored_fields: ignore_config_fields,
@@ -427,6 +453,9 @@ pub(super) fn resolve(args: AnnealArgs) -> Result<Resolved> {
                 center,
                 normalize,
                 top_k_fraction,
+                switch_fraction,
+                alpha,
+                divergence,
                 z_loss: (z_loss > 0.0).then_some(z_loss),
             },
             optimization: OptimizationOptions {

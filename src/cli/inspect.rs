@@ -105,6 +105,8 @@ enum Command {
     /// Try other epsilons and temperatures: mean weights, shares at the bounds, effective targets
     #[command(after_help = look::SWEEP_USE)]
     Sweep(look::SweepArgs),
+    /// Rank documents or sources by what the models say of them: bits per byte, nats per token, entropy, weight
+    Rank(super::rank::RankArgs),
     /// Measure the losses of two models on a set, by source: plain, and weighted with the model as the learner
     Compare {
         /// The first model, a Hugging Face directory
@@ -254,6 +256,7 @@ pub fn run(args: InspectArgs) -> Result<()> {
         }
         (Some(Command::Report(args)), _) => look::report(args),
         (Some(Command::Sweep(args)), _) => look::sweep(args),
+        (Some(Command::Rank(args)), _) => super::rank::run(args),
         (
             Some(Command::Compare {
                 a,

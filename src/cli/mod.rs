@@ -19,8 +19,11 @@ mod model_report;
 mod open_once_tests;
 mod output;
 mod progress;
+mod rank;
 mod report;
+mod rescore;
 pub mod score;
+mod score_text;
 mod show;
 #[cfg(test)]
 mod tests;

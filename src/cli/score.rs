@@ -1,6 +1,5 @@
 //! The command line of remit-score.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -8,12 +7,13 @@ use chrono::NaiveDate;
 use clap::Parser;
 
 use super::progress::Console;
+use super::rescore::Rescoring;
 use super::values::{
-    Devices, bytes, devices, epsilon, extension, input_format, name_pattern, positive, row_length,
-    temperature,
+    Devices, TopKWhere, above_zero, bytes, devices, distributions, epsilon, extension, fraction,
+    input_format, name_pattern, positive, row_length, temperature, top_k, top_k_where,
 };
 use super::worker::Worker;
-use super::{output, report, version};
+use super::{output, report, score_text, version};
 use crate::corpus::{DEFAULT_MAX_RECORD_BYTES, DEFAULT_ZSTD_WINDOW_LOG, Input};
 use crate::demo;
 use crate::escape::Show as _;
@@ -21,13 +21,13 @@ use crate::fs::{self, NamePattern, StdinCopy};
 use crate::model::{ComputeDevice, ComputeDtype, DeviceChoice, ModelSource};
 use crate::pack::Packing;
 use crate::pipeline::score::{
-    AddToken, Checked, ComputeOptions, InputOptions, RowOptions, ScoreOptions, ScoreReport,
+    AddOptions, AddToken, CertifyOptions, ComputeOptions, InputOptions, RowOptions, ScoreOptions,
     SetOptions, WorkerOptions,
 };
 use crate::pipeline::{self, BadInput, Progress, StopFlag, Usage};
 use crate::shard::schema::ShardFormat;
 use crate::tokenize::SpecialTokensInText;
-use crate::types::{OnBadRecord, TokenDtype, TokenId};
+use crate::types::{OnBadRecord, TokenDtype, TokenId, WeightBounds};
 use crate::weight::{DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
 
 /// Score a corpus with an RL-tuned model: one log-probability per token, in Parquet shards
@@ -45,7 +45,7 @@ use crate::weight::{DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
 )]
 pub struct ScoreArgs {
     /// Files and folders to score; a pattern with *, ? or [...] is expanded, ** reaches into folders; - is stdin
-    #[arg(required_unless_present = "files_from", value_name = "INPUT")]
+    #[arg(required_unless_present_any = ["files_from", "add"], conflicts_with = "add", value_name = "INPUT")]
     inputs: Vec<PathBuf>,
 
     /// File that lists more files to score, one per line; - reads the list from stdin
@@ -64,9 +64,37 @@ pub struct ScoreArgs {
     #[arg(long, value_name = "PATTERN", value_parser = name_pattern)]
     exclude: Vec<NamePattern>,
 
-    /// Folder for the shards and the manifest
-    #[arg(short, long, value_name = "DIR")]
-    output: PathBuf,
+    /// Folder for the shards and the manifest [default: with --add, SET.NAME beside the set]
+    #[arg(short, long, value_name = "DIR", required_unless_present_any = ["add", "certify"])]
+    output: Option<PathBuf>,
+
+    /// Score the rows of this finished set with another --rl-model, into a sidecar beside it: a column that
+    /// remit-anneal --rl-column takes; the set stays as it is
+    #[arg(long, value_name = "SET", requires = "as_name")]
+    add: Option<PathBuf>,
+
+    /// Name of the column that --add makes
+    #[arg(long = "as", value_name = "NAME", requires = "add")]
+    as_name: Option<String>,
+
+    /// Let --add take numbers per token from the column of this name in a Parquet file, joined by row_id, instead of
+    /// scoring
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "add",
+        conflicts_with = "rl_model"
+    )]
+    import: Option<PathBuf>,
+
+    /// Score this fraction of the rows of a finished set, which INPUT is then, again on this machine, and print how far
+    /// its log-probs are from those that are stored
+    #[arg(long, value_name = "FRACTION", value_parser = fraction, conflicts_with_all = ["add", "output", "dry_run", "files_from"])]
+    certify: Option<f64>,
+
+    /// Seed of the sample of --certify
+    #[arg(long, value_name = "SEED", default_value_t = 0, requires = "certify")]
+    certify_seed: u64,
 
     /// RL-tuned model, a Hugging Face directory [default: the built-in demo pair]
     #[arg(long, value_name = "DIR")]
@@ -178,6 +206,27 @@ pub struct ScoreArgs {
     #[arg(long)]
     exact: bool,
 
+    /// How weights at a bound, 1 - EPSILON or 1 + EPSILON, are stored
+    #[arg(long, value_enum, default_value_t)]
+    weight_bounds: WeightBounds,
+
+    /// Store the entropy of the RL model's distribution at every target, in nats
+    #[arg(long)]
+    entropy: bool,
+
+    /// Store the K most likely tokens of the RL model with their log-probs, and the log-prob of all others together
+    #[arg(long, value_name = "K", value_parser = top_k)]
+    top_k: Option<u32>,
+
+    /// Targets to store the most likely tokens for: all, or entropy<=q20, the 20 % of each row group with the lowest
+    /// entropy
+    #[arg(long, value_name = "WHERE", default_value = "all", requires = "top_k", value_parser = top_k_where)]
+    top_k_where: TopKWhere,
+
+    /// Temperature of the distributions that --entropy and --top-k store: the divisor of the logits
+    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = above_zero)]
+    entropy_temperature: f64,
+
     /// How shards are stored: Parquet, or Arrow, larger and without compression, for your own readers
     #[arg(long, value_enum, default_value_t)]
     format: ShardFormat,
@@ -225,9 +274,17 @@ Examples:
   remit-score corpus/ -o weights/
   remit-score data/*.jsonl.zst -o weights/ --rl-model Qwen3-0.6B/ --base-model Qwen3-0.6B-Base/ --seq-len 4096";
 
+/// What is done with a finished set, as given.
+enum Rescored {
+    Add(PathBuf, String, Option<PathBuf>),
+    Certify(PathBuf, f64),
+}
+
 /// The arguments and the environment, resolved.
 pub(super) struct Resolved {
     pub(super) options: ScoreOptions,
+    /// What is done with a finished set instead.
+    rescoring: Option<Rescoring>,
     /// What stdin holds, if it is an input.
     input_format: String,
     threads: Option<usize>,
@@ -250,6 +307,11 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
         include,
         exclude,
         output,
+        add,
+        as_name,
+        import,
+        certify,
+        certify_seed,
         rl_model,
         base_model,
         tokenizer,
@@ -277,6 +339,11 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
         epsilon,
         temperature,
         exact,
+        weight_bounds,
+        entropy,
+        top_k,
+        top_k_where,
+        entropy_temperature,
         format,
         part_bytes,
         num_workers,
@@ -320,6 +387,31 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
         .into());
     }
     let is_demo = rl_model.is_none();
+    let (output, rescoring) = match (add, certify) {
+        (None, None) => (output.unwrap_or_default(), None),
+        (Some(_), _) if is_demo && import.is_none() => {
+            return Err(Usage(
+                "--add needs a model or a file\nhint: give --rl-model DIR, or --import FILE"
+                    .to_owned(),
+            )
+            .into());
+        }
+        (Some(set), _) => (
+            output.unwrap_or_default(),
+            Some(Rescored::Add(set, as_name.unwrap_or_default(), import)),
+        ),
+        (None, Some(fraction)) => {
+            let [Input::Path(set)] = all_inputs.as_slice() else {
+                return Err(
+                    Usage("--certify takes one INPUT, the folder of a set".to_owned()).into(),
+                );
+            };
+            (
+                PathBuf::new(),
+                Some(Rescored::Certify(set.clone(), fraction)),
+            )
+        }
+    };
     let (rl, base) = match rl_model {
         Some(dir) => (
             ModelSource::Directory(dir),
@@ -329,7 +421,41 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
     };
     let formula =
         WeightFormula::new(epsilon, temperature).map_err(|error| Usage(error.to_string()))?;
+    let distributions = distributions(entropy, top_k, top_k_where, entropy_temperature)?;
+    let compute = ComputeOptions {
+        rl,
+        base,
+        tokenizer: tokenizer.map(ModelSource::Directory),
+        batch_tokens,
+        stream_weights,
+        dtype,
+        device: devices.first().copied().unwrap_or_default(),
+        ignored_fields: ignore_config_fields,
+    };
+    let worker_options = WorkerOptions {
+        count: worker.count,
+        index: worker.index,
+    };
+    let rescoring = rescoring.map(|what| match what {
+        Rescored::Add(set, name, import) => Rescoring::Add(Box::new(AddOptions {
+            import: import.map(|file| (file, name.clone())),
+            set,
+            name,
+            compute: compute.clone(),
+            output: (!output.as_os_str().is_empty()).then(|| output.clone()),
+            exact,
+            worker: worker_options,
+        })),
+        Rescored::Certify(set, fraction) => Rescoring::Certify(Box::new(CertifyOptions {
+            set,
+            fraction,
+            seed: certify_seed,
+            compute: compute.clone(),
+            has_models: !is_demo,
+        })),
+    });
     Ok(Resolved {
+        rescoring,
         options: ScoreOptions {
             corpus: InputOptions {
                 inputs: all_inputs,
@@ -359,27 +485,17 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
                 eos,
                 special_tokens_in_text,
             },
-            compute: ComputeOptions {
-                rl,
-                base,
-                tokenizer: tokenizer.map(ModelSource::Directory),
-                batch_tokens,
-                stream_weights,
-                dtype,
-                device: devices.first().copied().unwrap_or_default(),
-                ignored_fields: ignore_config_fields,
-            },
+            compute,
             shards: SetOptions {
                 output,
                 format,
                 exact,
                 formula,
+                weight_bounds,
+                distributions,
                 verify,
             },
-            worker: WorkerOptions {
-                count: worker.count,
-                index: worker.index,
-            },
+            worker: worker_options,
             strict,
         },
         input_format,
@@ -397,6 +513,7 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
 pub fn run(args: ScoreArgs) -> Result<()> {
     let Resolved {
         mut options,
+        rescoring,
         input_format,
         threads,
         dry_run,
@@ -412,6 +529,9 @@ pub fn run(args: ScoreArgs) -> Result<()> {
         return super::gpu_worker::run(&options, &stop);
     }
     let console = Console::new(json);
+    if let Some(what) = rescoring {
+        return super::rescore::run(&what, json, &stop, &console);
+    }
     if is_demo {
         console.warn(
             "DEMO: no --rl-model was given, so a tiny built-in pair of models that only knows arithmetic scores the corpus",
@@ -466,82 +586,10 @@ pub fn run(args: ScoreArgs) -> Result<()> {
     if json {
         output::print_json(&serde_json::to_string(&report)?)
     } else {
-        output::print(&as_text(&options, &report))
+        output::print(&score_text::as_text(&options, &report))
     }
 }
 
 fn is_stdin(input: &Input) -> bool {
     matches!(input, Input::Path(path) if path == Path::new("-"))
-}
-
-fn as_text(options: &ScoreOptions, report: &ScoreReport) -> String {
-    let output = options.shards.output.shown();
-    let mut text = String::new();
-    if report.scored_parts > 0 {
-        text.push_str(&format!(
-            "scored {} of {} parts: {} tokens in {:.1} s, {:.0} tokens/s\n",
-            report.scored_parts,
-            report.num_parts,
-            report::grouped(report.scored_tokens),
-            report.seconds,
-            report.scored_tokens as f64 / report.seconds.max(1e-9)
-        ));
-    } else if options.worker.index as usize >= report.num_parts {
-        text.push_str(&format!(
-            "nothing to score: the corpus has {} parts, so worker {} has none\n",
-            report.num_parts, options.worker.index
-        ));
-    } else {
-        text.push_str("nothing to score: all parts of this worker are there already\n");
-        match (report.checked, &report.manifest) {
-            (Some(Checked::Sizes), Some(manifest)) => text.push_str(&format!(
-                "{} shards have the sizes that the manifest says; --verify compares their digests too\n",
-                manifest.shards.len()
-            )),
-            (Some(Checked::Digests), Some(manifest)) => text.push_str(&format!(
-                "{} shards have the digests that the manifest says\n",
-                manifest.shards.len()
-            )),
-            _ => {}
-        }
-    }
-    match &report.manifest {
-        Some(manifest) => {
-            text.push_str(&format!(
-                "{output} is complete\n\n{}",
-                report::summary(manifest)
-            ));
-        }
-        None => text.push_str(&format!(
-            "{output} is not complete: {} of {} parts are missing ({})\n{}",
-            report.missing_parts.len(),
-            report.num_parts,
-            listed(&report.missing_parts),
-            how_to_run(options.worker, &report.missing_parts)
-        )),
-    }
-    text
-}
-
-/// Lists the first few of many numbers.
-fn listed(numbers: &[u32]) -> String {
-    let first: Vec<String> = numbers.iter().take(10).map(u32::to_string).collect();
-    let more = if numbers.len() > first.len() {
-        ", ..."
-    } else {
-        ""
-    };
-    format!("{}{more}", first.join(", "))
-}
-
-/// Tells how to make the missing parts.
-fn how_to_run(worker: WorkerOptions, missing: &[u32]) -> String {
-    let workers: BTreeSet<u32> = missing.iter().map(|part| worker.of_part(*part)).collect();
-    let workers: Vec<u32> = workers.into_iter().collect();
-    format!(
-        "to make them, run the same command with --num-workers {} and --worker-index {}, or with \
-         --num-workers 1 for all of them\n",
-        worker.count,
-        listed(&workers)
-    )
 }

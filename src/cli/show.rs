@@ -228,6 +228,7 @@ mod tests {
                     base_logprobs: Some(vec![-1.5; len]),
                     weights: Some(weights.to_vec()),
                     target_mask: None,
+                    distributions: crate::types::Distributions::default(),
                 },
             },
             pieces: Some((0..=len).map(|i| (1, format!("t{i}"))).collect()),

@@ -4,6 +4,8 @@ use crate::corpus;
 use crate::fs::NamePattern;
 use crate::model::DeviceChoice;
 use crate::pack::{Packer, Packing};
+use crate::pipeline::Usage;
+use crate::types::{DistributionPlan, TopKPlan};
 use crate::weight::{DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
 
 /// The devices that a user asks for.
@@ -113,6 +115,73 @@ pub(super) fn open_fraction(text: &str) -> Result<f64, String> {
         value => Ok(value),
     }
 }
+
+/// The targets that the most likely tokens are stored for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct TopKWhere {
+    /// The fraction with the lowest entropy; `None` for all.
+    pub(super) lowest_entropy: Option<f64>,
+}
+
+/// Parses the targets that the most likely tokens are stored for: `all`, or `entropy<=q20`.
+pub(super) fn top_k_where(text: &str) -> Result<TopKWhere, String> {
+    let text: String = text.split_whitespace().collect();
+    if text == "all" {
+        return Ok(TopKWhere {
+            lowest_entropy: None,
+        });
+    }
+    let percent = text
+        .strip_prefix("entropy<=q")
+        .ok_or("there are all and entropy<=qN, the N % with the lowest entropy, as entropy<=q20")?;
+    match percent.parse::<f64>() {
+        Ok(percent) if percent > 0.0 && percent < 100.0 => Ok(TopKWhere {
+            lowest_entropy: Some(percent / 100.0),
+        }),
+        _ => Err(format!("q{percent} is no quantile between q0 and q100")),
+    }
+}
+
+/// Returns what is to be stored of distributions.
+///
+/// # Errors
+///
+/// When the options contradict each other.
+pub(super) fn distributions(
+    entropy: bool,
+    top_k: Option<u32>,
+    TopKWhere { lowest_entropy }: TopKWhere,
+    entropy_temperature: f64,
+) -> Result<Option<DistributionPlan>, Usage> {
+    if lowest_entropy.is_some() && !entropy {
+        return Err(Usage(
+            "--top-k-where entropy<=... ranks by the entropy, which is not stored\nhint: give --entropy too".to_owned(),
+        ));
+    }
+    if entropy_temperature != 1.0 && !entropy && top_k.is_none() {
+        return Err(Usage(
+            "--entropy-temperature changes nothing without --entropy or --top-k\nhint: --temperature is that of the \
+             weights"
+                .to_owned(),
+        ));
+    }
+    Ok((entropy || top_k.is_some()).then(|| DistributionPlan {
+        temperature: entropy_temperature,
+        entropy,
+        top_k: top_k.map(|k| TopKPlan { k, lowest_entropy }),
+    }))
+}
+
+/// Parses a number of most likely tokens.
+pub(super) fn top_k(text: &str) -> Result<u32, String> {
+    match positive(text)? {
+        k @ ..=MAX_TOP_K => u32::try_from(k).map_err(|error| error.to_string()),
+        k => Err(format!("{k} is more than {MAX_TOP_K}")),
+    }
+}
+
+/// Most tokens of a distribution that are stored: a row group of them is held in memory, 4 GB at this number.
+const MAX_TOP_K: usize = 1024;
 
 /// Parses a decay rate in [0, 1).
 pub(super) fn decay_rate(text: &str) -> Result<f64, String> {

@@ -14,10 +14,10 @@ use super::block_params::Layers;
 use super::device::Compute;
 use super::files::{ModelSource, OpenModel};
 use super::gradients::Gradients;
-use super::kernels::{Kernels, LmHead, LmLoss, WeightFn};
+use super::kernels::{HeadOutputs, Kernels, LmHead, LmLoss, SoftLoss, WeightFn};
 use super::parameters::Parameters;
 use super::pass::{OTHER_TAPE, Pass};
-use crate::types::TokenId;
+use crate::types::{DistributionPlan, Distributions, TokenId, TopTokens};
 
 /// Options of [`Decoder::accumulate_gradients`].
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -157,6 +157,28 @@ impl Decoder {
         by_row(&self.name, 0, rows, &all)
     }
 
+    /// Returns what [`Decoder::target_log_probs`] does, and what `plan` asks for of the distributions, for every row.
+    ///
+    /// # Errors
+    ///
+    /// As [`Decoder::target_log_probs`]; entropies and the most likely tokens are finite where log-probs are.
+    pub fn target_distributions(
+        &self,
+        rows: &[&[TokenId]],
+        plan: &DistributionPlan,
+    ) -> Result<Vec<(Vec<f32>, Distributions)>, Error> {
+        let batch = self.batch(rows)?;
+        let hidden = self.forward(&batch)?;
+        let outputs = self.kernels().lm_head_distributions(
+            &hidden,
+            self.lm_head(),
+            &batch.ids,
+            &batch.layout,
+            plan,
+        )?;
+        distributions_by_row(&self.name, 0, rows, outputs, plan)
+    }
+
     /// Adds to `gradients` those of `sum over targets of weight * -log p + z_loss * (log-sum-exp)²`, not
     /// divided by anything, for all rows of a micro-batch.
     ///
@@ -176,6 +198,25 @@ impl Decoder {
         how: &Backward,
         token_weights: &mut WeightFn<'_>,
     ) -> Result<(), Error> {
+        self.accumulate_soft_gradients(rows, gradients, how, None, token_weights)
+    }
+
+    /// Does the same as [`Decoder::accumulate_gradients`], and adds the gradients of divergences from distributions.
+    ///
+    /// # Errors
+    ///
+    /// As [`Decoder::accumulate_gradients`], and when a distribution has an id that this model has no embedding for.
+    pub fn accumulate_soft_gradients(
+        &self,
+        rows: &[&[TokenId]],
+        gradients: &mut Gradients,
+        how: &Backward,
+        soft: Option<SoftLoss<'_>>,
+        token_weights: &mut WeightFn<'_>,
+    ) -> Result<(), Error> {
+        if let Some(soft) = &soft {
+            soft.targets.check(self.architecture.vocab_size)?;
+        }
         let batch = self.batch(rows)?;
         let (hidden, tape) = self.forward_with_tape(&batch, how.activation_checkpointing)?;
         let head = self.lm_head();
@@ -186,6 +227,7 @@ impl Decoder {
                 check_finite(&self.name, outputs.row, outputs.log_probs)?;
                 token_weights(outputs, weights)
             },
+            soft,
         };
         let d_hidden = self.kernels().lm_head_backward(
             &hidden,
@@ -329,6 +371,34 @@ pub(super) fn by_row(
         out.push(mine.to_vec());
     }
     Ok(out)
+}
+
+/// Divides what an output head computed among the rows of its batch, as [`by_row`].
+pub(super) fn distributions_by_row(
+    model: &str,
+    first: usize,
+    rows: &[&[TokenId]],
+    outputs: HeadOutputs,
+    plan: &DistributionPlan,
+) -> Result<Vec<(Vec<f32>, Distributions)>, Error> {
+    let log_probs = by_row(model, first, rows, &outputs.log_probs)?;
+    let k = plan.top_k.map_or(0, |top| top.k as usize);
+    let mut start = 0;
+    let mut all = Vec::with_capacity(rows.len());
+    for log_probs in log_probs {
+        let end = start + log_probs.len();
+        let top = plan.top_k.map(|_| TopTokens {
+            k,
+            targets: (0..log_probs.len() as u32).collect(),
+            ids: outputs.top_ids[start * k..end * k].to_vec(),
+            log_probs: outputs.top_log_probs[start * k..end * k].to_vec(),
+            tail_log_probs: outputs.tail_log_probs[start..end].to_vec(),
+        });
+        let entropies = plan.entropy.then(|| outputs.entropies[start..end].to_vec());
+        all.push((log_probs, Distributions { entropies, top }));
+        start = end;
+    }
+    Ok(all)
 }
 
 fn check_finite(model: &str, row: usize, log_probs: &[f32]) -> Result<(), Error> {

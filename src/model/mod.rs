@@ -44,7 +44,7 @@ pub use gradients::Gradients;
 pub use kernels::cpu::SCORING_ACTIVATION_BYTES;
 pub(crate) use kernels::tensor::{set_values, zeros_f32};
 pub(crate) use kernels::{AdamWState, AdamWStep};
-pub use kernels::{RowOutputs, WeightFn};
+pub use kernels::{RowOutputs, SoftLoss, SoftTargets, WeightFn};
 pub use no_gpu::NoGpu;
 pub use parameters::{Parameter, Parameters};
 pub use row_layout::{GRAD_CHUNK_TOKENS, RowLayout};

@@ -14,13 +14,13 @@ use super::Error;
 use super::architecture::Architecture;
 use super::batch::Batch;
 use super::block_params::Layers;
-use super::decoder::by_row;
+use super::decoder::{by_row, distributions_by_row};
 use super::device::Compute;
 use super::files::{ModelWeights, OpenModel};
 use super::kernels::{Kernels, LmHead};
 use super::parameters::{ParamId, Parameter, Parameters};
 use super::pass::Pass;
-use crate::types::TokenId;
+use crate::types::{DistributionPlan, Distributions, TokenId};
 
 /// A language model whose weights stay on disk.
 #[derive(Debug)]
@@ -69,6 +69,40 @@ impl StreamedDecoder {
     /// Those of [`Decoder::target_log_probs`](super::Decoder::target_log_probs), and [`Error::NotFinite`] when a weight
     /// is NaN or infinite.
     pub fn target_log_probs(&self, rows: &[&[TokenId]]) -> Result<Vec<Vec<f32>>, Error> {
+        self.through_head(rows, |piece, head| {
+            let Batch { ids, layout, .. } = &piece.batch;
+            let log_probs = self
+                .kernels
+                .lm_head_log_probs(&piece.x, head, ids, layout)?;
+            by_row(&self.name, piece.first, piece.rows, &log_probs)
+        })
+    }
+
+    /// Returns what [`Decoder::target_distributions`](super::Decoder::target_distributions) does.
+    ///
+    /// # Errors
+    ///
+    /// As [`StreamedDecoder::target_log_probs`].
+    pub fn target_distributions(
+        &self,
+        rows: &[&[TokenId]],
+        plan: &DistributionPlan,
+    ) -> Result<Vec<(Vec<f32>, Distributions)>, Error> {
+        self.through_head(rows, |piece, head| {
+            let Batch { ids, layout, .. } = &piece.batch;
+            let outputs = self
+                .kernels
+                .lm_head_distributions(&piece.x, head, ids, layout, plan)?;
+            distributions_by_row(&self.name, piece.first, piece.rows, outputs, plan)
+        })
+    }
+
+    /// Runs all rows through the model, and the head's part of it, for one piece after the other, as `of_head` does.
+    fn through_head<'a, T>(
+        &self,
+        rows: &'a [&'a [TokenId]],
+        of_head: impl Fn(&Piece<'a>, LmHead<'_>) -> Result<Vec<T>, Error>,
+    ) -> Result<Vec<T>, Error> {
         let mut pieces = self.embedded(rows)?;
         self.run_blocks(&mut pieces)?;
         let norm = self.layers.final_norm;
@@ -85,11 +119,7 @@ impl StreamedDecoder {
                 weight: parameters.tensor(head),
                 soft_cap: self.architecture.logit_soft_cap,
             };
-            let Batch { ids, layout, .. } = &piece.batch;
-            let log_probs = self
-                .kernels
-                .lm_head_log_probs(&piece.x, head, ids, layout)?;
-            all.extend(by_row(&self.name, piece.first, piece.rows, &log_probs)?);
+            all.extend(of_head(&piece, head)?);
         }
         Ok(all)
     }

@@ -85,6 +85,7 @@ pub fn compare(
         center: Center::Row,
         normalize: Normalize::Targets,
         top_k_fraction: 1.0,
+        distillation: None,
         z_loss: None,
     };
     let open = |path: &PathBuf| -> Result<OpenModel> {

@@ -6,6 +6,7 @@ mod device;
 pub mod estimate;
 pub mod export;
 pub mod inspect;
+pub mod rank;
 pub mod report;
 pub mod score;
 mod signals;

@@ -455,8 +455,7 @@ impl ShardSink<'_> {
             if !file.publish_new()? {
                 // Another run of this worker was faster. It made the same bytes, unless the plan was replaced
                 // while it ran, which is better known now than at the end.
-                let has_base = options.has_base;
-                ShardFile::open(&path, options.format, options.part, has_base)?
+                ShardFile::open(&path, options.format, options.part, options.columns)?
                     .expect_plan(options.plan)?;
             }
             queue.published(part.index)?;

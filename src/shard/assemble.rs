@@ -55,7 +55,7 @@ fn write_new(
     text: &[u8],
 ) -> Result<bool, Error> {
     let plan = &manifest.plan;
-    description::write_new(dir, what, plan.format, plan.base.is_some(), text)
+    description::write_new(dir, what, plan.format, plan.columns(), text)
 }
 
 /// Writes a manifest, atomically, with its own digest in it, unless there is one; returns it as it was
@@ -157,7 +157,7 @@ fn describe(
     if !fs::exists(&path)? {
         return Err(Error::MissingShard { path });
     }
-    let shard = ShardFile::open(&path, plan.format, part, plan.base.is_some())?;
+    let shard = ShardFile::open(&path, plan.format, part, plan.columns())?;
     shard.expect_plan(identity)?;
     let mut sources = BySource::new();
     let mut counts = (0, 0, 0);

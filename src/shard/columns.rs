@@ -7,8 +7,8 @@ use arrow_array::types::{ArrowPrimitiveType, Float32Type, Int32Type, UInt32Type,
 use arrow_array::{Array, ListArray, PrimitiveArray, RecordBatch, StringArray};
 
 use super::row::StoredRow;
-use super::schema::{RowProblem, columns};
-use crate::types::ScoredRow;
+use super::schema::{ColumnSet, RowProblem, columns};
+use crate::types::{Distributions, ScoredRow, TopTokens};
 
 /// The typed columns of a batch.
 pub(super) struct Columns<'a> {
@@ -19,6 +19,16 @@ pub(super) struct Columns<'a> {
     input_ids: &'a ListArray,
     rl_logprob: &'a ListArray,
     base: Option<(&'a ListArray, &'a ListArray)>,
+    entropy: Option<&'a ListArray>,
+    top: Option<Top<'a>>,
+}
+
+/// The columns of the most likely tokens.
+struct Top<'a> {
+    k: usize,
+    ids: &'a ListArray,
+    log_probs: &'a ListArray,
+    tail: &'a ListArray,
 }
 
 /// The column of sources: strings, or keys of a dictionary of strings.
@@ -38,7 +48,7 @@ impl Source<'_> {
 }
 
 impl<'a> Columns<'a> {
-    pub(super) fn of(batch: &'a RecordBatch, has_base: bool) -> Option<Self> {
+    pub(super) fn of(batch: &'a RecordBatch, has: ColumnSet) -> Option<Self> {
         let list = |name: &str| batch.column_by_name(name)?.as_list_opt::<i32>();
         let source = batch.column_by_name(columns::SOURCE)?;
         let source = match source.as_dictionary_opt::<Int32Type>() {
@@ -60,10 +70,22 @@ impl<'a> Columns<'a> {
             doc_starts: list(columns::DOC_STARTS)?,
             input_ids: list(columns::INPUT_IDS)?,
             rl_logprob: list(columns::RL_LOGPROB)?,
-            base: if has_base {
-                Some((list(columns::BASE_LOGPROB)?, list(columns::WEIGHT)?))
-            } else {
-                None
+            base: match has.base {
+                true => Some((list(columns::BASE_LOGPROB)?, list(columns::WEIGHT)?)),
+                false => None,
+            },
+            entropy: match has.entropy {
+                true => Some(list(columns::RL_ENTROPY)?),
+                false => None,
+            },
+            top: match has.top_k {
+                Some(k) => Some(Top {
+                    k,
+                    ids: list(columns::RL_TOP_IDS)?,
+                    log_probs: list(columns::RL_TOP_LOGPROBS)?,
+                    tail: list(columns::RL_TAIL_LOGPROB)?,
+                }),
+                None => None,
             },
         })
     }
@@ -83,6 +105,17 @@ impl<'a> Columns<'a> {
             Ok((base, after_first(weight, i, columns::WEIGHT)?))
         });
         let (base_logprobs, weights) = base.transpose()?.unzip();
+        let entropies = self.entropy.map(|entropy| {
+            let (entropies, mask) = log_probs(entropy, i, columns::RL_ENTROPY)?;
+            match mask == target_mask {
+                true => Ok(entropies),
+                false => Err(RowProblem::Masks),
+            }
+        });
+        let distributions = Distributions {
+            entropies: entropies.transpose()?,
+            top: self.top.as_ref().map(|top| top.row(i)).transpose()?,
+        };
         Ok(StoredRow {
             row_id: scalar(self.row_id, i).ok_or(missing(columns::ROW_ID))?,
             scored: ScoredRow {
@@ -94,8 +127,68 @@ impl<'a> Columns<'a> {
                 base_logprobs,
                 weights,
                 target_mask,
+                distributions,
             },
         })
+    }
+}
+
+impl Top<'_> {
+    fn row(&self, i: usize) -> Result<TopTokens, RowProblem> {
+        let (tails, mask) = log_probs(self.tail, i, columns::RL_TAIL_LOGPROB)?;
+        let stored: Vec<usize> = (0..tails.len())
+            .filter(|at| {
+                mask.as_ref()
+                    .is_none_or(|mask| mask.get(*at) == Some(&true))
+            })
+            .collect();
+        let at = stored.iter().filter_map(|&at| u32::try_from(at).ok());
+        Ok(TopTokens {
+            k: self.k,
+            targets: at.collect(),
+            ids: self.flat::<UInt32Type>(self.ids, i, columns::RL_TOP_IDS, &stored)?,
+            log_probs: self.flat::<Float32Type>(
+                self.log_probs,
+                i,
+                columns::RL_TOP_LOGPROBS,
+                &stored,
+            )?,
+            tail_log_probs: stored
+                .iter()
+                .filter_map(|&at| tails.get(at).copied())
+                .collect(),
+        })
+    }
+
+    /// Element `i` of a column of lists of lists: those at the targets `stored`, end to end. The others have to be null.
+    fn flat<T: ArrowPrimitiveType>(
+        &self,
+        lists: &ListArray,
+        i: usize,
+        column: &'static str,
+        stored: &[usize],
+    ) -> Result<Vec<T::Native>, RowProblem> {
+        let null = |position| RowProblem::Null { column, position };
+        if i >= lists.len() || lists.is_null(i) {
+            return Err(null(0));
+        }
+        let lists = lists.value(i);
+        let lists = lists.as_list_opt::<i32>().ok_or(null(0))?;
+        if lists.len() - lists.null_count() != stored.len() {
+            return Err(RowProblem::Masks);
+        }
+        let mut flat = Vec::with_capacity(stored.len().min(lists.len()).saturating_mul(self.k));
+        for target in stored {
+            let tokens = values::<T>(lists, target + 1, column, 0)?;
+            if tokens.len() != self.k {
+                return Err(RowProblem::TopTokens {
+                    position: target + 1,
+                    reason: "there are more or fewer than the plan says",
+                });
+            }
+            flat.extend(tokens);
+        }
+        Ok(flat)
     }
 }
 

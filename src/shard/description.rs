@@ -3,12 +3,13 @@
 
 use std::path::{Path, PathBuf};
 
+use arrow_schema::SchemaRef;
 use bytes::Bytes;
 
 use super::Error;
 use super::container::Container;
 use super::layout::{DESCRIPTION_DIR, Description};
-use super::schema::{self, SEAL_KEY, ShardFormat};
+use super::schema::{self, ColumnSet, SEAL_KEY, ShardFormat};
 use super::seal;
 use super::sink::Sink;
 use crate::escape::Show as _;
@@ -74,11 +75,22 @@ pub(super) fn write_new(
     dir: &Path,
     what: Description,
     format: ShardFormat,
-    has_base: bool,
+    columns: ColumnSet,
+    text: &[u8],
+) -> Result<bool, Error> {
+    write_new_as(dir, what, format, &schema::schema(format, columns), text)
+}
+
+/// Does the same as [`write_new`], with the columns of shards that are not a set's.
+pub(super) fn write_new_as(
+    dir: &Path,
+    what: Description,
+    format: ShardFormat,
+    schema: &SchemaRef,
     text: &[u8],
 ) -> Result<bool, Error> {
     fs::create_dir_all(&dir.join(DESCRIPTION_DIR))?;
-    let bytes = pack(what, format, has_base, text)?;
+    let bytes = pack_as(what, format, schema, text)?;
     Ok(fs::write_new(&dir.join(what.file(format)), &bytes)?)
 }
 
@@ -90,11 +102,20 @@ pub(super) fn write_new(
 pub fn pack(
     what: Description,
     format: ShardFormat,
-    has_base: bool,
+    columns: impl Into<ColumnSet>,
+    text: &[u8],
+) -> Result<Vec<u8>, Error> {
+    pack_as(what, format, &schema::schema(format, columns), text)
+}
+
+fn pack_as(
+    what: Description,
+    format: ShardFormat,
+    schema: &SchemaRef,
     text: &[u8],
 ) -> Result<Vec<u8>, Error> {
     let text = str::from_utf8(text).map_err(|error| Error::Encode(error.to_string()))?;
-    let sink = Sink::new(Vec::new(), format, &schema::schema(format, has_base))?;
+    let sink = Sink::new(Vec::new(), format, schema)?;
     sink.finish(vec![(what.key(), text.to_owned())])
 }
 

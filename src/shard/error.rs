@@ -96,6 +96,47 @@ pub enum Error {
         /// In what.
         reason: String,
     },
+    /// A folder holds no finished sidecar.
+    #[error(
+        "{} holds no {}\nhint: remit-score --add SET --rl-model DIR --as NAME {} it",
+        dir.shown(),
+        if *is_begun { "finished sidecar" } else { "sidecar" },
+        if *is_begun { "finishes" } else { "makes" }
+    )]
+    NoSidecar {
+        /// The folder.
+        dir: PathBuf,
+        /// Whether there is a plan of one.
+        is_begun: bool,
+    },
+    /// A file of numbers can't be imported.
+    #[error("{} can't be imported: {reason}\nhint: give a Parquet file with a column row_id as in the set, and a column of lists with one number per token, null for the first", path.shown())]
+    Import {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A sidecar was made for another set.
+    #[error("the sidecar in {} was made for the set whose manifest has the digest {found}, and this one has {expected}\nhint: remit-score --add makes one for this set", dir.shown())]
+    ForeignSidecar {
+        /// Its folder.
+        dir: PathBuf,
+        /// Digest of the set's manifest.
+        expected: Digest,
+        /// Digest in the sidecar.
+        found: Digest,
+    },
+    /// A row of a sidecar is not that of the set.
+    #[error("row {row_id} of the set and of the sidecar {} do not fit together: {reason}{DAMAGED_HINT}", path.shown())]
+    SidecarRow {
+        /// The sidecar's shard.
+        path: PathBuf,
+        /// The set's row.
+        row_id: u64,
+        /// In what.
+        reason: &'static str,
+    },
     /// A shard of the manifest is not there.
     #[error("the shard {} is missing\nhint: run the same remit-score command again; it makes what is missing", path.shown())]
     MissingShard {
@@ -277,6 +318,7 @@ impl Error {
             | Self::Unfinished { .. }
             | Self::Version1Unfinished { .. }
             | Self::MissingShard { .. }
+            | Self::NoSidecar { .. }
             | Self::MissingRejects { .. } => ErrorKind::Missing,
             _ => ErrorKind::BadData,
         }

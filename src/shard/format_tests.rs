@@ -25,8 +25,10 @@ fn written(format: ShardFormat, part: u32, rows: &[ScoredRow], exact: bool) -> V
     let options = ShardOptions {
         part,
         format,
-        has_base: rows.first().is_some_and(|row| row.weights.is_some()),
+        columns: rows.first().is_some_and(|row| row.weights.is_some()).into(),
         exact,
+        exact_weights: None,
+        lowest_entropy: None,
         plan: Digest::of(b"plan"),
     };
     let mut writer = ShardWriter::new(Vec::new(), options).unwrap();

@@ -26,6 +26,10 @@ pub enum Description {
     Manifest,
     /// Records that could not be read.
     Rejects,
+    /// The plan of a sidecar.
+    SidecarPlan,
+    /// The manifest of a sidecar.
+    SidecarManifest,
 }
 
 impl Description {
@@ -35,6 +39,8 @@ impl Description {
             Self::Plan => "plan",
             Self::Manifest => "manifest",
             Self::Rejects => "rejects",
+            Self::SidecarPlan => "sidecar_plan",
+            Self::SidecarManifest => "sidecar_manifest",
         }
     }
 
@@ -44,6 +50,8 @@ impl Description {
             Self::Plan => "remit.plan",
             Self::Manifest => "remit.manifest",
             Self::Rejects => "remit.rejects",
+            Self::SidecarPlan => "remit.sidecar_plan",
+            Self::SidecarManifest => "remit.sidecar_manifest",
         }
     }
 

@@ -12,6 +12,7 @@ use super::description;
 use super::json::{check_version, content_digest};
 use super::layout::{DESCRIPTION_DIR, Description, shard_name};
 use super::plan::{FORMAT_VERSION, Plan};
+use super::schema::ShardFormat;
 use super::statistics::Statistics;
 use super::version1;
 use crate::escape::Show as _;
@@ -112,6 +113,10 @@ fn hint_of_no_set(dir: &Path) -> String {
     }
     if has("run.json") {
         return "it is a run of remit-anneal that is not finished; the same command, run again, resumes it".to_owned();
+    }
+    let sidecar = Description::SidecarPlan.file(ShardFormat::Parquet);
+    if has(&sidecar) || has(&Description::SidecarPlan.file(ShardFormat::Arrow)) {
+        return "it is a sidecar, one more column for a set; give the folder of the set".to_owned();
     }
     let below = fs::list(dir)
         .unwrap_or_default()

@@ -8,9 +8,13 @@ pub mod assemble;
 mod columns;
 mod container;
 pub mod description;
+#[cfg(test)]
+mod distribution_tests;
+mod distributions;
 mod error;
 #[cfg(test)]
 mod format_tests;
+pub mod import;
 mod json;
 pub mod layout;
 pub mod manifest;
@@ -19,6 +23,7 @@ pub mod read;
 pub mod row;
 pub mod schema;
 mod seal;
+pub mod sidecar;
 pub mod sink;
 pub mod statistics;
 #[cfg(test)]

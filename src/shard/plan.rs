@@ -13,12 +13,12 @@ use super::Error;
 use super::description;
 use super::json::{check_version, pretty};
 use super::layout::Description;
-use super::schema::ShardFormat;
+use super::schema::{ColumnSet, ShardFormat};
 use super::version1;
 use crate::fs::{self, Digest};
 use crate::pack::Packing;
 use crate::tokenize::{DocumentTokens, SpecialTokens, SpecialTokensInText};
-use crate::types::{OnBadRecord, TokenDtype, TokenId};
+use crate::types::{DistributionPlan, OnBadRecord, TokenDtype, TokenId, WeightBounds};
 use crate::weight::WeightFormula;
 
 /// Version of the plan and the manifest, and of where they lie.
@@ -98,6 +98,12 @@ pub struct Plan {
     pub special_tokens_in_text: SpecialTokensInText,
     /// Formula of the static weights; null without a base.
     pub formula: Option<WeightFormula>,
+    /// How weights at a bound are stored; left out where they are rounded like the others.
+    #[serde(default, skip_serializing_if = "WeightBounds::is_default")]
+    pub weight_bounds: WeightBounds,
+    /// What is stored of the RL model's distributions; left out where that is nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distributions: Option<DistributionPlan>,
     /// Whether floats keep all 23 bits of their mantissas.
     pub exact: bool,
     /// How shards are stored.
@@ -138,6 +144,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Returns the columns of the set's shards.
+    pub fn columns(&self) -> ColumnSet {
+        columns_of(self.base.is_some(), self.distributions.as_ref())
+    }
+
     /// Returns where the plan lies in a set's folder.
     pub fn path(&self, dir: &Path) -> PathBuf {
         dir.join(Description::Plan.file(self.format))
@@ -169,8 +180,8 @@ impl Plan {
     /// Writes the plan, unless there is one; returns whether it was written.
     pub fn save(&self, dir: &Path) -> Result<bool, Error> {
         let text = self.to_json()?;
-        let has_base = self.base.is_some();
-        if !description::write_new(dir, Description::Plan, self.format, has_base, &text)? {
+        let columns = self.columns();
+        if !description::write_new(dir, Description::Plan, self.format, columns, &text)? {
             return Ok(false);
         }
         // Plans of the two formats have two names. Each looks for the other after it was written, so at
@@ -226,6 +237,16 @@ impl Plan {
             }
         }
         lines
+    }
+}
+
+/// Returns the columns of the shards of a set with a base or without one, and with what is stored of distributions.
+pub fn columns_of(has_base: bool, distributions: Option<&DistributionPlan>) -> ColumnSet {
+    let top_k = distributions.and_then(|stored| stored.top_k);
+    ColumnSet {
+        base: has_base,
+        entropy: distributions.is_some_and(|stored| stored.entropy),
+        top_k: top_k.map(|top| usize::try_from(top.k).unwrap_or(usize::MAX)),
     }
 }
 

@@ -15,10 +15,11 @@ use super::manifest::{Manifest, ShardEntry};
 use super::plan::Plan;
 use super::row::StoredRow;
 use super::schema::{
-    self, FORMAT_VERSION_KEY, PACK_STATS_KEY, PLAN_KEY, REJECTS_KEY, RowProblem, SEAL_KEY,
-    SHARD_VERSION, ShardFormat, columns,
+    self, ColumnSet, FORMAT_VERSION_KEY, PACK_STATS_KEY, PLAN_KEY, REJECTS_KEY, RowProblem,
+    SEAL_KEY, SHARD_VERSION, ShardFormat, columns,
 };
 use super::seal::{self, Broken};
+use super::sidecar::{Sidecar, SidecarFile};
 use crate::fs::{self, Digest, MappedFile};
 use crate::guard;
 use crate::pack::PackStats;
@@ -29,7 +30,7 @@ use crate::types::Reject;
 pub struct ShardFile {
     path: PathBuf,
     part: u32,
-    has_base: bool,
+    columns: ColumnSet,
     digest: Digest,
     map: MappedFile,
     bytes: Bytes,
@@ -37,6 +38,17 @@ pub struct ShardFile {
     container: Container,
     /// Number of the first row of each row group, and the number of all rows.
     group_starts: Vec<u64>,
+    /// What stands for `rl_logprob`; nothing for the column itself.
+    rl_columns: Vec<RlColumn>,
+}
+
+/// A column of log-probs of an RL model.
+#[derive(Debug)]
+enum RlColumn {
+    /// The set's own.
+    Own,
+    /// That of a sidecar.
+    Sidecar(SidecarFile),
 }
 
 impl ShardFile {
@@ -50,10 +62,10 @@ impl ShardFile {
         path: &Path,
         format: ShardFormat,
         part: u32,
-        has_base: bool,
+        columns: impl Into<ColumnSet>,
     ) -> Result<Self, Error> {
         let map = MappedFile::open(path)?;
-        Self::parse(path, format, part, has_base, map, None)
+        Self::parse(path, format, part, columns.into(), map, None)
     }
 
     /// As [`ShardFile::open`], whatever the digest in the footer says.
@@ -62,11 +74,11 @@ impl ShardFile {
         path: &Path,
         format: ShardFormat,
         part: u32,
-        has_base: bool,
+        columns: impl Into<ColumnSet>,
     ) -> Result<Self, Error> {
         let map = MappedFile::open(path)?;
         let digest = Digest::of(&map);
-        Self::parse(path, format, part, has_base, map, Some(digest))
+        Self::parse(path, format, part, columns.into(), map, Some(digest))
     }
 
     /// Maps a shard of a set and compares size and digest with the manifest before parsing a byte of
@@ -81,7 +93,7 @@ impl ShardFile {
         manifest_plan: &Plan,
         identity: Digest,
     ) -> Result<Self, Error> {
-        let has_base = manifest_plan.base.is_some();
+        let columns = manifest_plan.columns();
         let path = dir.join(&entry.file);
         if !fs::exists(&path)? {
             return Err(Error::MissingShard { path });
@@ -103,7 +115,7 @@ impl ShardFile {
             });
         }
         let format = manifest_plan.format;
-        let shard = Self::parse(&path, format, entry.part, has_base, map, Some(found))?;
+        let shard = Self::parse(&path, format, entry.part, columns, map, Some(found))?;
         shard.expect_plan(identity)?;
         shard.expect_count("rows", entry.rows, shard.num_rows())?;
         Ok(shard)
@@ -114,7 +126,7 @@ impl ShardFile {
         path: &Path,
         format: ShardFormat,
         part: u32,
-        has_base: bool,
+        columns: ColumnSet,
         map: MappedFile,
         digest: Option<Digest>,
     ) -> Result<Self, Error> {
@@ -137,7 +149,7 @@ impl ShardFile {
                 ),
             });
         }
-        let wanted = schema::schema(format, has_base);
+        let wanted = schema::schema(format, columns);
         if container.schema().fields() != wanted.fields() {
             let describe = |fields: &arrow_schema::Fields| {
                 let fields: Vec<String> = fields
@@ -172,13 +184,14 @@ impl ShardFile {
         Ok(Self {
             path: path.to_owned(),
             part,
-            has_base,
+            columns,
             digest,
             map,
             bytes,
             format,
             container,
             group_starts,
+            rl_columns: Vec::new(),
         })
     }
 
@@ -266,7 +279,7 @@ impl ShardFile {
             return Ok(rows);
         }
         self.decode(group, None, |batch| {
-            let columns = Columns::of(&batch, self.has_base)
+            let columns = Columns::of(&batch, self.columns)
                 .ok_or_else(|| self.no_column("a column of the format"))?;
             for i in 0..batch.num_rows() {
                 let index = start + rows.len() as u64;
@@ -291,7 +304,66 @@ impl ShardFile {
             Ok(())
         })?;
         self.expect_rows_of(group, rows.len())?;
+        self.replace_rl_log_probs(group, &mut rows)?;
         Ok(rows)
+    }
+
+    /// Puts the mean of the columns that were asked for in the place of the RL model's log-probs.
+    fn replace_rl_log_probs(&self, group: usize, rows: &mut [StoredRow]) -> Result<(), Error> {
+        if self.rl_columns.is_empty() {
+            return Ok(());
+        }
+        let mut sums: Vec<Vec<f64>> = rows
+            .iter()
+            .map(|row| vec![0.0; row.scored.rl_logprobs.len()])
+            .collect();
+        for column in &self.rl_columns {
+            let RlColumn::Sidecar(file) = column else {
+                for (sums, row) in sums.iter_mut().zip(&*rows) {
+                    let values = row.scored.rl_logprobs.iter();
+                    sums.iter_mut()
+                        .zip(values)
+                        .for_each(|(sum, v)| *sum += f64::from(*v));
+                }
+                continue;
+            };
+            let values = file.read_group(group)?;
+            if values.len() != rows.len() {
+                return Err(Error::Count {
+                    path: file.path().to_owned(),
+                    what: "rows in a row group",
+                    expected: rows.len() as u64,
+                    found: values.len() as u64,
+                });
+            }
+            for ((sums, row), (id, values)) in sums.iter_mut().zip(&*rows).zip(values) {
+                let problem = |reason| Error::SidecarRow {
+                    path: file.path().to_owned(),
+                    row_id: row.row_id,
+                    reason,
+                };
+                if id != row.row_id || values.len() != row.num_tokens() {
+                    return Err(problem("its row_id or its length is another"));
+                }
+                let of_targets = values.get(1..).unwrap_or_default();
+                for (index, (sum, value)) in sums.iter_mut().zip(of_targets).enumerate() {
+                    if value.is_some() != row.scored.is_target(index) {
+                        return Err(problem("they have values at other positions"));
+                    }
+                    *sum += f64::from(value.unwrap_or(0.0));
+                }
+            }
+        }
+        let count = self.rl_columns.len() as f64;
+        for (sums, row) in sums.into_iter().zip(&mut *rows) {
+            row.scored.rl_logprobs = sums.into_iter().map(|sum| (sum / count) as f32).collect();
+            schema::validate(&row.scored).map_err(|reason| Error::Row {
+                path: self.path.clone(),
+                row: row.row_id & u64::from(u32::MAX),
+                reason,
+            })?;
+        }
+        Ok(())
     }
 
     /// Returns the number of tokens of each row of a row group; decodes the ids alone.
@@ -449,6 +521,20 @@ impl ShardSet {
             .map(|entry| ShardFile::open_verified(dir, entry, &manifest.plan, identity))
             .collect::<Result<_, _>>()?;
         Ok(Self { manifest, shards })
+    }
+
+    /// Puts the mean of columns in the place of the RL model's log-probs in every row that is read from now on: those of
+    /// sidecars, and with `own` the set's too.
+    pub fn with_rl_columns(mut self, own: bool, sidecars: Vec<Sidecar>) -> Self {
+        for shard in &mut self.shards {
+            shard.rl_columns = own.then_some(RlColumn::Own).into_iter().collect();
+        }
+        for sidecar in sidecars {
+            for (shard, file) in self.shards.iter_mut().zip(sidecar.into_files()) {
+                shard.rl_columns.push(RlColumn::Sidecar(file));
+            }
+        }
+        self
     }
 
     /// The manifest.

@@ -33,6 +33,14 @@ pub mod columns {
     pub const BASE_LOGPROB: &str = "base_logprob";
     /// Static weights.
     pub const WEIGHT: &str = "weight";
+    /// Entropies of the RL model's distributions.
+    pub const RL_ENTROPY: &str = "rl_entropy";
+    /// Ids of the RL model's most likely tokens.
+    pub const RL_TOP_IDS: &str = "rl_top_ids";
+    /// Their log-probs.
+    pub const RL_TOP_LOGPROBS: &str = "rl_top_logprobs";
+    /// Log-probs of all other tokens together.
+    pub const RL_TAIL_LOGPROB: &str = "rl_tail_logprob";
 }
 
 /// Key of the footer's metadata that holds [`SHARD_VERSION`].
@@ -92,12 +100,34 @@ impl fmt::Display for ShardFormat {
     }
 }
 
+/// The columns that a set has or lacks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ColumnSet {
+    /// `base_logprob` and `weight`.
+    pub base: bool,
+    /// `rl_entropy`.
+    pub entropy: bool,
+    /// `rl_top_ids`, `rl_top_logprobs` and `rl_tail_logprob`, with this many tokens per target.
+    pub top_k: Option<usize>,
+}
+
+/// The columns of a set with a base or without one, and nothing else that a set may lack.
+impl From<bool> for ColumnSet {
+    fn from(base: bool) -> Self {
+        Self {
+            base,
+            ..Self::default()
+        }
+    }
+}
+
 /// A log-prob may exceed 0 by this much, from rounding in its log-sum-exp.
 const LOG_PROB_SLACK_NATS: f32 = 1e-3;
 
-/// Returns the columns of a shard; `base_logprob` and `weight` are there if a base was scored. In Arrow files
-/// `source` is not a dictionary, since all batches of a file would have to share one.
-pub fn schema(format: ShardFormat, has_base: bool) -> SchemaRef {
+/// Returns the columns of a shard. In Arrow files `source` is not a dictionary, since all batches of a file would
+/// have to share one.
+pub fn schema(format: ShardFormat, has: impl Into<ColumnSet>) -> SchemaRef {
+    let has = has.into();
     let list = |name: &str, item: DataType, nullable_items: bool| {
         let element = Field::new(LIST_ELEMENT, item, nullable_items);
         Field::new(name, DataType::List(Arc::new(element)), false)
@@ -116,9 +146,23 @@ pub fn schema(format: ShardFormat, has_base: bool) -> SchemaRef {
         list(columns::INPUT_IDS, DataType::UInt32, false),
         list(columns::RL_LOGPROB, DataType::Float32, true),
     ];
-    if has_base {
+    if has.base {
         fields.push(list(columns::BASE_LOGPROB, DataType::Float32, true));
         fields.push(list(columns::WEIGHT, DataType::Float32, false));
+    }
+    if has.entropy {
+        fields.push(list(columns::RL_ENTROPY, DataType::Float32, true));
+    }
+    if has.top_k.is_some() {
+        let nested =
+            |item: DataType| DataType::List(Arc::new(Field::new(LIST_ELEMENT, item, false)));
+        fields.push(list(columns::RL_TOP_IDS, nested(DataType::UInt32), true));
+        fields.push(list(
+            columns::RL_TOP_LOGPROBS,
+            nested(DataType::Float32),
+            true,
+        ));
+        fields.push(list(columns::RL_TAIL_LOGPROB, DataType::Float32, true));
     }
     Arc::new(Schema::new(fields))
 }
@@ -217,6 +261,25 @@ pub enum RowProblem {
         /// The value.
         value: f32,
     },
+    /// An entropy is no entropy.
+    #[error("rl_entropy at position {position} is {value}; an entropy is finite and not negative")]
+    Entropy {
+        /// Position in the row.
+        position: usize,
+        /// The value.
+        value: f32,
+    },
+    /// The most likely tokens at a position are not what they have to be.
+    #[error("the most likely tokens at position {position}: {reason}")]
+    TopTokens {
+        /// Position in the row.
+        position: usize,
+        /// In what.
+        reason: &'static str,
+    },
+    /// A row has other columns of the RL model's distributions than its set.
+    #[error("it has not the columns of the RL model's distributions that its set has")]
+    Distributions,
     /// Base log-probs without weights or the other way round.
     #[error("base log-probs and weights come together or not at all")]
     HalfScored,
@@ -259,6 +322,7 @@ pub fn validate(row: &ScoredRow) -> Result<(), RowProblem> {
         }
     }
     log_probs(columns::RL_LOGPROB, &row.rl_logprobs, len - 1)?;
+    distributions(row)?;
     match (&row.base_logprobs, &row.weights) {
         (None, None) => Ok(()),
         (Some(base), Some(weights)) => {
@@ -274,6 +338,64 @@ pub fn validate(row: &ScoredRow) -> Result<(), RowProblem> {
         }
         _ => Err(RowProblem::HalfScored),
     }
+}
+
+/// Checks the entropies and the most likely tokens of a row.
+fn distributions(row: &ScoredRow) -> Result<(), RowProblem> {
+    let num_targets = row.input_ids.len() - 1;
+    if let Some(entropies) = &row.distributions.entropies {
+        count(columns::RL_ENTROPY, entropies, num_targets)?;
+        let bad = |value: &f32| !(value.is_finite() && *value >= 0.0);
+        if let Some(i) = entropies.iter().position(bad) {
+            return Err(RowProblem::Entropy {
+                position: i + 1,
+                value: entropies.get(i).copied().unwrap_or(f32::NAN),
+            });
+        }
+    }
+    let Some(top) = &row.distributions.top else {
+        return Ok(());
+    };
+    let stored = top.targets.len();
+    let values = stored.saturating_mul(top.k);
+    count(columns::RL_TOP_LOGPROBS, &top.log_probs, values)?;
+    count(columns::RL_TAIL_LOGPROB, &top.tail_log_probs, stored)?;
+    if top.ids.len() != values || top.k == 0 {
+        return Err(RowProblem::Distributions);
+    }
+    let lists = top.ids.chunks(top.k).zip(top.log_probs.chunks(top.k));
+    let mut last = None;
+    for ((&target, (ids, log_probs)), tail) in
+        top.targets.iter().zip(lists).zip(&top.tail_log_probs)
+    {
+        let index = usize::try_from(target).unwrap_or(usize::MAX);
+        let problem = |reason| {
+            Err(RowProblem::TopTokens {
+                position: index.saturating_add(1),
+                reason,
+            })
+        };
+        if index >= num_targets || !row.is_target(index) {
+            return problem("this is no target");
+        }
+        if last.is_some_and(|last| target <= last) {
+            return problem("the position comes twice, or out of order");
+        }
+        last = Some(target);
+        let is_log_prob = |value: &f32| value.is_finite() && *value <= LOG_PROB_SLACK_NATS;
+        if !log_probs.iter().chain([tail]).all(is_log_prob) {
+            return problem("a log-probability is finite and at most 0");
+        }
+        if !log_probs.is_sorted_by(|a, b| a >= b) {
+            return problem("the most likely comes first");
+        }
+        let mut sorted = ids.to_vec();
+        sorted.sort_unstable();
+        if sorted.windows(2).any(|pair| pair.first() == pair.last()) {
+            return problem("an id comes twice");
+        }
+    }
+    Ok(())
 }
 
 fn count(column: &'static str, values: &[f32], expected: usize) -> Result<(), RowProblem> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use arrow_ipc::writer::FileWriter;
-use arrow_schema::SchemaRef;
+use arrow_schema::{DataType, SchemaRef};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::metadata::KeyValue;
@@ -31,8 +31,8 @@ impl<W: Write + Send> Sink<W> {
         let writer = Sealing::new(writer);
         Ok(match format {
             ShardFormat::Parquet => {
-                let schema = Arc::clone(schema);
-                let writer = ArrowWriter::try_new(writer, schema, Some(properties()))?;
+                let properties = properties(schema);
+                let writer = ArrowWriter::try_new(writer, Arc::clone(schema), Some(properties))?;
                 Self::Parquet(Box::new(writer))
             }
             ShardFormat::Arrow => {
@@ -83,9 +83,7 @@ impl<W: Write + Send> Sink<W> {
     }
 }
 
-fn properties() -> WriterProperties {
-    let values =
-        |column: &str| ColumnPath::new(vec![column.into(), "list".into(), LIST_ELEMENT.into()]);
+fn properties(schema: &SchemaRef) -> WriterProperties {
     let mut builder = WriterProperties::builder()
         .set_created_by(concat!("remit ", env!("CARGO_PKG_VERSION")).to_owned())
         .set_compression(Compression::ZSTD(
@@ -101,11 +99,19 @@ fn properties() -> WriterProperties {
             .set_column_statistics_enabled(ColumnPath::from(column), EnabledStatistics::Chunk)
             .set_column_encoding(ColumnPath::from(column), Encoding::PLAIN);
     }
-    for column in [columns::DOC_STARTS, columns::INPUT_IDS] {
-        builder = builder.set_column_encoding(values(column), Encoding::PLAIN);
-    }
-    for column in [columns::RL_LOGPROB, columns::BASE_LOGPROB, columns::WEIGHT] {
-        builder = builder.set_column_encoding(values(column), Encoding::BYTE_STREAM_SPLIT);
+    for field in schema.fields() {
+        let mut path = vec![field.name().clone()];
+        let mut data_type = field.data_type();
+        while let DataType::List(element) = data_type {
+            path.extend(["list".to_owned(), LIST_ELEMENT.to_owned()]);
+            data_type = element.data_type();
+        }
+        let encoding = match data_type {
+            DataType::Float32 => Encoding::BYTE_STREAM_SPLIT,
+            DataType::UInt32 => Encoding::PLAIN,
+            _ => continue,
+        };
+        builder = builder.set_column_encoding(ColumnPath::new(path), encoding);
     }
     builder.build()
 }

@@ -32,6 +32,7 @@ pub(super) fn row(first_id: u32, len: usize, has_base: bool) -> ScoredRow {
         base_logprobs: has_base.then(|| log_probs(0.2)),
         weights: has_base.then(|| vec![1.0; len - 1]),
         target_mask: None,
+        distributions: crate::types::Distributions::default(),
     }
 }
 
@@ -49,8 +50,10 @@ fn shard_of_plan(
     let options = ShardOptions {
         format: ShardFormat::Parquet,
         part,
-        has_base,
+        columns: has_base.into(),
         exact,
+        exact_weights: None,
+        lowest_entropy: None,
         plan,
     };
     let mut writer = ShardWriter::new(Vec::new(), options).unwrap();
@@ -89,6 +92,8 @@ pub(super) fn plan(num_parts: u32) -> Plan {
         special_tokens: Default::default(),
         special_tokens_in_text: Default::default(),
         formula: Some(Default::default()),
+        weight_bounds: Default::default(),
+        distributions: None,
         exact: false,
         format: ShardFormat::Parquet,
         text_field: None,
@@ -395,8 +400,10 @@ fn rows_that_break_a_rule_are_not_written() {
         let options = ShardOptions {
             format: ShardFormat::Parquet,
             part: 0,
-            has_base: true,
+            columns: true.into(),
             exact: false,
+            exact_weights: None,
+            lowest_entropy: None,
             plan: Digest::of(b"none"),
         };
         let mut writer = ShardWriter::new(Vec::new(), options).unwrap();

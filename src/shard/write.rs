@@ -12,8 +12,10 @@ use arrow_array::{ArrayRef, RecordBatch};
 use arrow_schema::{ArrowError, DataType, FieldRef, SchemaRef};
 
 use super::Error;
+use super::distributions::DistributionColumns;
 use super::schema::{
-    self, FORMAT_VERSION_KEY, PACK_STATS_KEY, PLAN_KEY, REJECTS_KEY, ShardFormat, columns,
+    self, ColumnSet, FORMAT_VERSION_KEY, PACK_STATS_KEY, PLAN_KEY, REJECTS_KEY, ShardFormat,
+    columns,
 };
 use super::sink::Sink;
 use crate::fs::Digest;
@@ -27,16 +29,21 @@ pub const ROW_GROUP_TOKENS: usize = 524_288;
 pub const DEFAULT_EXACT: bool = false;
 
 /// Options of a shard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ShardOptions {
     /// Number of the part that the shard holds; the upper half of its row ids.
     pub part: u32,
     /// Its format.
     pub format: ShardFormat,
-    /// Whether rows carry base log-probs and weights.
-    pub has_base: bool,
+    /// The columns that not every set has.
+    pub columns: ColumnSet,
     /// Keep all 23 bits of the mantissas instead of 12.
     pub exact: bool,
+    /// Weights that are stored in full though they are not `exact`: the bounds of the formula, if at all.
+    pub exact_weights: Option<(f32, f32)>,
+    /// Fraction of a row group's targets that the most likely tokens are stored for, those with the lowest entropy;
+    /// `None` for all.
+    pub lowest_entropy: Option<f64>,
     /// Identity of the plan ([`Plan::identity`](super::plan::Plan::identity)).
     pub plan: Digest,
 }
@@ -75,7 +82,15 @@ pub fn round_log_probs(log_probs: &mut [f32]) {
 ///
 /// let plan = remit::fs::Digest::of(b"plan");
 /// let format = ShardFormat::Parquet;
-/// let options = ShardOptions { part: 0, format, has_base: false, exact: true, plan };
+/// let options = ShardOptions {
+///     part: 0,
+///     format,
+///     columns: false.into(),
+///     exact: true,
+///     exact_weights: None,
+///     lowest_entropy: None,
+///     plan,
+/// };
 /// let mut writer = ShardWriter::new(Vec::new(), options)?;
 /// writer.push(&ScoredRow {
 ///     source: "a.txt".into(),
@@ -86,6 +101,7 @@ pub fn round_log_probs(log_probs: &mut [f32]) {
 ///     base_logprobs: None,
 ///     weights: None,
 ///     target_mask: None,
+///     distributions: remit::types::Distributions::default(),
 /// })?;
 /// let (bytes, counts) = writer.finish(&PackStats::default())?;
 /// assert_eq!((counts.rows, counts.tokens, counts.targets), (1, 2, 1));
@@ -109,7 +125,7 @@ impl<W: Write + Send> ShardWriter<W> {
     ///
     /// When the file can't be written.
     pub fn new(writer: W, options: ShardOptions) -> Result<Self, Error> {
-        let schema = schema::schema(options.format, options.has_base);
+        let schema = schema::schema(options.format, options.columns);
         Ok(Self {
             sink: Sink::new(writer, options.format, &schema)?,
             group: Group::new(&schema, options),
@@ -132,12 +148,19 @@ impl<W: Write + Send> ShardWriter<W> {
             reason,
         };
         schema::validate(row).map_err(bad)?;
-        if row.weights.is_some() != self.options.has_base {
+        let columns = self.options.columns;
+        if row.weights.is_some() != columns.base {
             return Err(bad(schema::RowProblem::HalfScored));
+        }
+        let distributions = &row.distributions;
+        if distributions.entropies.is_some() != columns.entropy
+            || distributions.top.as_ref().map(|top| top.k) != columns.top_k
+        {
+            return Err(bad(schema::RowProblem::Distributions));
         }
         let id = schema::row_id(self.options.part, self.next_index);
         self.next_index = self.next_index.saturating_add(1);
-        self.group.push(id, row, self.options.exact)?;
+        self.group.push(id, row, &self.options)?;
         self.counts.rows += 1;
         self.counts.tokens += row.input_ids.len() as u64;
         self.counts.targets += row.num_targets() as u64;
@@ -156,7 +179,7 @@ impl<W: Write + Send> ShardWriter<W> {
         if self.group.tokens == 0 {
             return Ok(());
         }
-        let batch = RecordBatch::try_new(Arc::clone(&self.schema), self.group.take())?;
+        let batch = RecordBatch::try_new(Arc::clone(&self.schema), self.group.take(&self.schema))?;
         self.sink.write(&batch)
     }
 
@@ -191,6 +214,7 @@ struct Group {
     doc_starts: ListBuilder<UInt32Builder>,
     input_ids: ListBuilder<UInt32Builder>,
     floats: Vec<ListBuilder<Float32Builder>>,
+    distributions: DistributionColumns,
     tokens: usize,
 }
 
@@ -201,17 +225,9 @@ enum SourceBuilder {
 
 impl Group {
     fn new(schema: &SchemaRef, options: ShardOptions) -> Self {
-        let element = |column: &str| -> FieldRef {
-            match schema
-                .field_with_name(column)
-                .map(|field| field.data_type())
-            {
-                Ok(DataType::List(element)) => Arc::clone(element),
-                _ => unreachable!("{column} is a list column of the schema"),
-            }
-        };
+        let element = |column| element_of(schema, column);
         let mut floats = vec![columns::RL_LOGPROB];
-        if options.has_base {
+        if options.columns.base {
             floats.extend([columns::BASE_LOGPROB, columns::WEIGHT]);
         }
         let ids = |column| ListBuilder::new(UInt32Builder::new()).with_field(element(column));
@@ -228,11 +244,16 @@ impl Group {
                 .into_iter()
                 .map(|column| ListBuilder::new(Float32Builder::new()).with_field(element(column)))
                 .collect(),
+            distributions: DistributionColumns::new(
+                options.columns.entropy,
+                options.columns.top_k.is_some(),
+                options.lowest_entropy,
+            ),
             tokens: 0,
         }
     }
 
-    fn push(&mut self, id: u64, row: &ScoredRow, exact: bool) -> Result<(), ArrowError> {
+    fn push(&mut self, id: u64, row: &ScoredRow, options: &ShardOptions) -> Result<(), ArrowError> {
         self.row_id.append_value(id);
         match &mut self.source {
             SourceBuilder::Dictionary(builder) => {
@@ -254,17 +275,24 @@ impl Group {
             // As the first position, so all that are no targets.
             builder.values().append_option(first);
             for (index, &value) in values.into_iter().flatten().enumerate() {
-                let value = if exact { value } else { round_mantissa(value) };
+                // Of the columns, weights alone have a first value.
+                let bounds = options.exact_weights.filter(|_| first.is_some());
+                let is_bound = bounds.is_some_and(|bounds| value == bounds.0 || value == bounds.1);
+                let value = match options.exact || is_bound {
+                    true => value,
+                    false => round_mantissa(value),
+                };
                 let value = row.is_target(index).then_some(value);
                 builder.values().append_option(value.or(first));
             }
             builder.append(true);
         }
+        self.distributions.push(row, options.exact);
         self.tokens += row.input_ids.len();
         Ok(())
     }
 
-    fn take(&mut self) -> Vec<ArrayRef> {
+    fn take(&mut self, schema: &SchemaRef) -> Vec<ArrayRef> {
         self.tokens = 0;
         let mut arrays: Vec<ArrayRef> = vec![
             Arc::new(self.row_id.finish()),
@@ -279,6 +307,19 @@ impl Group {
         for builder in &mut self.floats {
             arrays.push(Arc::new(builder.finish()));
         }
+        let element = |column: &str| element_of(schema, column);
+        arrays.extend(self.distributions.take(&element));
         arrays
+    }
+}
+
+/// Returns the field of the values of a list column.
+fn element_of(schema: &SchemaRef, column: &str) -> FieldRef {
+    match schema
+        .field_with_name(column)
+        .map(|field| field.data_type())
+    {
+        Ok(DataType::List(element)) => Arc::clone(element),
+        _ => unreachable!("{column} is a list column of the schema"),
     }
 }

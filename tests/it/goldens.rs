@@ -195,6 +195,7 @@ fn gradient_rows(golden: &GradientGolden) -> Vec<ScoredRow> {
             base_logprobs: Some(row.base_logprobs.clone()),
             weights: Some(row.static_weights.clone()),
             target_mask: None,
+            distributions: remit::types::Distributions::default(),
         })
         .collect()
 }
@@ -212,6 +213,7 @@ fn pass(
         center: Center::Row,
         normalize: Normalize::Targets,
         top_k_fraction: TOP_K_FRACTION,
+        distillation: None,
         z_loss: None,
     };
     let mut gradients = Gradients::new(model.parameters().len());

@@ -26,6 +26,7 @@ fn help_texts_are_as_frozen() {
         (INSPECT, "model --help", "remit-inspect-model.txt"),
         (INSPECT, "report --help", "remit-inspect-report.txt"),
         (INSPECT, "sweep --help", "remit-inspect-sweep.txt"),
+        (INSPECT, "rank --help", "remit-inspect-rank.txt"),
         (INSPECT, "generate --help", "remit-inspect-generate.txt"),
     ] {
         let ended = workspace.command(program).args(args).ok();

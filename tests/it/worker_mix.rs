@@ -64,7 +64,9 @@ fn a_worker_that_finds_its_shard_made_under_another_plan_says_so_at_once() {
         let options = ShardOptions {
             part: 0,
             format: ShardFormat::Parquet,
-            has_base: false,
+            columns: false.into(),
+            exact_weights: None,
+            lowest_entropy: None,
             exact: false,
             plan: Digest::of(plan.as_bytes()),
         };

@@ -14,6 +14,7 @@ use std::fmt::Debug;
 
 use candle_core::{Device, Tensor};
 
+use super::distribution::HeadOutputs;
 use super::portable;
 use super::portable_head;
 use super::rope_table::RopeTable;
@@ -24,6 +25,7 @@ use super::shapes::{
 use crate::model::Error;
 use crate::model::architecture::{Activation, RopeConfig};
 use crate::model::row_layout::RowLayout;
+use crate::types::DistributionPlan;
 
 /// Activations of a batch that is scored, where nothing better is known: room on any GPU that holds a model of
 /// 1B parameters, and enough to keep it busy.
@@ -256,6 +258,19 @@ pub(crate) trait Kernels: Debug + Send + Sync {
         layout: &RowLayout,
     ) -> Result<Vec<f32>, Error> {
         portable_head::log_probs(hidden, head, ids, layout)
+    }
+
+    /// Returns what [`Kernels::lm_head_log_probs`] does, bit for bit, and what `plan` asks for of the distributions, in
+    /// the same pass over the logits.
+    fn lm_head_distributions(
+        &self,
+        hidden: &Tensor,
+        head: LmHead<'_>,
+        ids: &[u32],
+        layout: &RowLayout,
+        plan: &DistributionPlan,
+    ) -> Result<HeadOutputs, Error> {
+        portable_head::distributions(hidden, head, ids, layout, plan)
     }
 
     /// Returns the gradient of the loss over all targets, not divided by anything, with respect to `hidden`

@@ -14,10 +14,14 @@ mod conformance;
 pub(crate) mod cpu;
 #[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
 pub(crate) mod cuda;
+mod distribution;
 mod portable;
 mod portable_head;
 mod rope_table;
 mod shapes;
+mod soft_targets;
+#[cfg(test)]
+mod soft_targets_tests;
 mod targets;
 pub(crate) mod tensor;
 
@@ -28,9 +32,11 @@ pub(crate) use cpu::Cpu;
 pub(crate) use cpu::bf16::Activations;
 #[cfg(any(feature = "cuda", feature = "cuda-emulator"))]
 pub(crate) use cuda::Cuda;
+pub(crate) use distribution::HeadOutputs;
 pub(crate) use rope_table::RopeTable;
 pub(crate) use shapes::{
     AdamWState, AdamWStep, Attended, AttentionShape, LmHead, LmLoss, MlaDims, Qkv, RmsNorm, Rope,
     RopeDirection, RopeLayout,
 };
+pub use soft_targets::{SoftLoss, SoftTargets};
 pub use targets::{RowOutputs, WeightFn};

@@ -5,6 +5,7 @@ use std::ops::Range;
 use candle_core::Tensor;
 
 use super::rope_table::RopeTable;
+use super::soft_targets::SoftLoss;
 use super::targets::WeightFn;
 
 /// A root-mean-square norm, `y = x / sqrt(mean(x²) + eps) * (offset + w)`
@@ -174,12 +175,14 @@ pub(crate) struct LmHead<'a> {
     pub soft_cap: Option<f32>,
 }
 
-/// The loss over the targets: `sum of weight * -log p + z_loss * (log-sum-exp)²`.
+/// The loss over the targets: `sum of weight * -log p + z_loss * (log-sum-exp)²`, and of divergences.
 pub(crate) struct LmLoss<'a, 'f> {
     /// Coefficient of the squared log-sum-exp of the logits; `None` for no such term.
     pub z_loss: Option<f32>,
     /// Gives the weights of each row in turn; they are constants to the gradient.
     pub token_weights: &'a mut WeightFn<'f>,
+    /// Targets whose distribution is learnt, besides.
+    pub soft: Option<SoftLoss<'a>>,
 }
 
 /// The constants of a step of AdamW (Loshchilov & Hutter, arXiv 1711.05101); all that depends on the

@@ -12,12 +12,15 @@ use super::options::LossOptions;
 use crate::batch::Order;
 use crate::demo;
 use crate::escape::Show as _;
-use crate::loss::{DEFAULT_TOP_K_FRACTION, Normalize, Objective, Weighting};
+use crate::loss::{
+    DEFAULT_ALPHA, DEFAULT_SWITCH_FRACTION, DEFAULT_TOP_K_FRACTION, Distillation, Normalize,
+    Objective, Weighting,
+};
 use crate::model::{ModelSource, OpenModel};
 use crate::shard::manifest::Manifest;
 use crate::shard::read::ShardSet;
 use crate::tokenize::NamedToken;
-use crate::types::TokenId;
+use crate::types::{Divergence, TokenId};
 use crate::weight::{Center, DEFAULT_EPSILON, DEFAULT_TEMPERATURE, WeightFormula};
 
 /// Opens the initial model: the one that was given, else the base that the set in `dir` was scored with.
@@ -156,7 +159,15 @@ pub(super) fn check_special_tokens(
 }
 
 /// Checks that the set in `dir` stores what the weighting needs.
-pub(super) fn check_weighting(weighting: Weighting, dir: &Path, manifest: &Manifest) -> Result<()> {
+pub(super) fn check_weighting(
+    options: &LossOptions,
+    dir: &Path,
+    manifest: &Manifest,
+) -> Result<()> {
+    let weighting = options.weighting;
+    if weighting.is_distillation() {
+        check_distributions(options, dir, manifest)?;
+    }
     if weighting == Weighting::Static && manifest.plan.base.is_none() {
         return Err(Usage(format!(
             "--weighting static needs stored weights, but the set in {} was scored without --base-model\nhint: --weighting dynamic needs none",
@@ -165,6 +176,43 @@ pub(super) fn check_weighting(weighting: Weighting, dir: &Path, manifest: &Manif
         .into());
     }
     Ok(())
+}
+
+/// Checks that the set in `dir` stores the distributions that switch and kd weighting learn.
+fn check_distributions(options: &LossOptions, dir: &Path, manifest: &Manifest) -> Result<()> {
+    let refuse = |missing: String, hint: &str| {
+        Err(Usage(format!(
+            "--weighting {} {missing} the set in {}\nhint: score the corpus again with {hint}",
+            options.weighting,
+            dir.shown()
+        ))
+        .into())
+    };
+    let stored = manifest.plan.distributions;
+    let Some((stored, top)) = stored.and_then(|stored| Some((stored, stored.top_k?))) else {
+        return refuse(
+            "needs distributions of the RL model, which are not in".to_owned(),
+            "--entropy --top-k 16 --entropy-temperature 2",
+        );
+    };
+    match (options.weighting, top.lowest_entropy) {
+        (Weighting::Switch, _) if !stored.entropy => refuse(
+            "needs entropies of the RL model, which are not in".to_owned(),
+            "--entropy",
+        ),
+        (Weighting::Switch, Some(fraction)) if fraction < options.switch_fraction => refuse(
+            format!(
+                "needs distributions for {} of the targets (--switch-fraction), and {fraction} of them have one in",
+                options.switch_fraction
+            ),
+            "a larger --top-k-where entropy<=qN",
+        ),
+        (Weighting::Kd, Some(fraction)) => refuse(
+            format!("needs the distribution of every target, and {fraction} of them have one in"),
+            "--top-k-where all",
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// Checks that a model was made for as many positions as the longest row of a set has.
@@ -193,8 +241,8 @@ pub(in super::super) fn longest_row(set: &ShardSet, enough: usize) -> Result<usi
 /// Lists the options that were given another value than their default, but that the weighting does not use.
 pub(super) fn unused(options: &LossOptions) -> Vec<&'static str> {
     let (has_formula, has_fraction) = match options.weighting {
-        Weighting::Dynamic | Weighting::Static => (true, false),
-        Weighting::Uniform => (false, false),
+        Weighting::Dynamic | Weighting::Static | Weighting::RlNll => (true, false),
+        Weighting::Uniform | Weighting::Switch | Weighting::Kd => (false, false),
         Weighting::ExcessTopK => (false, true),
     };
     let given = [
@@ -205,6 +253,21 @@ pub(super) fn unused(options: &LossOptions) -> Vec<&'static str> {
             "--top-k-fraction",
             options.top_k_fraction != DEFAULT_TOP_K_FRACTION,
             has_fraction,
+        ),
+        (
+            "--switch-fraction",
+            options.switch_fraction != DEFAULT_SWITCH_FRACTION,
+            options.weighting == Weighting::Switch,
+        ),
+        (
+            "--alpha",
+            options.alpha != DEFAULT_ALPHA,
+            options.weighting == Weighting::Kd,
+        ),
+        (
+            "--divergence",
+            options.divergence != Divergence::default(),
+            options.weighting.is_distillation(),
         ),
     ];
     given
@@ -223,8 +286,26 @@ pub(super) fn objective(options: &LossOptions, manifest: &Manifest) -> Result<Ob
         center,
         normalize,
         top_k_fraction,
+        switch_fraction,
+        alpha,
+        divergence,
         z_loss,
     } = *options;
+    if weighting.is_distillation() && normalize == Some(Normalize::Weights) {
+        return Err(Usage(format!(
+            "--normalize weights can't be had with --weighting {weighting}, whose means are over targets\nhint: leave it out"
+        ))
+        .into());
+    }
+    let stored_distributions = manifest.plan.distributions;
+    let distillation = stored_distributions
+        .filter(|_| weighting.is_distillation())
+        .map(|stored| Distillation {
+            divergence,
+            temperature: stored.temperature,
+            fraction: (weighting == Weighting::Switch).then_some(switch_fraction),
+            alpha: (weighting == Weighting::Kd).then_some(alpha),
+        });
     let stored = manifest.plan.formula;
     if weighting == Weighting::Static {
         if let Some(stored) = stored
@@ -254,7 +335,12 @@ pub(super) fn objective(options: &LossOptions, manifest: &Manifest) -> Result<Ob
     .map_err(|error| Usage(error.to_string()))?;
     let default_normalize = match weighting {
         Weighting::ExcessTopK => Normalize::Weights,
-        Weighting::Dynamic | Weighting::Static | Weighting::Uniform => Normalize::Targets,
+        Weighting::Dynamic
+        | Weighting::Static
+        | Weighting::Uniform
+        | Weighting::RlNll
+        | Weighting::Switch
+        | Weighting::Kd => Normalize::Targets,
     };
     Ok(Objective {
         weighting,
@@ -262,6 +348,7 @@ pub(super) fn objective(options: &LossOptions, manifest: &Manifest) -> Result<Ob
         center,
         normalize: normalize.unwrap_or(default_normalize),
         top_k_fraction,
+        distillation,
         z_loss,
     })
 }

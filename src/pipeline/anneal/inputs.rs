@@ -14,6 +14,7 @@ use super::run_file;
 use crate::escape::Show as _;
 use crate::model::{ComputeDevice, ComputeDtype, OpenModel};
 use crate::shard::read::ShardSet;
+use crate::shard::sidecar::{Origin, Sidecar, check_name, sidecar_dir};
 
 /// The inputs of a run.
 pub(super) struct Inputs {
@@ -21,6 +22,8 @@ pub(super) struct Inputs {
     pub device: ComputeDevice,
     /// The set to train on.
     pub set: ShardSet,
+    /// Names and digests of the columns that stand for the RL model's log-probs, if they are not the set's own.
+    pub rl_columns: Option<String>,
     /// Another set to measure losses on, if one was given.
     pub eval_set: Option<ShardSet>,
     /// The initial model.
@@ -50,7 +53,15 @@ impl Inputs {
             .into());
         }
         let device = open_device(options.compute.device, dtype, progress)?;
-        let set = ShardSet::open(&options.weights)?;
+        if options.loss.weighting.is_distillation() && device.kind() != "cpu" {
+            return Err(Usage(format!(
+                "--weighting {} is computed on the CPU only so far, and the device is {device}\nhint: --device cpu",
+                options.loss.weighting
+            ))
+            .into());
+        }
+        let names = options.rl_columns.as_slice();
+        let (set, rl_columns) = open_set(&options.weights, names, progress)?;
         let initial = learner(
             options.model.as_ref(),
             &options.ignored_fields,
@@ -63,7 +74,7 @@ impl Inputs {
             let manifest = set.manifest();
             let own = check_tokenizer(&initial, dir, manifest)?;
             check_special_tokens(&own, options.keep_special_tokens, dir, manifest, progress)?;
-            check_weighting(options.loss.weighting, dir, manifest)
+            check_weighting(&options.loss, dir, manifest)
         };
         check(&options.weights, &set)?;
         let eval_set = match &options.eval {
@@ -71,7 +82,7 @@ impl Inputs {
                 rows: EvalRows::Set(dir),
                 ..
             }) => {
-                let set = ShardSet::open(dir)?;
+                let (set, _) = open_set(dir, names, progress)?;
                 check(dir, &set)?;
                 if set.manifest().totals.rows == 0 {
                     return Err(BadInput(format!("the set in {} has no rows", dir.shown())).into());
@@ -91,9 +102,44 @@ impl Inputs {
         Ok(Self {
             device,
             set,
+            rl_columns,
             eval_set,
             initial,
             carried,
         })
     }
+}
+
+/// Opens a set, with columns in the place of the RL model's log-probs; returns also what names them in the settings.
+fn open_set(
+    dir: &Path,
+    names: &[String],
+    progress: &dyn Progress,
+) -> Result<(ShardSet, Option<String>)> {
+    let set = ShardSet::open(dir)?;
+    if names.is_empty() || names == ["rl"] {
+        return Ok((set, None));
+    }
+    let mut sidecars = Vec::new();
+    let mut recorded = Vec::new();
+    let mut own = false;
+    for (i, name) in names.iter().enumerate() {
+        if names.iter().skip(i + 1).any(|other| other == name) {
+            return Err(Usage(format!("--rl-column names {name} twice")).into());
+        }
+        if name == "rl" {
+            own = true;
+            recorded.push(name.clone());
+            continue;
+        }
+        check_name(name).map_err(|reason| Usage(format!("--rl-column {name}: {reason}")))?;
+        let sidecar = Sidecar::open(&sidecar_dir(dir, name), set.manifest())?;
+        let manifest = sidecar.manifest();
+        if let Origin::Imported { path, .. } = &manifest.plan.origin {
+            progress.note(&format!("{name} was imported from {}", path.shown()));
+        }
+        recorded.push(format!("{name}={}", manifest.content_blake3));
+        sidecars.push(sidecar);
+    }
+    Ok((set.with_rl_columns(own, sidecars), Some(recorded.join(","))))
 }

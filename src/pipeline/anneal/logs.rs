@@ -78,6 +78,9 @@ impl Logs {
         if metrics.z_loss != 0.0 {
             scalars.push(("train/z_loss", metrics.z_loss));
         }
+        if let Some(divergence) = metrics.divergence {
+            scalars.push(("train/divergence", divergence));
+        }
         scalars.retain(|(_, value)| value.is_finite());
         self.events.append(metrics.step, now(), &scalars)?;
         Ok(())

@@ -9,6 +9,7 @@ use super::options::ComputeOptions;
 use crate::batch::TOKEN_BYTES;
 use crate::fs;
 use crate::model::{AnnealingMemory, AnnealingShape, Architecture};
+use crate::types::DistributionPlan;
 
 /// Code, stacks, allocator, tokenizer, what the libraries keep.
 const OTHER_BYTES: u64 = 64 << 20;
@@ -25,6 +26,8 @@ pub(super) struct Needs<'a> {
     pub longest_scored_row: usize,
     /// Tokens of the longest shuffle window.
     pub window_tokens: u64,
+    /// What the set stores of distributions.
+    pub distributions: Option<DistributionPlan>,
 }
 
 /// Memory that a run needs.
@@ -52,8 +55,19 @@ impl Needs<'_> {
                 activation_checkpointing,
             }),
             // Decoded rows, and the encoded row groups that they come from.
-            data_bytes: 2 * self.window_tokens * TOKEN_BYTES,
+            data_bytes: 2 * self.window_tokens * (TOKEN_BYTES + self.distribution_bytes()),
         }
+    }
+
+    /// Returns the bytes that a token's entropy and most likely tokens take.
+    fn distribution_bytes(&self) -> u64 {
+        let Some(stored) = self.distributions else {
+            return 0;
+        };
+        let of_top = stored.top_k.map_or(0.0, |top| {
+            f64::from(8 * top.k + 8) * top.lowest_entropy.unwrap_or(1.0)
+        });
+        of_top.ceil() as u64 + 4
     }
 
     /// Prints what the run will need, and refuses one that can't fit. Unless the device `uses_host_memory`, only

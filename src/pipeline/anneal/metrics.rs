@@ -23,6 +23,12 @@ pub struct StepMetrics {
     pub weight_mean: f64,
     /// Fraction of the targets whose weight is at a bound.
     pub weight_at_bounds: f64,
+    /// The part of the loss that is of divergences from the RL model's distributions; `None` in other weightings.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub divergence: Option<f64>,
+    /// Targets that learnt a distribution.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distilled: Option<u64>,
     /// Targets of the step.
     pub targets: u64,
     /// Tokens trained on so far, those of this step included.

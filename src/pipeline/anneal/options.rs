@@ -8,6 +8,7 @@ use crate::loss::{Normalize, Weighting};
 use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::optim::AdamWOptions;
 use crate::schedule::Decay;
+use crate::types::Divergence;
 use crate::weight::Center;
 
 /// Default for the tokens of an optimizer step.
@@ -68,6 +69,8 @@ pub enum EvalRows {
 pub struct AnnealOptions {
     /// Folder of the set.
     pub weights: PathBuf,
+    /// Names of columns that stand for the RL model's log-probs, `rl` being the set's own; none for that alone.
+    pub rl_columns: Vec<String>,
     /// The initial model; `None` for the base of the manifest.
     pub model: Option<ModelSource>,
     /// Takes a set even if BOS and EOS of its documents are not those of the initial model.
@@ -119,6 +122,12 @@ pub struct LossOptions {
     pub normalize: Option<Normalize>,
     /// Fraction of a row's targets that excess-top-k selects, in (0, 1].
     pub top_k_fraction: f64,
+    /// Fraction of a step's targets that switch learns distributions for, in (0, 1].
+    pub switch_fraction: f64,
+    /// Share of the divergence in kd's loss, in (0, 1].
+    pub alpha: f64,
+    /// Divergence that switch and kd minimise.
+    pub divergence: Divergence,
     /// Coefficient of the squared log-sum-exp of the logits, above 0; `None` for no z-loss.
     pub z_loss: Option<f64>,
 }

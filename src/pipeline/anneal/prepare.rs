@@ -51,6 +51,7 @@ pub(super) fn prepare<'a>(
     let Inputs {
         device,
         set,
+        rl_columns,
         eval_set,
         initial,
         carried,
@@ -93,6 +94,7 @@ pub(super) fn prepare<'a>(
     }
     let settings = Settings {
         manifest_blake3: set.manifest().content_blake3.to_string(),
+        rl_columns: rl_columns.clone(),
         eval_manifest_blake3: eval_set
             .as_ref()
             .map(|set| set.manifest().content_blake3.to_string()),
@@ -124,6 +126,7 @@ pub(super) fn prepare<'a>(
         longest_trained_row,
         longest_scored_row,
         window_tokens: order.largest_window_tokens(),
+        distributions: set.manifest().plan.distributions,
     };
     needs.check(device.uses_host_memory(), progress)?;
     // From here on no other run changes the folder, or what is read of it.

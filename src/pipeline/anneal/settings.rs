@@ -16,6 +16,9 @@ use crate::weight::{Center, WeightFormula};
 pub struct Settings {
     /// `content_blake3` of the set's manifest.
     pub manifest_blake3: String,
+    /// Names of the columns that stand for the RL model's log-probs, with the digests of their sidecars.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rl_columns: Option<String>,
     /// `content_blake3` of the manifest of the set to evaluate on, if that is another.
     pub eval_manifest_blake3: Option<String>,
     /// Fingerprint of the initial model.
@@ -54,8 +57,9 @@ pub struct Extended {
 }
 
 /// Fields of [`Settings`] and the flags that set them.
-const FLAGS: [(&str, &str); 30] = [
+const FLAGS: [(&str, &str); 35] = [
     ("manifest_blake3", "the set of --weights"),
+    ("rl_columns", "--rl-column"),
     ("eval_manifest_blake3", "the set of --eval-weights"),
     ("model_fingerprint", "the initial model"),
     ("objective.weighting", "--weighting"),
@@ -64,6 +68,13 @@ const FLAGS: [(&str, &str); 30] = [
     ("objective.center", "--center"),
     ("objective.normalize", "--normalize"),
     ("objective.top_k_fraction", "--top-k-fraction"),
+    ("objective.distillation.divergence", "--divergence"),
+    (
+        "objective.distillation.temperature",
+        "the temperature of the set's distributions",
+    ),
+    ("objective.distillation.fraction", "--switch-fraction"),
+    ("objective.distillation.alpha", "--alpha"),
     ("objective.z_loss", "--z-loss"),
     ("schedule.decay", "--schedule"),
     ("schedule.lr", "--lr"),
@@ -107,6 +118,7 @@ impl Settings {
     pub(super) fn of_rows_and_model(&self) -> Self {
         Self {
             manifest_blake3: self.manifest_blake3.clone(),
+            rl_columns: self.rl_columns.clone(),
             eval_manifest_blake3: None,
             model_fingerprint: self.model_fingerprint.clone(),
             objective: Objective {
@@ -115,6 +127,7 @@ impl Settings {
                 center: Center::default(),
                 normalize: Normalize::Targets,
                 top_k_fraction: 1.0,
+                distillation: None,
                 z_loss: None,
             },
             schedule: Schedule {
@@ -185,10 +198,13 @@ fn collect(path: &str, old: &serde_json::Value, new: &serde_json::Value, lines: 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::loss::Distillation;
+    use crate::types::Divergence;
 
     fn settings() -> Settings {
         Settings {
             manifest_blake3: "aa".to_owned(),
+            rl_columns: Some("rl2=dd".to_owned()),
             eval_manifest_blake3: None,
             model_fingerprint: "bb".to_owned(),
             objective: Objective {
@@ -197,6 +213,12 @@ mod tests {
                 center: Center::Row,
                 normalize: Normalize::Targets,
                 top_k_fraction: 0.6,
+                distillation: Some(Distillation {
+                    divergence: Divergence::Reverse,
+                    temperature: 2.0,
+                    fraction: Some(0.2),
+                    alpha: Some(0.5),
+                }),
                 z_loss: None,
             },
             schedule: Schedule {

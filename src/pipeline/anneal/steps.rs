@@ -89,7 +89,10 @@ impl Run<'_> {
         };
         let weighting = self.plan.settings.objective.weighting;
         if number == self.plan.first_step() + 1
-            && matches!(weighting, Weighting::Dynamic | Weighting::Static)
+            && matches!(
+                weighting,
+                Weighting::Dynamic | Weighting::Static | Weighting::RlNll
+            )
         {
             let formula = &self.plan.settings.objective.formula;
             let signal = signals::of_first_step(metrics.weight_at_bounds, formula);

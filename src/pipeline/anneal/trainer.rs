@@ -10,8 +10,9 @@ use super::nonfinite::{NonFinite, log_prob_error};
 use super::plan::Plan;
 use super::state::RESUMES;
 use crate::batch::{Step, micro_batches};
+use crate::distill::StepTargets;
 use crate::loss::LossSums;
-use crate::model::{self, Backward, Decoder, GRAD_CHUNK_TOKENS, Gradients};
+use crate::model::{self, Backward, Decoder, GRAD_CHUNK_TOKENS, Gradients, SoftLoss};
 use crate::optim::AdamW;
 use crate::shard::row::StoredRow;
 
@@ -62,14 +63,32 @@ impl<'a> Trainer<'a> {
             GRAD_CHUNK_TOKENS,
             StoredRow::num_tokens,
         );
+        let distilled = objective.distillation.map(|distillation| {
+            StepTargets::new(distillation, step.rows.iter().map(|row| &row.scored))
+        });
+        let mut first_row = 0;
         for rows in runs {
             stop.check(RESUMES)?;
             let ids: Vec<&[u32]> = rows.iter().map(StoredRow::ids).collect();
-            self.model
-                .accumulate_gradients(&ids, &mut self.gradients, &how, &mut |outputs, weights| {
-                    objective
-                        .token_weights(&rows[outputs.row].scored, outputs.log_probs, weights)
-                        .map_err(|_| model::Error::Internal("a row without static weights"))?;
+            let soft = distilled
+                .as_ref()
+                .map(|step| step.soft_targets(first_row, rows.iter().map(|row| &row.scored)));
+            let mut divergences = vec![0.0; soft.as_ref().map_or(0, |soft| soft.targets.len())];
+            let soft = soft.as_ref().filter(|soft| !soft.targets.is_empty());
+            let soft = soft.map(|targets| SoftLoss {
+                targets,
+                divergences: &mut divergences,
+            });
+            let (model, gradients) = (&self.model, &mut self.gradients);
+            model
+                .accumulate_soft_gradients(&ids, gradients, &how, soft, &mut |outputs, weights| {
+                    let row = &rows[outputs.row].scored;
+                    match &distilled {
+                        Some(step) => step.fill_weights(first_row + outputs.row, row, weights),
+                        None => objective
+                            .token_weights(row, outputs.log_probs, weights)
+                            .map_err(|_| model::Error::Internal("a row without static weights"))?,
+                    }
                     let log_normalizers = match objective.z_loss {
                         None => &[],
                         Some(_) => outputs.log_normalizers,
@@ -78,6 +97,8 @@ impl<'a> Trainer<'a> {
                     Ok(())
                 })
                 .map_err(|error| log_prob_error(error, number, rows))?;
+            sums.add_divergences(&divergences);
+            first_row += rows.len();
         }
         let (loss, z_loss) = (sums.loss(objective.normalize), sums.z_loss(&objective));
         if !(loss + z_loss).is_finite() {
@@ -110,6 +131,10 @@ impl<'a> Trainer<'a> {
             grad_norm,
             weight_mean: sums.weight_mean(),
             weight_at_bounds: sums.weight_at_bounds(),
+            divergence: distilled
+                .as_ref()
+                .map(|_| sums.divergence_loss(objective.normalize)),
+            distilled: distilled.as_ref().map(|_| sums.distilled),
             targets: sums.targets,
             tokens: self.tokens,
             skipped: false,
@@ -133,6 +158,8 @@ impl<'a> Trainer<'a> {
             grad_norm: f64::NAN,
             weight_mean: f64::NAN,
             weight_at_bounds: f64::NAN,
+            divergence: None,
+            distilled: None,
             targets: targets.sum::<usize>() as u64,
             tokens: self.tokens,
             skipped: true,

@@ -95,6 +95,7 @@ mod tests {
                 base_logprobs: Some(vec![-2.0; ids.len() - 1]),
                 weights: None,
                 target_mask: None,
+                distributions: crate::types::Distributions::default(),
                 input_ids: ids,
             },
         };

@@ -223,6 +223,7 @@ mod tests {
                 base_logprobs: Some(vec![-2.0, 0.0, -2.0, -9.0]),
                 weights: Some(vec![1.0, 0.0, 1.0, 1.0]),
                 target_mask: Some(vec![true, false, true, true]),
+                distributions: crate::types::Distributions::default(),
             },
         };
         assert_eq!(excess_ranks(&stored), [1, 3, 2, 0]);

@@ -140,6 +140,7 @@ mod tests {
                 base_logprobs: Some(base),
                 weights: None,
                 target_mask: mask,
+                distributions: crate::types::Distributions::default(),
             },
         }
     }

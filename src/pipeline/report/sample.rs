@@ -127,6 +127,7 @@ mod tests {
             base_logprobs: None,
             weights: None,
             target_mask: None,
+            distributions: crate::types::Distributions::default(),
         };
         SampledRow {
             rank: rank(7, row_id),

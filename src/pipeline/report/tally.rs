@@ -237,6 +237,7 @@ mod tests {
                 base_logprobs: Some(vec![-1.0, if mask.is_some() { 0.0 } else { -1.0 }, -1.5]),
                 weights: Some(vec![0.8, 0.0, 1.2]),
                 target_mask: mask,
+                distributions: crate::types::Distributions::default(),
             },
         };
         let formula = WeightFormula::default();

@@ -4,12 +4,15 @@
 //! all parts are there, the manifest is made from them, and from nothing else: it is the same whoever computed
 //! them, in however many attempts.
 
+mod add;
 mod batches;
+mod certify;
 mod chat;
 mod left_out;
 mod models;
 mod options;
 mod prepare;
+mod rescore;
 mod resume;
 mod scorer;
 mod share;
@@ -26,9 +29,12 @@ use crate::fs::{self, Digest};
 use crate::shard;
 use crate::shard::layout::shard_name;
 use crate::shard::manifest::Manifest;
-use crate::shard::plan::Plan;
+use crate::shard::plan::{Plan, columns_of};
 use crate::shard::write::ShardOptions;
+use crate::types::WeightBounds;
 
+pub use add::{AddOptions, AddReport, run as add};
+pub use certify::{Certificate, CertifyOptions, ColumnDifference, run as certify};
 pub use options::*;
 pub(super) use prepare::Prepared;
 pub use resume::Checked;
@@ -165,11 +171,22 @@ pub(super) fn is_one_model(plan: &Plan) -> bool {
 
 /// Returns what every shard is made with; the part is filled in for each.
 pub(super) fn shard_options(options: &ScoreOptions, plan: Digest) -> ShardOptions {
+    let shards = &options.shards;
     ShardOptions {
         part: 0,
-        format: options.shards.format,
-        has_base: options.compute.base.is_some(),
-        exact: options.shards.exact,
+        format: shards.format,
+        columns: columns_of(
+            options.compute.base.is_some(),
+            shards.distributions.as_ref(),
+        ),
+        exact: shards.exact,
+        exact_weights: match shards.weight_bounds {
+            WeightBounds::Exact => Some(shards.formula.bounds()),
+            WeightBounds::Rounded => None,
+        },
+        lowest_entropy: shards
+            .distributions
+            .and_then(|stored| stored.top_k?.lowest_entropy),
         plan,
     }
 }

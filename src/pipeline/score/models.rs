@@ -16,6 +16,7 @@ use crate::model::{Architecture, Compute, Decoder, OpenModel, StreamedDecoder};
 use crate::pack::Packer;
 use crate::tokenize::{DocumentTokens, NamedToken, SpecialTokensInText, TextTokenizer};
 use crate::types::{OnBadRecord, TokenId};
+use crate::weight::WeightFormula;
 
 /// Tokens that end documents in pre-training. Any other that an RL model names may be the end of its turns.
 const ENDS_OF_DOCUMENTS: [&str; 8] = [
@@ -174,41 +175,62 @@ impl Models {
         compute: &Compute,
         progress: &'a dyn Progress,
     ) -> Result<Scorer<'a>> {
-        let all: Vec<&OpenModel> = self.base.iter().chain([&self.rl]).collect();
-        let memory = BatchMemory::of(&all, self.seq_len, options, &compute.device)?;
-        if let Some(memory) = &memory {
-            memory.expect_room_for_weights()?;
-        }
-        let load = |model: &OpenModel| {
-            if options.stream_weights {
-                return Ok(Weights::OnDisk(StreamedDecoder::from_open(model, compute)));
-            }
-            progress.note(&format!("loading {model}"));
-            Decoder::from_open(model, compute).map(Weights::InMemory)
-        };
-        let rl = load(&self.rl)?;
-        let base = self.base.as_ref().map(load).transpose()?;
-        let batch_tokens = match (options.batch_tokens, memory) {
-            (given, Some(memory)) => memory.batch_tokens(given, &compute.device, progress)?,
-            (given, None) => {
-                let wanted = given.unwrap_or(match options.stream_weights {
-                    true => DEFAULT_STREAMED_BATCH_TOKENS,
-                    false => DEFAULT_BATCH_TOKENS,
-                });
-                let models = base.iter().chain([&rl]);
-                models
-                    .map(Weights::max_batch_tokens)
-                    .fold(wanted, usize::min)
-            }
-        };
-        Ok(Scorer {
-            exact: shards.exact,
-            formula: shards.formula,
-            batches: Batches::new(batch_tokens, compute.device.to_string(), progress),
-            rl,
-            base,
-        })
+        let models = (&self.rl, self.base.as_ref());
+        let mut scorer = load_scorer(models, self.seq_len, options, compute, progress)?;
+        scorer.exact = shards.exact;
+        scorer.formula = shards.formula;
+        scorer.distributions = shards.distributions;
+        Ok(scorer)
     }
+}
+
+/// Loads the weights of an RL model and a base, to score rows of up to `longest_row` tokens.
+///
+/// # Errors
+///
+/// When they can't be read, or the device has not enough memory.
+pub(super) fn load_scorer<'a>(
+    (rl, base): (&OpenModel, Option<&OpenModel>),
+    longest_row: u32,
+    options: &ComputeOptions,
+    compute: &Compute,
+    progress: &'a dyn Progress,
+) -> Result<Scorer<'a>> {
+    let all: Vec<&OpenModel> = base.into_iter().chain([rl]).collect();
+    let memory = BatchMemory::of(&all, longest_row, options, &compute.device)?;
+    if let Some(memory) = &memory {
+        memory.expect_room_for_weights()?;
+    }
+    let load = |model: &OpenModel| {
+        if options.stream_weights {
+            return Ok(Weights::OnDisk(StreamedDecoder::from_open(model, compute)));
+        }
+        progress.note(&format!("loading {model}"));
+        Decoder::from_open(model, compute).map(Weights::InMemory)
+    };
+    let rl = load(rl)?;
+    let base = base.map(load).transpose()?;
+    let batch_tokens = match (options.batch_tokens, memory) {
+        (given, Some(memory)) => memory.batch_tokens(given, &compute.device, progress)?,
+        (given, None) => {
+            let wanted = given.unwrap_or(match options.stream_weights {
+                true => DEFAULT_STREAMED_BATCH_TOKENS,
+                false => DEFAULT_BATCH_TOKENS,
+            });
+            let models = base.iter().chain([&rl]);
+            models
+                .map(Weights::max_batch_tokens)
+                .fold(wanted, usize::min)
+        }
+    };
+    Ok(Scorer {
+        exact: false,
+        formula: WeightFormula::default(),
+        distributions: None,
+        batches: Batches::new(batch_tokens, compute.device.to_string(), progress),
+        rl,
+        base,
+    })
 }
 
 /// Refuses a field to ignore that no model has: it would be misspelled.

@@ -10,7 +10,7 @@ use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::pack::Packing;
 use crate::shard::schema::ShardFormat;
 use crate::tokenize::SpecialTokensInText;
-use crate::types::{OnBadRecord, TokenDtype, TokenId};
+use crate::types::{DistributionPlan, OnBadRecord, TokenDtype, TokenId, WeightBounds};
 use crate::weight::WeightFormula;
 
 /// Default for the most tokens of a batch.
@@ -133,6 +133,10 @@ pub struct SetOptions {
     pub exact: bool,
     /// Formula of the static weights.
     pub formula: WeightFormula,
+    /// How weights at its bounds are stored.
+    pub weight_bounds: WeightBounds,
+    /// What is stored of the RL model's distributions, if anything.
+    pub distributions: Option<DistributionPlan>,
     /// Reads and hashes the shards of a set that is complete already, besides comparing their sizes.
     pub verify: bool,
 }

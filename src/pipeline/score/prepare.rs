@@ -7,7 +7,7 @@ use chrono::{Local, NaiveDate};
 
 use super::super::device::open_device;
 use super::super::signals;
-use super::super::{Progress, StopFlag, refuse_below_a_set};
+use super::super::{Progress, StopFlag, Usage, refuse_below_a_set};
 use super::models::Models;
 use super::options::ScoreOptions;
 use super::resume::{
@@ -17,9 +17,10 @@ use super::resume::{
 use super::{chat, left_out};
 use crate::corpus::{Corpus, CorpusOptions, Format};
 use crate::fs;
-use crate::model::{Compute, OpenModel};
+use crate::model::{Compute, ComputeDevice, OpenModel};
 use crate::shard::plan::{CorpusEntry, FORMAT_VERSION, ModelIdentity, Plan, TokenizerIdentity};
 use crate::tokenize::ChatTemplate;
+use crate::types::{DistributionPlan, WeightBounds};
 
 /// Everything that is known before weights are loaded and anything is written.
 pub(in super::super) struct Prepared {
@@ -51,6 +52,9 @@ impl Prepared {
         refuse_model_as_output(&shards.output)?;
         let device = open_device(compute.device, compute.dtype, progress)?;
         let mut models = Models::examine(rows, compute, progress)?;
+        if let Some(distributions) = &shards.distributions {
+            check_distributions(distributions, &device, models.vocab_size)?;
+        }
         let corpus = Corpus::discover_inputs(
             &input.inputs,
             &CorpusOptions {
@@ -90,6 +94,28 @@ impl Prepared {
             compute,
             plan,
         })
+    }
+}
+
+/// Refuses what can't be stored of distributions.
+fn check_distributions(
+    plan: &DistributionPlan,
+    device: &ComputeDevice,
+    vocab_size: usize,
+) -> Result<()> {
+    if device.kind() != "cpu" {
+        return Err(Usage(format!(
+            "--entropy and --top-k are computed on the CPU only so far, and the device is {device}\nhint: --device cpu"
+        ))
+        .into());
+    }
+    match plan.top_k {
+        Some(top) if top.k as usize >= vocab_size => Err(Usage(format!(
+            "--top-k {} leaves no tail: the models have {vocab_size} tokens\nhint: give a smaller number",
+            top.k
+        ))
+        .into()),
+        _ => Ok(()),
     }
 }
 
@@ -183,6 +209,12 @@ fn plan(
         special_tokens: models.tokenizer.special_tokens(),
         special_tokens_in_text: models.special_tokens_in_text,
         formula: models.base.is_some().then_some(shards.formula),
+        // Without rounding, or without weights, it changes nothing.
+        weight_bounds: match models.base.is_some() && !shards.exact {
+            true => shards.weight_bounds,
+            false => WeightBounds::default(),
+        },
+        distributions: shards.distributions,
         exact: shards.exact,
         format: shards.format,
         text_field: input.text_field.clone(),

@@ -183,6 +183,7 @@ pub(crate) fn lm_head_case(kernels: &Subject<'_>, seed: u64) -> Case {
     let loss = LmLoss {
         z_loss,
         token_weights: &mut token_weights,
+        soft: None,
     };
     let dx = kernels
         .lm_head_backward(&tx, head, &dhead, &ids, &layout, loss)

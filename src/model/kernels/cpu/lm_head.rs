@@ -11,18 +11,22 @@ use super::bf16::{self, Activations};
 use super::bf16_gradients;
 use super::buffers::zeros;
 use super::gemm::{self, Write};
-use super::simd::{exp, max, soft_cap, soft_cap_slope, sum_exp_shifted, vectorized};
+use super::lm_head_soft::SoftRow;
+use super::simd::{
+    VOCAB_TILE, exp, first_above, max, soft_cap_slope, squeeze, sum_exp_shifted, sums_exp_scaled,
+    sums_exp_shifted, vectorized,
+};
 use crate::model::Error;
+use crate::model::kernels::distribution::{HeadOutputs, TargetDistribution};
 use crate::model::kernels::shapes::{LmHead, LmLoss};
+use crate::model::kernels::soft_targets::SoftLoss;
 use crate::model::kernels::targets::{LogSumExp, targets, token_weights, z_slope};
 use crate::model::kernels::tensor::{tensor, update, view, widened};
 use crate::model::row_layout::{GRAD_CHUNK_TOKENS, RowLayout};
+use crate::types::DistributionPlan;
 
 /// Targets of a tile when only log-probs are wanted.
 const TOKEN_TILE: usize = 1024;
-
-/// Vocabulary entries that one step of the running log-sum-exp takes in.
-const VOCAB_TILE: usize = 4096;
 
 /// Memory for the logits of a tile when gradients are wanted, at least.
 const LOGITS_BYTES: usize = 128 << 20;
@@ -45,16 +49,6 @@ fn gather(hidden: &[f32], positions: &[usize], width: usize) -> Vec<f32> {
         rows.extend_from_slice(&hidden[t * width..(t + 1) * width]);
     }
     rows
-}
-
-/// Squeezes logits into the range of the cap.
-#[inline(always)]
-fn squeeze(logits: &mut [f32], cap: Option<f32>) {
-    if let Some(cap) = cap {
-        for logit in logits {
-            *logit = soft_cap(*logit, cap);
-        }
-    }
 }
 
 /// See [`Kernels::lm_head_log_probs`](crate::model::kernels::Kernels::lm_head_log_probs).
@@ -104,6 +98,99 @@ pub(super) fn log_probs(
     Ok(out)
 }
 
+/// What is known of a target's logits, block after block.
+#[derive(Clone)]
+struct Seen {
+    sum: LogSumExp,
+    logit: f32,
+    distribution: TargetDistribution,
+}
+
+impl Seen {
+    /// Takes in a block of logits, that of id `start` first, and overwrites some of them.
+    #[inline(always)]
+    fn take(&mut self, block: &mut [f32], start: usize, plan: &DistributionPlan) {
+        let largest = max(block);
+        let shift = self.sum.raise(largest);
+        self.distribution.all.raise(largest);
+        let factor = plan.temperature.recip() as f32;
+        let (sum, weighted) = if plan.temperature == 1.0 {
+            let both = sums_exp_shifted(block, shift);
+            self.sum.add(both.0);
+            both
+        } else {
+            self.sum.add(sum_exp_shifted(block, shift));
+            sums_exp_scaled(block, shift, factor)
+        };
+        let all = &mut self.distribution.all;
+        all.add(f64::from(sum), f64::from(weighted));
+        if plan.top_k.is_some() {
+            self.distribution.take_top(block, start, first_above);
+            let largest = max(block);
+            // All of a short last block may be among the most likely.
+            if largest > f32::NEG_INFINITY {
+                let shift = self.distribution.tail.raise(largest);
+                let (sum, _) = sums_exp_scaled(block, shift, factor);
+                self.distribution.tail.add(f64::from(sum), 0.0);
+            }
+        }
+    }
+}
+
+/// See [`Kernels::lm_head_distributions`](crate::model::kernels::Kernels::lm_head_distributions).
+pub(super) fn distributions(
+    hidden: &Tensor,
+    head: LmHead<'_>,
+    ids: &[u32],
+    layout: &RowLayout,
+    plan: &DistributionPlan,
+    activations: Activations,
+) -> Result<HeadOutputs, Error> {
+    let (vocab, width) = head.weight.dims2()?;
+    let cap = head.soft_cap;
+    let hidden: &[f32] = &view(hidden)?;
+    let (positions, next) = targets(ids, layout);
+    let mut outputs = HeadOutputs::default();
+    let mut logits = vec![0.0; TOKEN_TILE * VOCAB_TILE.min(vocab)];
+    let nothing = Seen {
+        sum: LogSumExp::EMPTY,
+        logit: 0.0,
+        distribution: TargetDistribution::new(plan),
+    };
+    for (positions, next) in positions.chunks(TOKEN_TILE).zip(next.chunks(TOKEN_TILE)) {
+        let rows = gather(hidden, positions, width);
+        let mut state = vec![nothing.clone(); next.len()];
+        for start in (0..vocab).step_by(VOCAB_TILE) {
+            let entries = VOCAB_TILE.min(vocab - start);
+            let block = &mut logits[..next.len() * entries];
+            let weights = head.weight.narrow(0, start, entries)?;
+            bf16::project_into(block, &rows, &weights, next.len(), entries, activations)?;
+            state
+                .par_iter_mut()
+                .zip(block.par_chunks_mut(entries))
+                .zip(next.par_iter())
+                .for_each(|((seen, block), &id)| {
+                    vectorized(
+                        #[inline(always)]
+                        || {
+                            squeeze(block, cap);
+                            if let Some(at) = (id as usize).checked_sub(start)
+                                && let Some(&value) = block.get(at)
+                            {
+                                seen.logit = value;
+                            }
+                            seen.take(block, start, plan);
+                        },
+                    );
+                });
+        }
+        for seen in &state {
+            outputs.push(seen.sum.log_prob(seen.logit), &seen.distribution, plan);
+        }
+    }
+    Ok(outputs)
+}
+
 /// See [`Kernels::lm_head_backward`](crate::model::kernels::Kernels::lm_head_backward).
 ///
 /// The logits of a tile are computed once and turned into their gradient in place, when the rows of
@@ -115,7 +202,7 @@ pub(super) fn backward(
     d_head: &Tensor,
     ids: &[u32],
     layout: &RowLayout,
-    loss: LmLoss<'_, '_>,
+    mut loss: LmLoss<'_, '_>,
     gradients: Activations,
 ) -> Result<Tensor, Error> {
     let (vocab, width) = head.weight.dims2()?;
@@ -128,6 +215,8 @@ pub(super) fn backward(
     let mut logits = Vec::new();
     let rows: Vec<_> = layout.rows().collect();
     let mut failed = None;
+    // Number of the first target of a group among those of all rows.
+    let mut first_target = 0;
     update(d_head, |d_head| {
         let mut tile = Tile {
             vocab,
@@ -158,9 +247,17 @@ pub(super) fn backward(
                 for position in &mut positions {
                     *position += start;
                 }
-                let result = tile.rows(&positions, &next, tile_rows, &mut |outputs, weights| {
-                    token_weights(&layout, first, outputs, weights, loss.token_weights)
-                });
+                let soft = loss.soft.as_mut().map(|soft| (soft, first_target));
+                let result = tile.rows(
+                    &positions,
+                    &next,
+                    tile_rows,
+                    soft,
+                    &mut |outputs, weights| {
+                        token_weights(&layout, first, outputs, weights, loss.token_weights)
+                    },
+                );
+                first_target += next.len();
                 if let Err(error) = result {
                     failed = Some(error);
                     return;
@@ -200,6 +297,7 @@ impl Tile<'_> {
         positions: &[usize],
         next: &[u32],
         tile_rows: usize,
+        mut soft: Option<(&mut SoftLoss<'_>, usize)>,
         token_weights: &mut TileWeightFn<'_>,
     ) -> Result<(), Error> {
         let chunks = || positions.chunks(tile_rows).zip(next.chunks(tile_rows));
@@ -241,7 +339,12 @@ impl Tile<'_> {
                 self.compute_logits(positions);
             }
             let at = i * tile_rows;
-            self.backward(positions, next, &sums[at..], &weights[at..], one_tile)?;
+            let mut own_soft = Vec::new();
+            if let Some((soft, first_target)) = &mut soft {
+                own_soft = self.soft_rows(soft, *first_target + at, next.len(), one_tile);
+            }
+            let given = (&sums[at..], &weights[at..], own_soft.as_slice());
+            self.backward(positions, next, given, one_tile)?;
         }
         Ok(())
     }
@@ -253,6 +356,41 @@ impl Tile<'_> {
         gemm::project_into(self.logits, &rows, head, tokens, self.vocab);
     }
 
+    /// Computes the divergences of those among `count` targets that have one, from `first_target` on; the logits of all
+    /// of them are there, and those of these are squeezed if they were not yet.
+    fn soft_rows(
+        &mut self,
+        soft: &mut SoftLoss<'_>,
+        first_target: usize,
+        count: usize,
+        squeezed: bool,
+    ) -> Vec<Option<SoftRow>> {
+        let targets = soft.targets;
+        let before = |end: usize| targets.targets.partition_point(|target| *target < end);
+        let (first, end) = (before(first_target), before(first_target + count));
+        if first == end {
+            return Vec::new();
+        }
+        let cap = self.cap.filter(|_| !squeezed);
+        let rows: Vec<Option<SoftRow>> = self
+            .logits
+            .par_chunks_mut(self.vocab)
+            .take(count)
+            .enumerate()
+            .map(|(row, logits)| {
+                let i = targets.targets.binary_search(&(first_target + row)).ok()?;
+                Some(SoftRow::new(targets, i, logits, cap))
+            })
+            .collect();
+        for (divergence, row) in soft.divergences[first..end]
+            .iter_mut()
+            .zip(rows.iter().flatten())
+        {
+            *divergence = row.divergence;
+        }
+        rows
+    }
+
     /// Turns the logits into their gradient, `(weight + z_slope) * p - weight at the target`, and multiplies it
     /// out.
     /// `squeezed`: whether the logits went through the soft cap already.
@@ -260,8 +398,7 @@ impl Tile<'_> {
         &mut self,
         positions: &[usize],
         next: &[u32],
-        sums: &[f64],
-        weights: &[f32],
+        (sums, weights, soft): (&[f64], &[f32], &[Option<SoftRow>]),
         squeezed: bool,
     ) -> Result<(), Error> {
         let (vocab, width, n, cap) = (self.vocab, self.width, positions.len(), self.cap);
@@ -270,7 +407,8 @@ impl Tile<'_> {
             .par_chunks_mut(vocab)
             .zip(next.par_iter())
             .zip(sums.par_iter().zip(weights))
-            .for_each(|((logits, &id), (&sum, &weight))| {
+            .enumerate()
+            .for_each(|(row, ((logits, &id), (&sum, &weight)))| {
                 vectorized(
                     #[inline(always)]
                     || {
@@ -278,6 +416,10 @@ impl Tile<'_> {
                         let shift = sum as f32;
                         let rest = (f64::from(shift) - sum).exp() as f32;
                         let slope_term = rest * (weight + z_slope(z_loss, sum, weight));
+                        if let Some(Some(soft)) = soft.get(row) {
+                            soft.gradient(logits, (shift, slope_term), (id, weight), cap);
+                            return;
+                        }
                         let Some(cap) = cap else {
                             for logit in logits.iter_mut() {
                                 *logit = exp(*logit - shift) * slope_term;

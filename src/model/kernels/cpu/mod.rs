@@ -18,6 +18,7 @@ mod gemm;
 mod glu;
 mod linear;
 pub(crate) mod lm_head;
+mod lm_head_soft;
 mod malloc;
 mod mla;
 mod norm;
@@ -30,6 +31,7 @@ use candle_core::{Device, Tensor};
 use self::bf16::Activations;
 
 use super::backend::Kernels;
+use super::distribution::HeadOutputs;
 use super::shapes::{
     AdamWState, AdamWStep, Attended, AttentionShape, LmHead, LmLoss, MlaDims, Qkv, RmsNorm, Rope,
     RopeDirection,
@@ -37,6 +39,7 @@ use super::shapes::{
 use crate::model::Error;
 use crate::model::architecture::Activation;
 use crate::model::row_layout::RowLayout;
+use crate::types::DistributionPlan;
 
 /// Memory for the activations of a batch that is scored; larger batches are split.
 pub const SCORING_ACTIVATION_BYTES: usize = 192 << 20;
@@ -205,6 +208,18 @@ impl Kernels for Cpu {
         layout: &RowLayout,
     ) -> Result<Vec<f32>, Error> {
         lm_head::log_probs(hidden, head, ids, layout, self.activations)
+    }
+
+    fn lm_head_distributions(
+        &self,
+        hidden: &Tensor,
+        head: LmHead<'_>,
+        ids: &[u32],
+        layout: &RowLayout,
+        plan: &DistributionPlan,
+    ) -> Result<HeadOutputs, Error> {
+        let activations = self.activations;
+        lm_head::distributions(hidden, head, ids, layout, plan, activations)
     }
 
     fn lm_head_backward(

@@ -8,6 +8,9 @@ use std::sync::LazyLock;
 /// Number of partial sums of a reduction; one AVX-512 register of f32, two of AVX2.
 pub(crate) const LANES: usize = 16;
 
+/// Vocabulary entries that one step of a running log-sum-exp takes in: their exponentials are summed in f32.
+pub(crate) const VOCAB_TILE: usize = 4096;
+
 /// The instruction set found at start-up.
 static ARCH: LazyLock<pulp::Arch> = LazyLock::new(pulp::Arch::new);
 
@@ -88,6 +91,16 @@ pub(crate) fn soft_cap(x: f32, cap: f32) -> f32 {
 pub(crate) fn soft_cap_slope(y: f32, cap: f32) -> f32 {
     let t = y / cap;
     1.0 - t * t
+}
+
+/// Squeezes logits into the range of the cap.
+#[inline(always)]
+pub(crate) fn squeeze(logits: &mut [f32], cap: Option<f32>) {
+    if let Some(cap) = cap {
+        for logit in logits {
+            *logit = soft_cap(*logit, cap);
+        }
+    }
 }
 
 /// Adds lanes in one fixed order.
@@ -186,6 +199,63 @@ pub(crate) fn sum_exp_shifted(values: &[f32], shift: f32) -> f32 {
     total(lanes)
 }
 
+/// Sum of `e^(element - shift)`, the same bits as [`sum_exp_shifted`]; and of that times `element - shift`.
+#[inline(always)]
+pub(crate) fn sums_exp_shifted(values: &[f32], shift: f32) -> (f32, f32) {
+    sums_exp(values, |value| value - shift)
+}
+
+/// As [`sums_exp_shifted`], of `(element - shift) * factor` for `element - shift`. Elements may be negative infinity,
+/// and count for nothing then.
+#[inline(always)]
+pub(crate) fn sums_exp_scaled(values: &[f32], shift: f32, factor: f32) -> (f32, f32) {
+    sums_exp(values, |value| (value - shift) * factor)
+}
+
+#[inline(always)]
+fn sums_exp(values: &[f32], exponent: impl Fn(f32) -> f32) -> (f32, f32) {
+    let mut sums = [0.0_f32; LANES];
+    let mut weighted = [0.0_f32; LANES];
+    let chunks = values.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for i in 0..LANES {
+            let d = exponent(chunk[i]);
+            let e = exp(d);
+            sums[i] += e;
+            // Below, e is 0, and d may be infinite.
+            weighted[i] = e.mul_add(d.max(-1000.0), weighted[i]);
+        }
+    }
+    for (i, value) in rest.iter().enumerate() {
+        let d = exponent(*value);
+        let e = exp(d);
+        sums[i] += e;
+        weighted[i] = e.mul_add(d.max(-1000.0), weighted[i]);
+    }
+    (total(sums), total(weighted))
+}
+
+/// Index of the first element that exceeds a bound.
+#[inline(always)]
+pub(crate) fn first_above(values: &[f32], bound: f32) -> Option<usize> {
+    let mut at = 0;
+    for chunk in values.chunks(4 * LANES) {
+        let mut any = false;
+        for value in chunk {
+            any |= *value > bound;
+        }
+        if any {
+            return chunk
+                .iter()
+                .position(|value| *value > bound)
+                .map(|i| at + i);
+        }
+        at += chunk.len();
+    }
+    None
+}
+
 /// Seeded standard normal-ish numbers for tests (a sum of uniforms), the same on every machine.
 #[cfg(test)]
 pub(crate) struct Noise(u64);
@@ -272,6 +342,18 @@ mod tests {
             assert!((f64::from(sum_exp_shifted(&a, 1.5)) - want).abs() < 1e-4);
             let mut replaced = a.clone();
             assert_eq!(exp_shifted(&mut replaced, 1.5), sum_exp_shifted(&a, 1.5));
+            let (sum, weighted) = sums_exp_shifted(&a, 1.5);
+            assert_eq!(sum.to_bits(), sum_exp_shifted(&a, 1.5).to_bits());
+            let exponents = || a.iter().map(|a| f64::from(*a - 1.5));
+            let want: f64 = exponents().map(|d| d * d.exp()).sum();
+            assert!((f64::from(weighted) - want).abs() < 1e-4);
+            let (sum, weighted) = sums_exp_scaled(&a, 1.5, 0.5);
+            let want: f64 = exponents().map(|d| (d / 2.0).exp()).sum();
+            assert!((f64::from(sum) - want).abs() < 1e-4);
+            let want: f64 = exponents().map(|d| d / 2.0 * (d / 2.0).exp()).sum();
+            assert!((f64::from(weighted) - want).abs() < 1e-4);
+            let above = a.iter().position(|a| *a > 0.5);
+            assert_eq!(first_above(&a, 0.5), above);
             assert_eq!(max(&a), a.iter().copied().fold(f32::NEG_INFINITY, f32::max));
         }
     }

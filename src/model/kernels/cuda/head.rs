@@ -221,6 +221,11 @@ pub(super) fn backward(
     layout: &RowLayout,
     loss: LmLoss<'_, '_>,
 ) -> Result<Tensor, Error> {
+    if loss.soft.is_some() {
+        return Err(Error::Internal(
+            "this backend has no gradient of divergences from distributions",
+        ));
+    }
     let head = Head::new(cx, hidden, head, ids, layout)?;
     let (log_probs, log_normalizers) = head.score()?;
     let host_log_probs = of_targets(&cx.driver().download(&log_probs)?, layout);

@@ -125,6 +125,7 @@ fn logits_in_several_tiles_give_what_the_cpu_gives() {
         let loss = LmLoss {
             z_loss: Some(0.1),
             token_weights: &mut given,
+            soft: None,
         };
         let expected_dx = Cpu::default()
             .lm_head_backward(&hidden, exact, &expected_dw, &ids, &layout, loss)
@@ -147,6 +148,7 @@ fn logits_in_several_tiles_give_what_the_cpu_gives() {
         let loss = LmLoss {
             z_loss: Some(0.1),
             token_weights: &mut given,
+            soft: None,
         };
         let dx = cuda
             .lm_head_backward(&hidden, rounded, &dw, &ids, &layout, loss)
