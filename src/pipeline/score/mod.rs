@@ -31,6 +31,7 @@ use crate::shard::write::ShardOptions;
 
 pub use options::*;
 pub(super) use prepare::Prepared;
+pub use prepare::scan_corpus;
 pub use resume::Checked;
 pub(super) use resume::{compare_plan, missing_parts};
 use resume::{complete, settle_plan};
@@ -85,7 +86,7 @@ pub fn run_from(
         models,
         compute,
         plan,
-    } = Prepared::new(options, stop, progress)?;
+    } = Prepared::new(options, queue, stop, progress)?;
     let SetOptions { output, format, .. } = &options.shards;
     fs::create_dir_all(output)?;
     let plan = settle_plan(output, plan)?;
