@@ -1,7 +1,7 @@
 //! Names the commit for `--version`: REMIT_COMMIT of the environment where it is set, else that of the git
 //! checkout this package is the root of, else the one that a packaged copy was made from, else none.
 //!
-//! Compiles the CUDA kernels where a feature asks for them: to PTX, or for an emulated GPU.
+//! Compiles the CUDA kernels where a feature asks for them: to machine code and PTX, or for an emulated GPU.
 //!
 //! Runs again only when that commit or the kernels may have changed.
 #![expect(
@@ -51,8 +51,8 @@ fn kernel_files() -> Vec<PathBuf> {
 #[cfg(not(feature = "cuda"))]
 fn compile_for_gpus() {}
 
-/// Compiles the kernels to PTX for the A100 and what came after it, and for the H100; writes a table of them, which
-/// src/model/kernels/cuda/gpu.rs includes.
+/// Compiles the kernels for the A100 and for the H100, to machine code, and to PTX for what came after each; writes a
+/// table of them, which src/model/kernels/cuda/images.rs includes.
 #[cfg(feature = "cuda")]
 fn compile_for_gpus() {
     for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH"] {
@@ -72,27 +72,36 @@ fn compile_for_gpus() {
             .expect("a file with an ending")
             .to_string_lossy()
             .into_owned();
-        let mut texts = Vec::new();
+        table += "    KernelFile {\n";
         for capability in [80, 90] {
-            let ptx = out.join(format!("{name}_{capability}.ptx"));
-            let done = Command::new(&nvcc)
-                .args(["-ptx", "-std=c++17", "-O3", "--fmad=true"])
-                .arg(format!("-arch=compute_{capability}"))
-                .arg("-o")
-                .args([&ptx, &file])
-                .status()
-                .unwrap_or_else(|error| panic!("{} can't be run: {error}", nvcc.display()));
-            assert!(
-                done.success(),
-                "{} does not compile {}",
-                nvcc.display(),
-                file.display()
+            let target = out.join(format!("{name}_{capability}"));
+            let compiled = |ending: &str, architecture: String| {
+                let target = target.with_extension(ending);
+                let done = Command::new(&nvcc)
+                    .arg(format!("-{ending}"))
+                    .args(["-std=c++17", "-O3", "--fmad=true"])
+                    .arg(format!("-arch={architecture}"))
+                    .arg("-o")
+                    .args([&target, &file])
+                    .status()
+                    .unwrap_or_else(|error| panic!("{} can't be run: {error}", nvcc.display()));
+                assert!(
+                    done.success(),
+                    "{} does not compile {}",
+                    nvcc.display(),
+                    file.display()
+                );
+                target.display().to_string()
+            };
+            let cubin = compiled("cubin", format!("sm_{capability}"));
+            let ptx = compiled("ptx", format!("compute_{capability}"));
+            table += &format!(
+                "        sm_{capability}: Compiled {{ cubin: include_bytes!({cubin:?}), ptx: include_str!({ptx:?}) }},\n"
             );
-            texts.push(format!("include_str!({:?})", ptx.display().to_string()));
         }
-        table += &format!("    Ptx {{ sm_80: {}, sm_90: {} }},\n", texts[0], texts[1]);
+        table += "    },\n";
     }
-    std::fs::write(out.join("ptx.rs"), table + "]\n").expect("OUT_DIR can be written to");
+    std::fs::write(out.join("kernels.rs"), table + "]\n").expect("OUT_DIR can be written to");
 }
 
 #[cfg(not(feature = "cuda-emulator"))]

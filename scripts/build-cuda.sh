@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the three commands with the feature `cuda`, on a machine that needs neither a GPU nor CUDA.
 #
-#   scripts/build-cuda.sh [CARGO ARGS]     # 30 minutes of CPU time, most of it for candle's kernels
+#   scripts/build-cuda.sh [CARGO ARGS]     # 15 minutes of CPU time
 #
 # With REMIT_KERNEL_TESTS=1 it also builds remit-kernel-tests, the tests of the library, beside them: scripts/bench/gpu.sh
 # carries it to a GPU, where it runs every kernel against f64.
@@ -10,10 +10,11 @@
 # none that cudarc knows, it installs one from PyPI, once, into $REMIT_CACHE/cuda13 (~/.cache/remit/cuda13).
 #
 # CUDA_COMPUTE_CAP is the oldest GPU that the result runs on: by default this machine's GPU, else 80. The
-# kernels remit uses are kept as PTX, which the driver compiles for its GPU when first used. PTX for 80 runs
-# on every GPU from the A100 on, the H100 and newer included; for 90 and above cudaforge asks for the
-# architecture-specific kind (compute_90a), which runs on that one architecture only. Only candle's kernels
-# for quantized models, which remit does not use, are machine code for the one capability.
+# kernels of candle that remit uses, casts and copies, are kept as PTX, which the driver compiles for its GPU when first
+# used. PTX for 80 runs on every GPU from the A100 on, the H100 and newer included; for 90 and above cudaforge asks for
+# the architecture-specific kind (compute_90a), which runs on that one architecture only. remit's own kernels are there
+# as machine code for 80 and 90, and as PTX, whatever CUDA_COMPUTE_CAP is. candle's kernels for quantized models, which
+# remit does not use and which take longer than all the rest, are left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -98,14 +99,37 @@ make_link_dir() { # what the linker finds before any of CUDA's own libraries, se
     done
 }
 
+make_nvcc() { # an nvcc that leaves out candle's kernels for quantized models: a call of one would end the program
+    mkdir -p "$link/bin"
+    {
+        printf '#!/usr/bin/env bash\nset -euo pipefail\nreal=%q\n' "$cuda/bin/nvcc"
+        cat <<'END'
+source="${*: -1}"
+case "$source" in
+    src/moe/*.cu | src/mmq_gguf/*.cu | src/mmvq_gguf.cu) ;;
+    *) exec "$real" "$@" ;;
+esac
+while [ "$1" != -o ]; do shift; done
+{
+    printf '#include <stdio.h>\n#include <stdlib.h>\n'
+    printf '#define LEFT_OUT(name) void name(void) { fputs(#name " was left out by build-cuda.sh\\n", stderr); abort(); }\n'
+    # All of them in one file.
+    [ "$source" != src/mmvq_gguf.cu ] || sed -n 's/^ *pub fn \([A-Za-z0-9_]*\)(.*/LEFT_OUT(\1)/p' src/ffi.rs
+} | g++ -x c -fPIC -c -o "$2" -
+END
+    } >"$link/bin/nvcc"
+    chmod +x "$link/bin/nvcc"
+}
+
 command -v g++ >/dev/null || die "g++ is not on the PATH, and nvcc needs it"
 find_cuda
 choose_capability
 make_link_dir
+make_nvcc
 reach="and later"
 [ "${CUDA_COMPUTE_CAP//[!0-9]/}" -lt 90 ] || reach="only; CUDA_COMPUTE_CAP=80 makes one for all from the A100 on"
 say "for GPUs of compute capability $CUDA_COMPUTE_CAP $reach"
-export CUDA_HOME="$cuda" CUDA_PATH="$cuda" NVCC="$cuda/bin/nvcc" PATH="$cuda/bin:$PATH"
+export CUDA_HOME="$cuda" CUDA_PATH="$cuda" NVCC="$link/bin/nvcc" PATH="$cuda/bin:$PATH"
 
 # Lazy loading: candle asks cudarc to link to libcuda.so.1 and the like, so that not even --help would work
 # without a driver. cudarc can load them at first use instead, but refuses to be built with both features.

@@ -49,8 +49,8 @@ def launch_of(name):
     d = int(found.group(3))
     v = int(found.group(4) or d)
     if kind == "forward":
-        n = 64 if d <= 128 else 32
-        return 128, rows(64, d) + 2 * (rows(n, d) + rows(n, v))
+        n = {128: 48, 192: 32, 256: 32}.get(d, 64)
+        return 128, rows(128 if d <= 128 else 64, d) + 2 * (rows(n, d) + rows(n, v))
     m = 64 if d <= 64 else 32
     extra = 8 * m if kind == "backward_kv" else 0
     threads = 256 if kind == "backward_kv" and d > 128 else 128

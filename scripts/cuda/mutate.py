@@ -93,7 +93,12 @@ def outcome(sources, mutant, objects):
                 sys.exit(f"mutate.py: {mutant.file}:{mutant.line} without its {mutant.kind} does not compile:\n{done.stderr}")
         program = folder / "test_kernels"
         subprocess.run(["g++", *map(str, linked.values()), "-o", str(program)], check=True)
-        limit = lambda: resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
+
+        def limit():
+            resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
+            # Half of the mutants crash, each with the memory of all fibers.
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
         only = ["--only", "attention"] if mutant.file.startswith("attention") else []
         done = subprocess.run([str(program), "--stop", *only], capture_output=True, text=True, preexec_fn=limit)
         if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):

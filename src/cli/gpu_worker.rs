@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use crate::corpus::Scans;
 use crate::pipeline::score::{self, FromWorker, ScoreOptions, ToWorker};
 use crate::pipeline::stages::PartQueue;
 use crate::pipeline::{Progress, StopFlag};
+use crate::types::TokenId;
 
 /// How often one that waits looks at whether it is to stop.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -75,6 +77,21 @@ impl Remote {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits for the next answer; `None` where there will be none.
+    fn answer(&self) -> Option<ToWorker> {
+        let mut state = self.state();
+        loop {
+            if state.is_closed || self.stop.load(Ordering::Relaxed) {
+                return None;
+            }
+            if let Some(answer) = state.answers.pop_front() {
+                return Some(answer);
+            }
+            let waited = self.changed.wait_timeout(state, LOOK_EVERY);
+            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     /// Reads answers until there are no more; then that process is gone, and this one has to stop.
     fn listen(&self) {
         for line in std::io::stdin().lock().lines() {
@@ -92,28 +109,27 @@ impl Remote {
 }
 
 impl PartQueue for Remote {
+    fn scans(&self, num_ids: u64, separator: Option<TokenId>) -> Result<Scans> {
+        tell(&FromWorker::Scan { num_ids, separator })?;
+        Ok(match self.answer() {
+            Some(ToWorker::Scanned { scans }) => scans,
+            _ => Scans::default(),
+        })
+    }
+
     fn begin(&self, parts: Vec<(u32, u64)>) -> Result<()> {
         tell(&FromWorker::Ready { parts })
     }
 
     fn next(&self) -> Result<Option<u32>> {
         tell(&FromWorker::Want)?;
-        let mut state = self.state();
-        loop {
-            if state.is_closed || self.stop.load(Ordering::Relaxed) {
-                return Ok(None);
+        Ok(match self.answer() {
+            Some(ToWorker::Part { part }) => Some(part),
+            answer => {
+                self.state().completes = answer == Some(ToWorker::Complete);
+                None
             }
-            match state.answers.pop_front() {
-                Some(ToWorker::Part { part }) => return Ok(Some(part)),
-                Some(answer) => {
-                    state.completes = answer == ToWorker::Complete;
-                    return Ok(None);
-                }
-                None => {}
-            }
-            let waited = self.changed.wait_timeout(state, LOOK_EVERY);
-            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        }
+        })
     }
 
     fn published(&self, part: u32) -> Result<()> {

@@ -5,18 +5,23 @@ use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
 use super::exit;
+use crate::corpus::{self, Scans};
 use crate::guard;
 use crate::model::DeviceChoice;
-use crate::pipeline::score::{FromWorker, ScoreOptions, ScoreReport, Share, ToWorker};
+use crate::pipeline::score::{
+    FromWorker, InputOptions, ScoreOptions, ScoreReport, Share, ToWorker, scan_corpus,
+};
 use crate::pipeline::{Interrupted, Progress, StopFlag};
 use crate::shard::manifest::Manifest;
+use crate::types::TokenId;
 
 /// How often it looks at whether it is to stop.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -31,6 +36,17 @@ enum Event {
     Told(FromWorker),
     /// It has ended, and said this on stderr.
     Ended(ExitStatus, String),
+    /// The files of the corpus, which it asked about, are read.
+    Scanned(Result<Scans, corpus::Error>),
+}
+
+/// How far the files of the corpus are read, for all processes.
+enum Scan {
+    /// Nobody has asked yet.
+    Unasked,
+    /// These wait for it.
+    Running(Vec<usize>),
+    Done(Scans),
 }
 
 struct Worker {
@@ -107,10 +123,13 @@ fn listen(number: usize, mut child: Child, events: &Sender<(usize, Event)>) {
 }
 
 impl Worker {
-    fn tell(&mut self, message: ToWorker) {
-        let Ok(mut line) = serde_json::to_string(&message) else {
-            return;
-        };
+    fn tell(&mut self, message: &ToWorker) {
+        let line = serde_json::to_string(message).or_else(|_| {
+            // A file may be older than what JSON has times for; each process then reads the files itself.
+            let scans = Scans::default();
+            serde_json::to_string(&ToWorker::Scanned { scans })
+        });
+        let Ok(mut line) = line else { return };
         line.push('\n');
         // One that is gone tells so by its end.
         if let Some(stdin) = &mut self.stdin {
@@ -130,13 +149,19 @@ struct Run<'a> {
     report: ScoreReport,
     progress: &'a dyn Progress,
     has_begun: bool,
+    corpus: &'a InputOptions,
+    scan: Scan,
+    /// Ends the reading of the corpus.
+    stop_scan: Arc<AtomicBool>,
+    events: Sender<(usize, Event)>,
 }
 
 impl Run<'_> {
     /// Has all processes stop where they are.
     fn stop(&mut self) {
+        self.stop_scan.store(true, Ordering::Relaxed);
         for worker in &mut self.workers {
-            worker.tell(ToWorker::Stop);
+            worker.tell(&ToWorker::Stop);
         }
     }
 
@@ -148,8 +173,54 @@ impl Run<'_> {
         }
     }
 
+    /// Answers a process that has come to the files of the corpus: reads them when the first one has.
+    fn scan(&mut self, number: usize, num_ids: u64, separator: Option<TokenId>) -> Result<()> {
+        match &mut self.scan {
+            Scan::Unasked => {
+                let (corpus, stop) = (self.corpus.clone(), Arc::clone(&self.stop_scan));
+                let events = self.events.clone();
+                std::thread::Builder::new().spawn(move || {
+                    let scans = scan_corpus(&corpus, num_ids, separator, stop);
+                    // Nobody listens any more when this process ends with an error.
+                    let _ = events.send((number, Event::Scanned(scans)));
+                })?;
+                self.scan = Scan::Running(vec![number]);
+            }
+            Scan::Running(waiting) => waiting.push(number),
+            Scan::Done(scans) => {
+                let scans = scans.clone();
+                self.workers[number].tell(&ToWorker::Scanned { scans });
+            }
+        }
+        Ok(())
+    }
+
+    fn scanned(&mut self, scans: Result<Scans, corpus::Error>) {
+        match scans {
+            Ok(scans) => {
+                let scan = std::mem::replace(&mut self.scan, Scan::Done(scans.clone()));
+                let scanned = ToWorker::Scanned { scans };
+                if let Scan::Running(waiting) = scan {
+                    for number in waiting {
+                        self.workers[number].tell(&scanned);
+                    }
+                }
+            }
+            Err(error) => {
+                self.failure.get_or_insert(error.into());
+                self.stop();
+            }
+        }
+    }
+
     fn told(&mut self, number: usize, message: FromWorker) {
         match message {
+            FromWorker::Scan { num_ids, separator } => {
+                if let Err(error) = self.scan(number, num_ids, separator) {
+                    self.failure.get_or_insert(error);
+                    self.stop();
+                }
+            }
             FromWorker::Ready { parts } => {
                 self.workers[number].is_ready = true;
                 if self.share.ready(&parts) && self.share.total_bytes() > 0 {
@@ -236,6 +307,7 @@ impl Run<'_> {
             match events.recv_timeout(LOOK_EVERY) {
                 Ok((number, Event::Told(message))) => self.told(number, message),
                 Ok((number, Event::Ended(status, said))) => self.ended(number, status, &said),
+                Ok((_, Event::Scanned(scans))) => self.scanned(scans),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
@@ -246,7 +318,7 @@ impl Run<'_> {
                 self.stop();
             }
             for (number, answer) in self.share.answers() {
-                self.workers[number].tell(answer);
+                self.workers[number].tell(&answer);
             }
         }
     }
@@ -273,6 +345,10 @@ pub(super) fn run(
         report: ScoreReport::default(),
         progress,
         has_begun: false,
+        corpus: &options.corpus,
+        scan: Scan::Unasked,
+        stop_scan: Arc::default(),
+        events: send,
     };
     run.go(&events, stop);
     if run.has_begun {

@@ -18,7 +18,7 @@ use crate::corpus::{DEFAULT_MAX_RECORD_BYTES, DEFAULT_ZSTD_WINDOW_LOG, Input};
 use crate::demo;
 use crate::escape::Show as _;
 use crate::fs::{self, NamePattern, StdinCopy};
-use crate::model::{ComputeDevice, ComputeDtype, DeviceChoice, ModelSource};
+use crate::model::{ComputeDtype, DeviceChoice, ModelSource};
 use crate::pack::Packing;
 use crate::pipeline::score::{
     AddOptions, AddToken, CertifyOptions, ComputeOptions, InputOptions, RowOptions, ScoreOptions,
@@ -376,9 +376,7 @@ pub(super) fn resolve(args: ScoreArgs) -> Result<Resolved> {
     let devices = match (gpu_process, device) {
         (Some(device), _) | (None, Devices::One(device)) => vec![device],
         (None, Devices::Several(devices)) => devices,
-        (None, Devices::AllGpus) => (0..ComputeDevice::count_gpus()?)
-            .map(DeviceChoice::Cuda)
-            .collect(),
+        (None, Devices::All(one)) => one.all_of_its_kind()?,
     };
     if devices.len() > 1 && stdin_inputs + usize::from(reads_list) > 0 {
         return Err(Usage(

@@ -15,22 +15,27 @@ pub(super) enum Devices {
     One(DeviceChoice),
     /// Several GPUs.
     Several(Vec<DeviceChoice>),
-    /// All GPUs that there are.
-    AllGpus,
+    /// All GPUs that there are of a kind, of which this is one.
+    All(DeviceChoice),
+}
+
+/// Parses one device where several may be given.
+fn one(text: &str) -> Result<DeviceChoice, String> {
+    text.parse().map_err(|reason: String| {
+        reason.replace("cuda or cuda:N", "cuda, cuda:N, cuda:N,N or cuda:all")
+    })
 }
 
 /// Parses devices: one, or several GPUs.
 pub(super) fn devices(text: &str) -> Result<Devices, String> {
-    if text == "cuda:all" {
-        return Ok(Devices::AllGpus);
+    if let Some(kind @ ("cuda" | "cuda-emulated")) = text.strip_suffix(":all") {
+        return one(kind).map(Devices::All);
     }
     let Some((kind, numbers)) = text
         .split_once(':')
         .filter(|(_, numbers)| numbers.contains(','))
     else {
-        return text.parse().map(Devices::One).map_err(|reason: String| {
-            reason.replace("cuda or cuda:N", "cuda, cuda:N, cuda:N,N or cuda:all")
-        });
+        return one(text).map(Devices::One);
     };
     let mut all: Vec<DeviceChoice> = Vec::new();
     for number in numbers.split(',') {

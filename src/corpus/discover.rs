@@ -12,6 +12,7 @@ use super::format::Format;
 use super::inputs::{Findings, Found, Input, find};
 use super::options::CorpusOptions;
 use super::parts::{self, Cuts, LineCutter};
+use super::scans::Scans;
 use super::tables::{self, TableFormat};
 use super::tokens::{self, TokenCutter};
 use super::{Error, TokenFileProblem, bytes, sniff};
@@ -70,11 +71,25 @@ impl Corpus {
     ///
     /// Those of [`Corpus::discover`].
     pub fn discover_inputs(inputs: &[Input], options: &CorpusOptions) -> Result<Self, Error> {
-        discover(inputs, options)
+        Self::discover_known(inputs, options, &Scans::default())
+    }
+
+    /// As [`Corpus::discover_inputs`], but files that [`Corpus::scans`] of another process tells of are not read as long
+    /// as they look as they did then. It has to have been made with the same options.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Corpus::discover`].
+    pub fn discover_known(
+        inputs: &[Input],
+        options: &CorpusOptions,
+        known: &Scans,
+    ) -> Result<Self, Error> {
+        discover(inputs, options, known)
     }
 }
 
-fn discover(inputs: &[Input], options: &CorpusOptions) -> Result<Corpus, Error> {
+fn discover(inputs: &[Input], options: &CorpusOptions, known: &Scans) -> Result<Corpus, Error> {
     let Findings {
         files: found,
         left_out,
@@ -98,7 +113,8 @@ fn discover(inputs: &[Input], options: &CorpusOptions) -> Result<Corpus, Error> 
         .part_bytes
         .unwrap_or_else(|| parts::default_part_bytes(total))
         .max(1);
-    let scanned = scan_all(found.into_iter().zip(sized).collect(), part_bytes, options)?;
+    let files = found.into_iter().zip(sized).collect();
+    let scanned = scan_all(files, part_bytes, options, known)?;
 
     let mut files = Vec::with_capacity(scanned.len());
     let mut cuts = Vec::with_capacity(scanned.len());
@@ -114,6 +130,7 @@ fn discover(inputs: &[Input], options: &CorpusOptions) -> Result<Corpus, Error> 
     Ok(Corpus {
         files,
         parts,
+        cuts,
         left_out,
         options: options.clone(),
         part_bytes,
@@ -125,8 +142,9 @@ fn scan_all(
     files: Vec<(Found, Sized)>,
     part_bytes: u64,
     options: &CorpusOptions,
+    known: &Scans,
 ) -> Result<Vec<(CorpusFile, Cuts)>, Error> {
-    let scan = |(found, sized)| scan(found, sized, part_bytes, options);
+    let scan = |(found, sized)| scan(found, sized, part_bytes, options, known);
     let Some(limit) = options.limit_docs else {
         return files
             .into_par_iter()
@@ -235,12 +253,13 @@ impl RoleFinder {
     }
 }
 
-/// Hashes a file and finds, in the same pass, where it can be cut.
+/// Hashes a file and finds, in the same pass, where it can be cut, unless both are known.
 fn scan(
     found: Found,
     sized: Sized,
     part_bytes: u64,
     options: &CorpusOptions,
+    known: &Scans,
 ) -> Result<(CorpusFile, Cuts), Error> {
     let Found {
         path,
@@ -256,12 +275,17 @@ fn scan(
     } = sized;
     let size_bytes = stamp.size_bytes();
     let plain = Compression::None;
-    let (hashed, cuts) = match (format, row_groups) {
-        (_, Some(groups)) => {
+    let known = known.of(&source, &stamp);
+    let (hashed, cuts) = match (known, format, row_groups) {
+        (Some(known), ..) => {
+            holds_messages = known.may_hold_messages;
+            ((size_bytes, known.digest), known.cuts.clone())
+        }
+        (None, _, Some(groups)) => {
             let hashed = bytes::scan(&path, plain, options, |_| ())?;
             (hashed, Cuts::RowGroups(groups))
         }
-        (Format::Jsonl, _) => {
+        (None, Format::Jsonl, _) => {
             let mut cutter = LineCutter::new(part_bytes);
             let mut finder = RoleFinder::default();
             let hashed = bytes::scan(&path, compression, options, |block| {
@@ -271,12 +295,12 @@ fn scan(
             holds_messages = finder.found;
             (hashed, cutter.finish())
         }
-        (Format::Tokens(layout), _) => {
+        (None, Format::Tokens(layout), _) => {
             let mut cutter = TokenCutter::new(layout, options.separator, part_bytes);
             let hashed = bytes::scan(&path, plain, options, |block| cutter.observe(block))?;
             (hashed, cutter.finish())
         }
-        (Format::Text | Format::Parquet | Format::Arrow, _) => {
+        (None, Format::Text | Format::Parquet | Format::Arrow, _) => {
             let hashed = bytes::scan(&path, plain, options, |_| ())?;
             (hashed, Cuts::Never { size_bytes })
         }

@@ -12,7 +12,8 @@ use super::compression::Compression;
 use super::format::Format;
 use super::inputs::LeftOut;
 use super::options::CorpusOptions;
-use super::parts::Part;
+use super::parts::{Cuts, Part};
+use super::scans::{Scan, Scans};
 use crate::fs::{self, Digest, Stamp};
 
 /// One file of the corpus.
@@ -54,6 +55,8 @@ impl CorpusFile {
 pub struct Corpus {
     pub(super) files: Vec<CorpusFile>,
     pub(super) parts: Vec<Part>,
+    /// Where each file can be cut.
+    pub(super) cuts: Vec<Cuts>,
     pub(super) left_out: LeftOut,
     pub(super) options: CorpusOptions,
     pub(super) part_bytes: u64,
@@ -68,6 +71,22 @@ impl Corpus {
     /// The parts; together they are the whole corpus, in order. There is at least one.
     pub fn parts(&self) -> &[Part] {
         &self.parts
+    }
+
+    /// Returns what reading the files found, for [`Corpus::discover_known`] with the same options.
+    pub fn scans(&self) -> Scans {
+        let files = self.files.iter().zip(&self.cuts);
+        Scans(
+            files
+                .map(|(file, cuts)| Scan {
+                    source: file.source.to_string(),
+                    stamp: file.stamp.clone(),
+                    digest: file.digest,
+                    may_hold_messages: file.may_hold_messages,
+                    cuts: cuts.clone(),
+                })
+                .collect(),
+        )
     }
 
     /// Files of the inputs that are not read.

@@ -51,6 +51,9 @@ mod parquet;
 mod parts;
 mod problem;
 mod read;
+mod scans;
+#[cfg(test)]
+mod scans_tests;
 mod sniff;
 #[cfg(test)]
 mod table_tests;
@@ -73,5 +76,6 @@ pub use options::{
 pub use parts::{DEFAULT_NUM_PARTS, MAX_PART_BYTES, MIN_PART_BYTES, Part, Slice, SliceRange};
 pub use problem::{Disguise, RecordProblem, TokenFileProblem};
 pub use read::Documents;
+pub use scans::Scans;
 pub use tables::TABLES;
 pub use tokens::{IdType, TokenLayout};

@@ -1,5 +1,7 @@
 //! Cutting a corpus into parts: pure arithmetic on sizes and record boundaries.
 
+use serde::{Deserialize, Serialize};
+
 /// A corpus is cut into about this many parts, where [`MIN_PART_BYTES`] and [`MAX_PART_BYTES`]
 /// allow it and no size is given.
 pub const DEFAULT_NUM_PARTS: u64 = 64;
@@ -75,7 +77,7 @@ pub enum SliceRange {
 }
 
 /// A record boundary at which a file may be cut.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Cut {
     /// Byte at which the next record starts, unpacked.
     pub(super) offset: u64,
@@ -86,14 +88,14 @@ pub(super) struct Cut {
 }
 
 /// Row groups of a Parquet file or batches of an Arrow file, as far as they matter for cutting.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct RowGroup {
     pub(super) num_rows: u64,
     pub(super) text_bytes: u64,
 }
 
 /// Where a file can be cut.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Cuts {
     /// Nowhere: it is one document.
     Never { size_bytes: u64 },

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::SystemTime;
 
+use serde::{Deserialize, Serialize};
+
 use super::error::{Result, attempt};
 use super::operation::Operation;
 use super::remote;
@@ -13,7 +15,7 @@ use super::url::Url;
 /// The inode is not part of it, since some network file systems number files anew; the time of the
 /// last change of the inode is, and a file that was put in another's place has its own. Times are as
 /// fine as the file system keeps them, some milliseconds.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
     size_bytes: u64,
     modified: Option<SystemTime>,

@@ -62,6 +62,32 @@ impl EmulatedCard {
     }
 }
 
+/// How many emulated GPUs there are, where all are asked for.
+#[cfg(feature = "cuda-emulator")]
+const EMULATED_CARDS: usize = 3;
+
+impl DeviceChoice {
+    /// Returns all devices of this one's kind that there are here, in the order of their numbers.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoGpu`] when GPUs are asked for, and there are none, or they can't be asked.
+    pub fn all_of_its_kind(self) -> Result<Vec<Self>, Error> {
+        match self {
+            Self::Auto | Self::Cpu => Ok(vec![self]),
+            Self::Cuda(number) => {
+                let count = count().map_err(|problem| Error::NoGpu { number, problem })?;
+                Ok((0..count).map(Self::Cuda).collect())
+            }
+            #[cfg(feature = "cuda-emulator")]
+            Self::CudaEmulated(card) => {
+                let numbered = |number| Self::CudaEmulated(EmulatedCard { number, ..card });
+                Ok((0..EMULATED_CARDS).map(numbered).collect())
+            }
+        }
+    }
+}
+
 impl FromStr for DeviceChoice {
     type Err = String;
 
@@ -151,15 +177,6 @@ impl ComputeDevice {
                 Err(problem) => Ok((Self::cpu(), Some(problem))),
             },
         }
-    }
-
-    /// Returns the number of GPUs that there are here.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoGpu`] when there are none, or they can't be asked.
-    pub fn count_gpus() -> Result<usize, Error> {
-        count().map_err(|problem| Error::NoGpu { number: 0, problem })
     }
 
     /// Returns what decides the bits of its results, without the device's number: `cpu`, or for example

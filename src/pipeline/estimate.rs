@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::score::{
     Prepared, ScoreOptions, compare_plan, is_one_model, missing_parts, shard_options,
 };
-use super::stages::RowScorer;
+use super::stages::{InOrder, RowScorer};
 use super::{Progress, StopFlag, signals};
 use crate::corpus::Part;
 use crate::fs::{self, Digest};
@@ -68,7 +68,7 @@ pub struct Estimate {
 ///
 /// Those of [`score::run`](super::score::run), as far as they show before the end.
 pub fn run(options: &ScoreOptions, stop: &StopFlag, progress: &dyn Progress) -> Result<Estimate> {
-    let prepared = Prepared::new(options, stop, progress)?;
+    let prepared = Prepared::new(options, &InOrder::default(), stop, progress)?;
     let parts = prepared.corpus.parts();
     let output = &options.shards.output;
     let missing = if fs::is_dir(output)? {

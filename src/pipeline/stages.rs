@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use anyhow::{Context, Result};
 
 use super::{BadInput, Progress, StopFlag};
-use crate::corpus::{Corpus, Documents, Part};
+use crate::corpus::{Corpus, Documents, Part, Scans};
 use crate::escape::Show as _;
 use crate::fs::{self, AtomicFile};
 use crate::pack::{PackStats, Packer, Packing};
@@ -18,7 +18,7 @@ use crate::shard::read::ShardFile;
 use crate::shard::write::{ShardOptions, ShardWriter};
 use crate::shard::{self, layout::shard_name};
 use crate::tokenize::TextTokenizer;
-use crate::types::{Document, OnBadRecord, Reject, Row, ScoredRow};
+use crate::types::{Document, OnBadRecord, Reject, Row, ScoredRow, TokenId};
 
 /// Text that is encoded at a time.
 const ENCODE_BYTES: usize = 1 << 20;
@@ -70,6 +70,16 @@ pub struct ShardSink<'a> {
 
 /// Hands out the parts of a run.
 pub trait PartQueue: Sync {
+    /// Returns what another process found when it read the files of the corpus, for models of `num_ids` ids and a
+    /// separator of token files where none is given. This one reads them all where nothing is returned.
+    ///
+    /// # Errors
+    ///
+    /// When whoever hands out parts can't be asked.
+    fn scans(&self, _num_ids: u64, _separator: Option<TokenId>) -> Result<Scans> {
+        Ok(Scans::default())
+    }
+
     /// Takes the parts that there are to do, with their bytes.
     ///
     /// # Errors

@@ -138,6 +138,36 @@ fn two_gpus_make_the_set_of_one_and_say_things_once() {
 }
 
 #[test]
+fn all_gpus_are_those_that_there_are() {
+    let workspace = corpus();
+    let expected = expected(&workspace);
+    let mut child = in_parts(&workspace, "cuda-emulated:all", "all").spawn();
+    let mut missing = vec!["cuda-emulated", "cuda-emulated:1", "cuda-emulated:2"];
+    wait_until("a process for each", || {
+        missing.retain(|device| process_of(child.id(), device).is_none());
+        missing.is_empty() || child.try_wait().unwrap().is_some()
+    });
+    assert!(missing.is_empty(), "no process for {missing:?}");
+    let (code, stderr) = ended(child);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert_same(&expected, &workspace.snapshot("all"), "by all");
+}
+
+#[test]
+#[cfg(not(feature = "cuda"))]
+fn all_gpus_of_a_program_without_cuda_are_none_and_it_says_so() {
+    let workspace = corpus();
+    let refused = score(&workspace, "cuda:all", "set").run();
+    refused.check(refused.status.code() == Some(1), "no GPU");
+    refused.check(
+        refused
+            .stderr
+            .contains("this program was built without CUDA"),
+        "why",
+    );
+}
+
+#[test]
 fn an_error_that_all_would_meet_ends_all_and_is_told_once() {
     let workspace = corpus();
     workspace.write("corpus/b.jsonl", "{\"text\": 1}\n");

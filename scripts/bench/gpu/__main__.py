@@ -11,11 +11,12 @@ from typing import Callable, NamedTuple
 
 import accuracy
 import pack
+import sanitizers
 import speed
 import training
-from bench import Bench, Failed, Lacking, OutOfTime
+from bench import Bench, Failed, Lacking, OutOfTime, Skipped
 from sizes import EMULATED, Sizes
-from table import FAIL, NOT_MEASURED, NOT_RUN, NOTED, PASS, Table
+from table import FAIL, NOT_MEASURED, NOT_RUN, NOTED, PASS, SKIPPED, Table
 
 # Everything, to leave some of 9 minutes for unpacking.
 SECONDS = 520
@@ -45,6 +46,8 @@ STEPS = (
     Step("scoring Qwen3-0.6B's shape", 50, speed.scoring_qwen, speed.QWEN),
     Step("training steps", 70, training.steps, training.STEPS_CHECKS),
     Step("training OLMo-2-1B's shape", 130, training.speed, training.SPEED),
+    # The last one: it takes what time is left, and none from what is measured.
+    Step("compute-sanitizer", 90, sanitizers.sanitizers, sanitizers.CHECKS),
 )
 
 
@@ -70,6 +73,8 @@ def run_step(step, bench, table, end):
         verdict, reason = NOT_RUN, f"out of time after {time.monotonic() - started:.0f} s"
     except Lacking as error:
         verdict, reason = NOT_RUN, str(error)
+    except Skipped as error:
+        verdict, reason = SKIPPED, str(error)
     except Failed as error:
         reason = str(error)
     except Exception as error:

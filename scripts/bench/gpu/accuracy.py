@@ -14,6 +14,9 @@ NATS, BF16_NATS = 1e-4, 0.02
 NO_WORSE = 1.05
 GRADIENT, GRADIENT_FLOOR = 1e-4, 1e-3
 
+# Of the library's tests, by parts of their names: those that run on the card.
+KERNEL_TESTS = ("kernels::conformance", "kernels::cuda")
+
 # Here the ordinary tests run them on the emulated GPU.
 KERNELS = (Check("every operation, both ways, f32 and bf16, against f64", "all tests pass", card_only=True),)
 SELF_TEST = (
@@ -47,14 +50,19 @@ def named_worst(found):
     return found[name], f"{found[name]:.1e} ({name}, of {len(found)})"
 
 
-def kernels(bench, report):
-    """The conformance tests of the library, on the card."""
-    if bench.emulated:
-        return
+def kernel_tests(bench):
+    """The program with the library's tests."""
     program = bench.binaries / "remit-kernel-tests"
     if not program.exists():
         raise Failed("there is no remit-kernel-tests; REMIT_KERNEL_TESTS=1 scripts/build-cuda.sh builds it")
-    output = bench.run([program, "conformance"], {**bench.remit_environment, "REMIT_TEST_GPU": "1"})
+    return program
+
+
+def kernels(bench, report):
+    """The library's tests of kernels, on the card."""
+    if bench.emulated:
+        return
+    output = bench.run([kernel_tests(bench), *KERNEL_TESTS], {**bench.remit_environment, "REMIT_TEST_GPU": "1"})
     [result] = [line for line in output.splitlines() if line.startswith("test result:")]
     report(KERNELS[0], result.removeprefix("test result: ").split("; 0 measured")[0], " 0 passed" not in result)
 

@@ -27,6 +27,10 @@ class Lacking(Exception):
     """A step needs what an earlier one did not find."""
 
 
+class Skipped(Exception):
+    """The machine lacks a tool that a step is of no use without."""
+
+
 class OutOfTime(Exception):
     """The time of a step is used up."""
 

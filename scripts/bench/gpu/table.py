@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-PASS, FAIL, NOT_RUN, NOT_MEASURED, NOTED = "pass", "fail", "not run", "not measured", "-"
+PASS, FAIL, NOT_RUN, NOT_MEASURED, SKIPPED, NOTED = "pass", "fail", "not run", "not measured", "skipped", "-"
 
 # Of a value; an error may be long, and gpu.log has all of it.
 WIDEST = 160
@@ -63,6 +63,6 @@ class Table:
         widths = [max(map(len, column)) for column in zip(*lines)]
         lines.insert(1, ["-" * width for width in widths])
         drawn = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
-        count = {verdict: sum(row.verdict == verdict for row in self.rows) for verdict in (PASS, FAIL, NOT_RUN, NOT_MEASURED)}
+        count = {verdict: sum(row.verdict == verdict for row in self.rows) for verdict in (PASS, FAIL, NOT_RUN, NOT_MEASURED, SKIPPED)}
         summary = ", ".join(f"{number} {verdict}" for verdict, number in count.items() if number)
         return "\n".join([*drawn, "", f"{'passed' if self.passed() else 'FAILED'}: {summary}"])

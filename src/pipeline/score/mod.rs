@@ -37,6 +37,7 @@ pub use add::{AddOptions, AddReport, run as add};
 pub use certify::{Certificate, CertifyOptions, ColumnDifference, run as certify};
 pub use options::*;
 pub(super) use prepare::Prepared;
+pub use prepare::scan_corpus;
 pub use resume::Checked;
 pub(super) use resume::{compare_plan, missing_parts};
 use resume::{complete, settle_plan};
@@ -91,7 +92,7 @@ pub fn run_from(
         models,
         compute,
         plan,
-    } = Prepared::new(options, stop, progress)?;
+    } = Prepared::new(options, queue, stop, progress)?;
     let SetOptions { output, format, .. } = &options.shards;
     fs::create_dir_all(output)?;
     let plan = settle_plan(output, plan)?;

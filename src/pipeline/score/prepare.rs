@@ -1,26 +1,29 @@
 //! Everything that touches the world before scoring and can refuse a run.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result};
 use chrono::{Local, NaiveDate};
 
 use super::super::device::open_device;
 use super::super::signals;
+use super::super::stages::PartQueue;
 use super::super::{Progress, StopFlag, Usage, refuse_below_a_set};
 use super::models::Models;
-use super::options::ScoreOptions;
+use super::options::{InputOptions, ScoreOptions};
 use super::resume::{
     check_places, refuse_model_as_output, refuse_output_in_corpus, refuse_output_inside_input,
     refuse_sets,
 };
 use super::{chat, left_out};
-use crate::corpus::{Corpus, CorpusOptions, Format};
+use crate::corpus::{self, Corpus, CorpusOptions, Format, Scans};
 use crate::fs;
 use crate::model::{Compute, ComputeDevice, OpenModel};
 use crate::shard::plan::{CorpusEntry, FORMAT_VERSION, ModelIdentity, Plan, TokenizerIdentity};
 use crate::tokenize::ChatTemplate;
-use crate::types::{DistributionPlan, WeightBounds};
+use crate::types::{DistributionPlan, TokenId, WeightBounds};
 
 /// Everything that is known before weights are loaded and anything is written.
 pub(in super::super) struct Prepared {
@@ -37,7 +40,12 @@ impl Prepared {
     /// # Errors
     ///
     /// When an input is missing or bad, when the device can't be used, and when options don't fit the models.
-    pub fn new(options: &ScoreOptions, stop: &StopFlag, progress: &dyn Progress) -> Result<Self> {
+    pub fn new(
+        options: &ScoreOptions,
+        queue: &dyn PartQueue,
+        stop: &StopFlag,
+        progress: &dyn Progress,
+    ) -> Result<Self> {
         let ScoreOptions {
             corpus: input,
             rows,
@@ -55,22 +63,12 @@ impl Prepared {
         if let Some(distributions) = &shards.distributions {
             check_distributions(distributions, &device, models.vocab_size)?;
         }
-        let corpus = Corpus::discover_inputs(
+        let num_ids = models.vocab_size as u64;
+        let known = queue.scans(num_ids, models.eos)?;
+        let corpus = Corpus::discover_known(
             &input.inputs,
-            &CorpusOptions {
-                text_field: input.text_field.clone(),
-                include: input.include.clone(),
-                exclude: input.exclude.clone(),
-                text_ext: input.text_ext.clone(),
-                part_bytes: input.part_bytes,
-                max_record_bytes: input.max_record_bytes,
-                limit_docs: input.limit_docs,
-                zstd_window_log: input.zstd_window_log,
-                num_ids: models.vocab_size as u64,
-                token_dtype: input.token_dtype,
-                separator: input.separator.or(models.eos),
-                stop: stop.shared(),
-            },
+            &corpus_options(input, num_ids, models.eos, stop.shared()),
+            &known,
         )?;
         refuse_output_in_corpus(&input.inputs, &shards.output, shards.format, &corpus)?;
         left_out::tell(&corpus, progress);
@@ -117,6 +115,45 @@ fn check_distributions(
         .into()),
         _ => Ok(()),
     }
+}
+
+/// Returns what the corpus is read with.
+fn corpus_options(
+    input: &InputOptions,
+    num_ids: u64,
+    separator: Option<TokenId>,
+    stop: Arc<AtomicBool>,
+) -> CorpusOptions {
+    CorpusOptions {
+        text_field: input.text_field.clone(),
+        include: input.include.clone(),
+        exclude: input.exclude.clone(),
+        text_ext: input.text_ext.clone(),
+        part_bytes: input.part_bytes,
+        max_record_bytes: input.max_record_bytes,
+        limit_docs: input.limit_docs,
+        zstd_window_log: input.zstd_window_log,
+        num_ids,
+        token_dtype: input.token_dtype,
+        separator: input.separator.or(separator),
+        stop,
+    }
+}
+
+/// Reads the files of the corpus for several processes, which have models of `num_ids` ids and this separator of token
+/// files where none is given.
+///
+/// # Errors
+///
+/// When an input is missing or damaged, and once `stop` is set.
+pub fn scan_corpus(
+    input: &InputOptions,
+    num_ids: u64,
+    separator: Option<TokenId>,
+    stop: Arc<AtomicBool>,
+) -> Result<Scans, corpus::Error> {
+    let options = corpus_options(input, num_ids, separator, stop);
+    Ok(Corpus::discover_inputs(&input.inputs, &options)?.scans())
 }
 
 /// Gives the tokenizer the template that makes text of messages; returns the date that it is told, if it asks for one.

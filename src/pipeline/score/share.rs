@@ -2,18 +2,28 @@
 //! process that is gone. One process hands them out, and does nothing else.
 //!
 //! ```text
-//!   worker  Ready {parts}  -->            Want  -->               Published {part}  -->
-//!   share                                       <-- Part {part}                          ...  <-- Complete, or End
+//!   worker  Scan  -->                Ready {parts}  -->  Want  -->               Published {part}  -->
+//!   share             <-- Scanned                                  <-- Part {part}                    ...  <-- Complete, or End
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::corpus::Scans;
+use crate::types::TokenId;
+
 /// What a worker tells.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FromWorker {
+    /// It has come to the files of the corpus, which are read once, for all.
+    Scan {
+        /// Ids that its models have.
+        num_ids: u64,
+        /// The separator of token files where none is given.
+        separator: Option<TokenId>,
+    },
     /// It can begin.
     Ready {
         /// Parts that were missing when it looked, and their bytes.
@@ -55,9 +65,14 @@ pub enum FromWorker {
 }
 
 /// What a worker is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToWorker {
+    /// What is in the files of the corpus.
+    Scanned {
+        /// What reading them found.
+        scans: Scans,
+    },
     /// To do a part.
     Part {
         /// The part.

@@ -54,12 +54,10 @@ fn backends() -> Vec<(&'static str, Box<dyn Kernels>)> {
     found
 }
 
-/// The first GPU, where REMIT_TEST_GPU is set: scripts/bench/gpu.sh carries this program to a machine with one.
+/// A real GPU, if it is to be tested.
 #[cfg(feature = "cuda")]
 fn gpu() -> Option<(&'static str, Box<dyn Kernels>)> {
-    std::env::var_os("REMIT_TEST_GPU")?;
-    let gpu = super::cuda::Cuda::open(0).expect("REMIT_TEST_GPU is set, so there has to be a GPU");
-    Some(("cuda", Box::new(gpu)))
+    Some(("cuda", Box::new(super::Cuda::of_tests()?)))
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -177,8 +175,14 @@ fn compare(backend: &str, dtype: DType, case: &Case, other: &Case) -> Result<(),
     Ok(())
 }
 
+/// How many random cases of each operation are run: PROPTEST_CASES, else 48.
+fn num_cases() -> u32 {
+    let given = std::env::var("PROPTEST_CASES").ok();
+    given.and_then(|cases| cases.parse().ok()).unwrap_or(48)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(num_cases()))]
 
     #[test]
     fn operations_and_gradients_are_what_they_are_by_definition(seed in any::<u64>()) {

@@ -1,11 +1,11 @@
-//! Attention, forward and backward, in tiles of 64 tokens of a row.
+//! Attention, forward and backward, in tiles of 64 or 128 tokens of a row.
 //!
 //! For bf16 a kernel is compiled for each of a few sizes of heads, on tensor cores; f32 has one of plain loops, for
 //! comparisons.
 
 use candle_core::{DType, Tensor};
 
-use super::batch_rows::AttentionTiles;
+use super::batch_rows::{AttentionTiles, TILE, Tiles};
 use super::context::Context;
 use super::driver::LaunchShape;
 use super::launch::{Launch, blocks, blocks_2d};
@@ -57,15 +57,27 @@ impl Padded {
         }
     }
 
+    /// Tokens of a tile.
+    fn tile(self, pass: Pass) -> usize {
+        match pass {
+            Pass::Forward if self.keys <= 128 => 2 * TILE,
+            _ => TILE,
+        }
+    }
+
     /// Bytes of shared memory: see the table in sources/README.md.
     fn shared_bytes(self, pass: Pass) -> usize {
         let rows = |n: usize, d: usize| n * (d + 8) * 2;
-        let own = rows(64, self.keys);
-        let (limit, both) = match pass {
-            Pass::Forward => (128, 0),
-            Pass::BackwardKv | Pass::BackwardQ => (64, rows(64, self.values)),
+        let own = rows(self.tile(pass), self.keys);
+        let both = match pass {
+            Pass::Forward => 0,
+            Pass::BackwardKv | Pass::BackwardQ => rows(TILE, self.values),
         };
-        let n = if self.keys <= limit { 64 } else { 32 };
+        let n = match (pass, self.keys) {
+            (_, ..=64) | (Pass::Forward, 96) => 64,
+            (Pass::Forward, 128) => 48,
+            _ => 32,
+        };
         let sums = match pass {
             Pass::BackwardKv => 8 * n,
             _ => 0,
@@ -91,14 +103,14 @@ fn f32_shared_bytes(shape: AttentionShape, pass: Pass) -> usize {
         }
 }
 
-/// Begins a kernel's parameters, and returns the shape to launch it in.
+/// Begins a kernel's parameters, and returns the shape to launch it in, and the tiles that it is to be given.
 fn kernel<'a>(
     cx: &'a Context,
     pass: Pass,
     dtype: DType,
     shape: AttentionShape,
-    tiles: &AttentionTiles,
-) -> Result<(Launch<'a>, LaunchShape), Error> {
+    tiles: &'a AttentionTiles,
+) -> Result<(Launch<'a>, LaunchShape, &'a Tensor), Error> {
     let name = match pass {
         Pass::Forward => "attention_forward",
         Pass::BackwardKv => "attention_backward_kv",
@@ -108,23 +120,33 @@ fn kernel<'a>(
         Pass::BackwardKv => shape.num_kv_heads,
         Pass::Forward | Pass::BackwardQ => shape.num_heads,
     };
-    let (launch, tiles, threads, shared) = match dtype {
+    let of_size = |tile: usize| -> &'a Tiles {
+        match pass {
+            Pass::BackwardKv => &tiles.keys,
+            _ if tile > TILE => &tiles.wide_queries,
+            _ => &tiles.queries,
+        }
+    };
+    let (launch, tiles, blocks, threads, shared) = match dtype {
         DType::BF16 => {
             let padded = Padded::of(shape)?;
             let launch = cx.kernel_of_size(name, dtype, &padded.suffix());
+            let tiles = of_size(padded.tile(pass));
             let (threads, shared) = (padded.threads(pass), padded.shared_bytes(pass));
-            (launch, tiles.count, threads, shared)
+            (launch, tiles, tiles.count, threads, shared)
         }
         _ => {
+            let tiles = of_size(TILE);
             let shared = f32_shared_bytes(shape, pass);
-            (cx.kernel(name, dtype), F32_TILES * tiles.count, 128, shared)
+            let launch = cx.kernel(name, dtype);
+            (launch, tiles, F32_TILES * tiles.count, 128, shared)
         }
     };
     let grid = LaunchShape {
         shared_bytes: shared as u32,
-        ..blocks_2d(tiles, heads, threads)?
+        ..blocks_2d(blocks, heads, threads)?
     };
-    Ok((launch, grid))
+    Ok((launch, grid, &tiles.words))
 }
 
 /// Adds what all three kernels end with.
@@ -151,14 +173,14 @@ pub(super) fn forward(
     let tiles = cx.tiles(layout)?;
     let out = cx.tokens(tokens, shape.out_width(), q.dtype())?;
     let log_sums = cx.empty(&[shape.num_heads, tokens])?;
-    let (launch, grid) = kernel(cx, Pass::Forward, q.dtype(), shape, &tiles)?;
+    let (launch, grid, tiles) = kernel(cx, Pass::Forward, q.dtype(), shape, &tiles)?;
     let launch = launch
         .tokens(q)
         .tokens(k)
         .tokens(v)
         .tokens(&out)
         .f32s(&log_sums)
-        .words(&tiles.by_queries);
+        .words(tiles);
     with_shape(launch, tokens, shape).run(grid)?;
     Ok(Attended {
         out,
@@ -191,7 +213,7 @@ pub(super) fn backward(
         .run(blocks((tokens * shape.num_heads).div_ceil(8), 256)?)?;
 
     let (dk, dv) = (cx.like(k)?, cx.like(v)?);
-    let (launch, grid) = kernel(cx, Pass::BackwardKv, dtype, shape, &tiles)?;
+    let (launch, grid, keys) = kernel(cx, Pass::BackwardKv, dtype, shape, &tiles)?;
     let launch = launch
         .tokens(q)
         .tokens(k)
@@ -201,11 +223,11 @@ pub(super) fn backward(
         .f32s(&delta)
         .tokens(&dk)
         .tokens(&dv)
-        .words(&tiles.by_keys);
+        .words(keys);
     with_shape(launch, tokens, shape).run(grid)?;
 
     let dq = cx.like(q)?;
-    let (launch, grid) = kernel(cx, Pass::BackwardQ, dtype, shape, &tiles)?;
+    let (launch, grid, queries) = kernel(cx, Pass::BackwardQ, dtype, shape, &tiles)?;
     let launch = launch
         .tokens(q)
         .tokens(k)
@@ -214,7 +236,7 @@ pub(super) fn backward(
         .f32s(log_sums)
         .f32s(&delta)
         .tokens(&dq)
-        .words(&tiles.by_queries);
+        .words(queries);
     with_shape(launch, tokens, shape).run(grid)?;
     Ok((dq, dk, dv))
 }

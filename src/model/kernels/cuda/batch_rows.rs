@@ -8,19 +8,27 @@ use crate::model::architecture::RopeConfig;
 use crate::model::kernels::rope_table::RopeTable;
 use crate::model::row_layout::RowLayout;
 
-/// Tokens of a tile of attention.
-const TILE: usize = 64;
+/// Tokens of a tile of attention, and half of those of a wide one.
+pub(super) const TILE: usize = 64;
 
-/// Tiles of attention in the device's memory, `[num_tiles, 4]`, in the order in which blocks begin: that of the
-/// falling amount of work, so that the last ones to run are short.
+/// Tiles in the device's memory.
+#[derive(Debug)]
+pub(super) struct Tiles {
+    /// `[count, 4]`, in the order in which blocks begin: that of the falling amount of work, so that the last ones to
+    /// run are short.
+    pub words: Tensor,
+    pub count: usize,
+}
+
+/// The tiles of attention of a batch.
 #[derive(Debug)]
 pub(super) struct AttentionTiles {
-    /// The order for queries, the more of them the later in their row they are.
-    pub by_queries: Tensor,
-    /// The order for keys, seen by the more queries the earlier they are.
-    pub by_keys: Tensor,
-    /// Tiles.
-    pub count: usize,
+    /// Of [`TILE`] queries, which see the more keys the later in their row they are.
+    pub queries: Tiles,
+    /// Of twice as many queries.
+    pub wide_queries: Tiles,
+    /// Of [`TILE`] keys, which are seen by the more queries the earlier they are.
+    pub keys: Tiles,
 }
 
 fn word(value: usize) -> Result<u32, Error> {
@@ -30,27 +38,37 @@ fn word(value: usize) -> Result<u32, Error> {
     })
 }
 
+/// Cuts the rows of a batch into tiles, in the order of their positions in their rows.
+fn cut(layout: &RowLayout, tile: usize) -> Result<Vec<[u32; 4]>, Error> {
+    let mut tiles = Vec::new();
+    for row in layout.rows() {
+        for position in (0..row.len()).step_by(tile) {
+            tiles.push([word(row.start)?, word(row.len())?, word(position)?, 0]);
+        }
+    }
+    tiles.sort_by_key(|[_, _, position, _]| *position);
+    Ok(tiles)
+}
+
 impl AttentionTiles {
     /// Cuts the rows of a batch into tiles.
     pub fn new(driver: &dyn Driver, layout: &RowLayout) -> Result<Self, Error> {
-        let mut tiles = Vec::new();
-        for row in layout.rows() {
-            for position in (0..row.len()).step_by(TILE) {
-                let tile = [word(row.start)?, word(row.len())?, word(position)?, 0];
-                tiles.push((position, tile));
-            }
-        }
-        let upload = |tiles: &[(usize, [u32; 4])]| {
-            let words: Vec<u32> = tiles.iter().flat_map(|(_, tile)| *tile).collect();
-            driver.upload(&words)
+        let upload = |tiles: &[[u32; 4]]| -> Result<Tiles, Error> {
+            Ok(Tiles {
+                words: driver.upload(tiles.as_flattened())?,
+                count: tiles.len(),
+            })
         };
-        tiles.sort_by_key(|(position, _)| *position);
-        let by_keys = upload(&tiles)?;
+        let mut tiles = cut(layout, TILE)?;
+        let keys = upload(&tiles)?;
         tiles.reverse();
+        let queries = upload(&tiles)?;
+        let mut wide = cut(layout, 2 * TILE)?;
+        wide.reverse();
         Ok(Self {
-            by_queries: upload(&tiles)?,
-            by_keys,
-            count: tiles.len(),
+            queries,
+            wide_queries: upload(&wide)?,
+            keys,
         })
     }
 }

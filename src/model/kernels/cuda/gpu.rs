@@ -29,21 +29,11 @@ use cudarc::nvrtc;
 
 use super::cublaslt::CublasLt;
 use super::driver::{Driver, LaunchShape, Param, Product};
+use super::images::{Image, KERNEL_FILES};
 use super::place::place;
 use crate::guard::guarded;
 use crate::model::Error;
 use crate::model::no_gpu::{NoGpu, Probe, cuda_of_ptx};
-
-/// A file of kernels, compiled to the assembly that the driver compiles for its GPU.
-struct Ptx {
-    /// For the A100 and what came after it.
-    sm_80: &'static str,
-    /// For the H100 and what came after it.
-    sm_90: &'static str,
-}
-
-/// Written by build.rs.
-static PTX: &[Ptx] = include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
 
 /// Dynamic shared memory that a kernel may have without being allowed more.
 const USUAL_SHARED_BYTES: u32 = 48 << 10;
@@ -101,7 +91,9 @@ impl Gpu {
     pub fn open(number: usize) -> Result<Self, NoGpu> {
         let mut probe = Probe {
             number,
-            needed: PTX.first().map_or((12, 0), |ptx| cuda_of_ptx(ptx.sm_80)),
+            needed: KERNEL_FILES
+                .first()
+                .map_or((12, 0), |file| cuda_of_ptx(file.sm_80.ptx)),
             ..Probe::default()
         };
         // The loader of CUDA's libraries panics where one is missing, and says which.
@@ -171,15 +163,15 @@ impl Gpu {
         let stream = cuda.cuda_stream();
         let context = stream.context();
         keep_freed_memory(&stream).map_err(|error| reported(&error))?;
-        let modules = PTX
-            .iter()
-            .map(|ptx| {
-                let text = match capability.0 >= 9 {
-                    true => ptx.sm_90,
-                    false => ptx.sm_80,
-                };
-                context.load_module(nvrtc::Ptx::from_src(text))
+        let load = |image: Image| {
+            context.load_module(match image {
+                Image::MachineCode(cubin) => nvrtc::Ptx::from_binary(cubin.to_vec()),
+                Image::Ptx(text) => nvrtc::Ptx::from_src(text),
             })
+        };
+        let modules = KERNEL_FILES
+            .iter()
+            .map(|file| file.load(capability, load))
             .collect::<Result<_, _>>()
             .map_err(|error| reported(&error))?;
         let products = CublasLt::new(&stream)?;

@@ -22,12 +22,14 @@ mod emulated_memory;
 #[cfg(feature = "cuda")]
 mod gpu;
 mod head;
+#[cfg(any(feature = "cuda", test))]
+mod images;
 mod launch;
 mod linear;
 mod norm;
 mod place;
 mod rows;
-#[cfg(all(test, feature = "cuda-emulator"))]
+#[cfg(test)]
 mod tests;
 
 use candle_core::{Device, Tensor};
@@ -58,6 +60,19 @@ impl Cuda {
         Ok(Self {
             context: Context::new(Box::new(gpu::Gpu::open(number)?)),
         })
+    }
+
+    /// Opens the first GPU where REMIT_TEST_GPU is set: scripts/bench/gpu.sh carries the tests to a machine with one.
+    #[cfg(all(test, feature = "cuda"))]
+    pub fn of_tests() -> Option<Self> {
+        std::env::var_os("REMIT_TEST_GPU")?;
+        Some(Self::open(0).expect("REMIT_TEST_GPU is set, so there has to be a GPU"))
+    }
+
+    /// Returns nothing, since no GPU can be opened.
+    #[cfg(all(test, not(feature = "cuda")))]
+    pub fn of_tests() -> Option<Self> {
+        None
     }
 
     /// Returns the number of GPUs, of which there is one at least.

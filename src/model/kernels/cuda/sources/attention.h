@@ -149,20 +149,38 @@ DEVICE void multiply_tiles(float (&sums)[BLOCKS][4], const bf16 *left, const bf1
 }
 
 // sums[n] += left [16, 8 * BLOCKS] right, of right [8 * BLOCKS, 8 * N] from column `first` on in rows of D,
-// for pairs of blocks that `wanted(pair)`. The left side is in fragments of a product, and rounded.
-template <int D, int BLOCKS, int N, class F>
-DEVICE void multiply_rounded(float (&sums)[N][4], const float (&left)[BLOCKS][4], const bf16 *right, int first, F wanted) {
+// for pairs of blocks that `wanted(pair)`. The left side is in fragments of a product, and rounded; it has GROUPS
+// times 16 rows.
+template <int D, int GROUPS, int BLOCKS, int N, class F>
+DEVICE void multiply_rounded(float (&sums)[GROUPS][N][4], const float (&left)[GROUPS][BLOCKS][4], const bf16 *right, int first,
+                             F wanted) {
     UNROLL for (int pair = 0; pair < BLOCKS / 2; ++pair) {
         if (!wanted(pair)) continue;
-        const float(&l)[4] = left[2 * pair], (&r)[4] = left[2 * pair + 1];
-        const u32 a[4] = {pack_bf16(l[0], l[1]), pack_bf16(l[2], l[3]), pack_bf16(r[0], r[1]), pack_bf16(r[2], r[3])};
+        u32 a[GROUPS][4];
+        UNROLL for (int group = 0; group < GROUPS; ++group) {
+            const float(&l)[4] = left[group][2 * pair], (&r)[4] = left[group][2 * pair + 1];
+            a[group][0] = pack_bf16(l[0], l[1]);
+            a[group][1] = pack_bf16(l[2], l[3]);
+            a[group][2] = pack_bf16(r[0], r[1]);
+            a[group][3] = pack_bf16(r[2], r[3]);
+        }
         UNROLL for (int n = 0; n < N / 2; ++n) {
             u32 b[4];
             load_matrices_transposed(b, fragment<D>(right, pair * 16, first + n * 16));
-            multiply_add(sums[2 * n], a, b[0], b[1]);
-            multiply_add(sums[2 * n + 1], a, b[2], b[3]);
+            UNROLL for (int group = 0; group < GROUPS; ++group) {
+                multiply_add(sums[group][2 * n], a[group], b[0], b[1]);
+                multiply_add(sums[group][2 * n + 1], a[group], b[2], b[3]);
+            }
         }
     }
+}
+
+// The same of 16 rows.
+template <int D, int BLOCKS, int N, class F>
+DEVICE void multiply_rounded(float (&sums)[N][4], const float (&left)[BLOCKS][4], const bf16 *right, int first, F wanted) {
+    using Sums = float[1][N][4];
+    using Left = const float[1][BLOCKS][4];
+    multiply_rounded<D, 1, BLOCKS, N>(reinterpret_cast<Sums &>(sums), reinterpret_cast<Left &>(left), right, first, wanted);
 }
 
 // Rounds a fragment's sums times a factor for each of its two rows into 16 rows of a tile, from column `first` on.

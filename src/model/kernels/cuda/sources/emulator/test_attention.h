@@ -81,13 +81,14 @@ struct AttentionKernels {
     std::string name;
     size_t forward, backward_kv, backward_q;
     unsigned kv_threads;
+    int forward_tile;
 };
 
 AttentionKernels attention_kernels(bool in_bf16, int dim, int v_dim) {
     if (!in_bf16) {
         const size_t d = dim + 1, v = v_dim + 1;
         const size_t backward = 4 * (32 * d + 32 * v + 2 * 16 * 17 + 32);
-        return {"_f32", 4 * (16 * d + 16 * d + 16 * v + 16 * 17 + 48), backward, backward, 128};
+        return {"_f32", 4 * (16 * d + 16 * d + 16 * v + 16 * 17 + 48), backward, backward, 128, 64};
     }
     std::string name;
     size_t d = 0, v = 0;
@@ -99,17 +100,18 @@ AttentionKernels attention_kernels(bool in_bf16, int dim, int v_dim) {
     }
     if (dim > 128 && dim <= 192 && v_dim <= 128) d = 192, v = 128, name = "192_128";
     auto bytes = [](size_t n, size_t d) { return n * (d + 8) * 2; };
-    const size_t n = d <= 128 ? 64 : 32, m = d <= 64 ? 64 : 32, both = bytes(64, d) + bytes(64, v);
-    return {"_bf16_" + name, bytes(64, d) + 2 * (bytes(n, d) + bytes(n, v)),
+    const size_t n = d < 128 ? 64 : d == 128 ? 48 : 32, m = d <= 64 ? 64 : 32, both = bytes(64, d) + bytes(64, v);
+    const int tile = d <= 128 ? 128 : 64;
+    return {"_bf16_" + name, bytes(tile, d) + 2 * (bytes(n, d) + bytes(n, v)),
             both + 2 * (bytes(m, d) + bytes(m, v) + 8 * m), both + 2 * (bytes(m, d) + bytes(m, v)),
-            d > 128 ? 256u : 128u};
+            d > 128 ? 256u : 128u, tile};
 }
 
-std::vector<int> tiles_of(const std::vector<int> &rows) {
+std::vector<int> tiles_of(const std::vector<int> &rows, int size) {
     std::vector<int> tiles;
     int start = 0;
     for (int len : rows) {
-        for (int first = 0; first < len; first += 64) tiles.insert(tiles.end(), {start, len, first, 0});
+        for (int first = 0; first < len; first += size) tiles.insert(tiles.end(), {start, len, first, 0});
         start += len;
     }
     return tiles;
@@ -132,17 +134,18 @@ struct AttentionRun {
           lse_alone(q_values.size() / c.dim) {
         const AttentionKernels kernels = attention_kernels(is_bf16<T>, c.dim, c.v_dim);
         Buffer<T> q(q_values, 0), k(k_values, 0), v(v_values, 0), d_out(d_values, 0);
-        Buffer<int> tiles(tiles_of(c.rows));
+        Buffer<int> tiles(tiles_of(c.rows, 64)), forward_tiles(tiles_of(c.rows, kernels.forward_tile));
         const int tokens = int(q_values.size()) / c.dim / c.heads;
-        const unsigned n = unsigned(tiles.size / 4) * (is_bf16<T> ? 1 : 4);
+        const unsigned parts = is_bf16<T> ? 1 : 4;
+        const unsigned n = unsigned(tiles.size / 4) * parts, forward_n = unsigned(forward_tiles.size / 4) * parts;
         const unsigned heads = unsigned(c.heads), kv_heads = unsigned(c.kv_heads);
         const float scale = float(c.scale), cap = float(c.cap);
         const std::string forward = "attention_forward" + kernels.name;
-        if (!launch(forward, {n, heads}, 128, kernels.forward, seed, q.data, k.data, v.data, out.data, lse.data,
-                    tiles.data, tokens, c.heads, c.kv_heads, c.dim, c.v_dim, scale, cap, c.window))
+        if (!launch(forward, {forward_n, heads}, 128, kernels.forward, seed, q.data, k.data, v.data, out.data, lse.data,
+                    forward_tiles.data, tokens, c.heads, c.kv_heads, c.dim, c.v_dim, scale, cap, c.window))
             return;
-        launch(forward, {n, heads}, 128, kernels.forward, seed, q.data, k.data, v.data, static_cast<T *>(nullptr),
-               lse_alone.data, tiles.data, tokens, c.heads, c.kv_heads, c.dim, c.v_dim, scale, cap, c.window);
+        launch(forward, {forward_n, heads}, 128, kernels.forward, seed, q.data, k.data, v.data, static_cast<T *>(nullptr),
+               lse_alone.data, forward_tiles.data, tokens, c.heads, c.kv_heads, c.dim, c.v_dim, scale, cap, c.window);
         launch(std::string("attention_delta") + suffix<T>(), {ceil_div(i64(tokens) * c.heads, 8)}, 256, 0, seed, d_out.data,
                out.data, delta.data, tokens, c.heads, c.v_dim);
         launch("attention_backward_kv" + kernels.name, {n, kv_heads}, kernels.kv_threads, kernels.backward_kv, seed,
@@ -203,10 +206,10 @@ void test_attention() {
         // Whole and partial tiles, and every size of head.
         {{1, 2, 63}, 2, 1, 16, 16, 0.25, 0, 0},
         {{64, 65}, 2, 2, 32, 32, 0.2, 0, 0},
-        {{70, 5}, 4, 1, 20, 12, 0.25, 0, 7},
+        {{150, 5}, 4, 1, 20, 12, 0.25, 0, 7},
         {{129, 3}, 4, 2, 64, 64, 0.125, 2, 0},
         {{127}, 1, 1, 80, 96, 0.11, 0, 40},
-        {{128, 66}, 1, 1, 128, 128, 0.09, 0, 0},
+        {{130, 66}, 1, 1, 128, 128, 0.09, 0, 0},
         {{66, 33}, 1, 1, 192, 192, 0.07, 3, 33},
         {{67}, 2, 1, 192, 128, 0.07, 0, 0},
         {{34, 40}, 1, 1, 256, 256, 0.06, 0, 20},
