@@ -8,6 +8,7 @@ The packages are in scripts/requirements.txt. REMIT_BIN is the folder of the pro
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -81,3 +82,11 @@ def sets(score, weights):
         "exact": score("exact", "--exact"),
         "rl-only": score("rl-only", "--rl-model", ROOT / "fixtures/models/demo-rl"),
     }
+
+
+@pytest.fixture
+def free_port():
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]

@@ -169,7 +169,7 @@ def with_values(column, row, position, value):
         (with_values("rl_logprob", 1, 2, float("nan")), "row 1: rl_logprob at position 2 is nan"),
         (with_values("rl_logprob", 1, 2, float("-inf")), "row 1: rl_logprob at position 2 is -inf"),
         (with_values("rl_logprob", 2, 0, -1.0), "row 2: the first value of rl_logprob is not the one that marks"),
-        (with_values("rl_logprob", 40, 3, None), "row 40: rl_logprob and base_logprob are not null at the same"),
+        (with_values("rl_logprob", 0, 2, None), "row 0: rl_logprob and base_logprob are not null at the same"),
         (with_values("weight", 3, 1, -0.5), "row 3: weight at position 1 is -0.5; a weight is finite and not negative"),
         (with_values("weight", 3, 1, float("inf")), "row 3: weight at position 1 is inf"),
         (with_values("weight", 3, 0, 1.0), "row 3: weight at position 0 is 1.0; this is no target"),
