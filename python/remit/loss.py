@@ -22,6 +22,7 @@ from ._errors import UsageError, shown
 
 if TYPE_CHECKING:
     from ._set import WeightSet
+    from .torch import Step
 
 Weighting = Literal["dynamic", "static", "uniform", "excess-top-k"]
 Normalize = Literal["targets", "weights"]
@@ -249,6 +250,23 @@ class Objective:
             weighted_nll=weighted.detach(),
             weight=weights.double().sum(),
             squared_log_normalizers=squares.detach(),
+        )
+
+    def denominator(self, step: "Step") -> float:
+        """Returns what the sums of a step are divided by, known before any of its micro-batches was computed.
+
+        Raises:
+            UsageError: It is the sum of dynamic weights, which depends on the learner.
+        """
+        if self.divisor == "targets" or self.weighting == "uniform":
+            return float(max(1, step.num_targets))
+        if self.weighting == "excess-top-k":
+            return float(formulas.num_selected(step.row_targets, self.top_k_fraction).sum())
+        if self.weighting == "static" and step.weight_sum is not None:
+            return step.weight_sum or 1.0
+        raise UsageError(
+            "the sum of dynamic weights is known only after the last micro-batch, and this trainer divides before\n"
+            "hint: normalize='targets', or a loop of your own, as in examples/fsdp.py"
         )
 
     def with_weighting(self, weighting: Weighting) -> "Objective":

@@ -178,6 +178,8 @@ class Step:
     """Of all ranks."""
     row_targets: Tensor
     """(rows of all ranks,) int64: targets of every row."""
+    weight_sum: float | None
+    """Static weights of all ranks; None if no base was scored."""
     state: dict[str, Any]
     """What `ShardDataset.load_state_dict` needs to go on after this step, on any number of ranks."""
 
@@ -299,6 +301,7 @@ class ShardDataset(torch.utils.data.IterableDataset[Step]):
             num_targets=int(targets.sum()),
             num_tokens=rows.num_tokens,
             row_targets=torch.from_numpy(targets),
+            weight_sum=None if rows.weight is None else float(rows.weight.sum(dtype=np.float64)),
             state=self._state(number, end),
         )
 

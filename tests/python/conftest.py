@@ -21,7 +21,9 @@ os.environ["REMIT_BIN"] = str(BINARIES)
 sys.path.insert(0, str(ROOT / "python"))
 sys.path.insert(0, str(ROOT / "examples"))
 # Also in processes that the tests start.
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(ROOT / "python"), str(ROOT / "examples"), os.environ.get("PYTHONPATH", "")]
+)
 
 LEARNER = ROOT / "fixtures" / "models" / "demo-base"
 

@@ -9,7 +9,6 @@ import sys
 import time
 
 import pytest
-import remit
 import torch
 from conftest import LEARNER, ROOT, objects, program
 from transformers import AutoModelForCausalLM, AutoTokenizer
