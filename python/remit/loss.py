@@ -22,7 +22,7 @@ from ._errors import UsageError, shown
 
 if TYPE_CHECKING:
     from ._set import WeightSet
-    from .torch import Step
+    from .torch import MicroBatch, Step
 
 Weighting = Literal["dynamic", "static", "uniform", "excess-top-k"]
 Normalize = Literal["targets", "weights"]
@@ -32,11 +32,7 @@ CHUNK_TOKENS = 1024
 
 
 class Scored(Protocol):
-    """What the loss needs of a micro-batch: an element for each token."""
-
-    @property
-    def input_ids(self) -> Tensor:
-        """Token ids, int64."""
+    """What the weights need of a micro-batch: an element for each token."""
 
     @property
     def row(self) -> Tensor:
@@ -217,7 +213,7 @@ class Objective:
             batch.rl_logprob, learner, batch.row, batch.is_target, batch.num_rows, fraction=self.top_k_fraction
         )
 
-    def sums(self, logits: Tensor, batch: Scored, group: dist.ProcessGroup | None = None) -> LossSums:
+    def sums(self, logits: Tensor, batch: "MicroBatch", group: dist.ProcessGroup | None = None) -> LossSums:
         """Returns the sums over a micro-batch, given the logits at each of its tokens: (tokens, vocabulary).
 
         The logits at token `t` predict token `t + 1`, as models return them.

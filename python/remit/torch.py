@@ -29,6 +29,9 @@ from .order import DEFAULT_BATCH_TOKENS, Cursor, Order
 DEFAULT_MICRO_TOKENS = 4096
 """Tokens of a micro-batch, as for `remit-anneal`."""
 
+IGNORED = -100
+"""Label of what is no target, as in torch.nn.functional.cross_entropy."""
+
 T = TypeVar("T")
 
 
@@ -134,6 +137,25 @@ class MicroBatch:
             max_seqlen=max(self.max_seqlen, missing),
         )
 
+    def shifted(self) -> "Shifted":
+        """Returns it as trainers have it that shift labels themselves: values at `t` are about the token after `t`."""
+
+        def ahead(tensor: Tensor, last: float = 0) -> Tensor:
+            return torch.cat([tensor[1:], torch.full_like(tensor[:1], last)])
+
+        is_target = ahead(self.is_target)
+        return Shifted(
+            tokens=self.input_ids,
+            position_ids=self.position_ids,
+            labels=torch.where(is_target > 0, ahead(self.input_ids), IGNORED),
+            # The last token of a row is before the first one of the next, which is no target.
+            row=self.row,
+            is_target=is_target,
+            rl_logprob=ahead(self.rl_logprob),
+            weight=None if self.weight is None else ahead(self.weight),
+            num_rows=self.num_rows,
+        )
+
     def padded(self, pad_id: int = 0) -> "PaddedBatch":
         """Returns a row of a matrix for each row, padded at the right."""
         shape = (self.num_rows, self.max_seqlen)
@@ -142,6 +164,31 @@ class MicroBatch:
         mask = torch.zeros_like(flat)
         flat[place], mask[place] = self.input_ids, 1
         return PaddedBatch(flat.view(shape), mask.view(shape), place)
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """A packed micro-batch whose labels are shifted: element `t` of what is about targets belongs to token `t + 1`.
+
+    `Objective.sums_of` takes it, with the log-probs of the labels.
+    """
+
+    tokens: Tensor
+    """(tokens,) int64: the inputs."""
+    position_ids: Tensor
+    """(tokens,) int64: position in the row."""
+    labels: Tensor
+    """(tokens,) int64: the token after it; -100 where that is no target."""
+    row: Tensor
+    """(tokens,) int64: number of the row, from 0."""
+    is_target: Tensor
+    """(tokens,) float32: 1 where the label is to be predicted, else 0."""
+    rl_logprob: Tensor
+    """(tokens,) float32, nats, of the label."""
+    weight: Tensor | None
+    """(tokens,) float32: static weight of the label."""
+    num_rows: int
+    """Number of rows."""
 
 
 @dataclass(frozen=True)
