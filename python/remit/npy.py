@@ -15,6 +15,7 @@ weights than were computed.
 """
 
 import argparse
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -44,7 +45,11 @@ def read_tokens(path: Path, token_dtype: str | None, separator: int | None) -> T
         raise MissingError(f"{shown(path)} is missing\nhint: give the folder of the corpus that the set was made of")
     with path.open("rb") as file:
         has_header = file.read(6) == b"\x93NUMPY"
-    ids = np.load(path, mmap_mode="r", allow_pickle=False) if has_header else np.memmap(path, token_dtype, "r")
+    ids: npt.NDArray[Any]
+    if has_header:
+        ids = np.load(path, mmap_mode="r", allow_pickle=False)
+    else:
+        ids = np.memmap(path, np.dtype(token_dtype), "r")
     if ids.ndim != 1:
         raise UsageError(f"{shown(path)} has {ids.ndim} dimensions\nhint: rows of such a file are rows of the set")
     ends = np.flatnonzero(ids == separator) + 1
@@ -122,7 +127,7 @@ def export(ws: WeightSet, corpus: str | os.PathLike[str], output: str | os.PathL
             continue
         segments = [0, *(int(start) for start in row.doc_starts if start > 0), len(row.input_ids)]
         begins = len(row.doc_starts) > 0 and row.doc_starts[0] == 0
-        for number, (first, stop) in enumerate(zip(segments[:-1], segments[1:], strict=True)):
+        for number, (first, stop) in enumerate(itertools.pairwise(segments)):
             if number == 0 and begins:
                 source, end = row.source, int(files[row.source].tokens.starts[row.doc_index])
             elif number == 0 and source != row.source:

@@ -162,7 +162,7 @@ def test_olmo_core_trains_on_the_loss(weights, weighting, tmp_path):
     ws = remit.open(weights)
     objective = Objective.of(ws, weighting, normalize="targets")
     rows = ShardDataset(ws, seed=1, batch_tokens=130, micro_batches=8)
-    config = TransformerConfig.olmo2_190M(vocab_size=1024, n_layers=1, d_model=64, n_heads=4)
+    config = TransformerConfig.llama_like(vocab_size=1024, n_layers=1, d_model=64, n_heads=4)
     module = Module(
         objective,
         model=config.build(init_device="cpu"),

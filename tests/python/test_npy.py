@@ -1,5 +1,7 @@
 """Arrays beside token files: each value at the id that it is about."""
 
+import itertools
+
 import numpy as np
 import pytest
 import remit
@@ -51,7 +53,7 @@ def test_every_value_stands_at_its_id(token_files, tmp_path, packing):
     )
     rl = np.fromfile(tmp_path / "aligned/a.rl_logprob.npy", np.float32)
     starts = [*np.flatnonzero(position == 0), len(ids)]
-    for start, stop in zip(starts[:-1], starts[1:], strict=True):
+    for start, stop in itertools.pairwise(starts):
         tokens = slice(start, start + int((position[start:stop] != remit.npy.NO_ROW).sum()))
         row = by_context.get(ids[tokens].astype(np.uint32).tobytes())
         if row is not None:

@@ -14,7 +14,9 @@ from conftest import LEARNER, ROOT, objects, program
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 WEIGHTINGS = ["dynamic", "static", "excess-top-k", "uniform"]
-STEPS, LR, SEED, BATCH_TOKENS, MICRO_TOKENS = 50, 1e-3, 5, 512, 200
+# At a higher rate, float32's last digits grow from step to step in any two implementations, and excess-top-k comes to
+# choose other tokens.
+STEPS, LR, SEED, BATCH_TOKENS, MICRO_TOKENS = 50, 2e-4, 5, 512, 200
 LIMIT = 1e-5
 
 
