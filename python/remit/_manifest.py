@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from blake3 import blake3
 
-from ._errors import REMAKE, DamagedError, Error, MissingError, UsageError, shown
+from ._errors import REMAKE, DamagedError, MissingError, UsageError, shown
 
 FORMAT_VERSION = 2
 SHARD_VERSION = "1"
@@ -287,6 +287,3 @@ def _pretty(value: object, indent: str) -> str:
     if not items:
         return opening + closing
     return opening + ",".join(f"\n{inner}{item}" for item in items) + f"\n{indent}{closing}"
-
-
-__all__ = ["DESCRIPTION_FOLDER", "Error", "Manifest", "ShardEntry", "footer_of", "identity", "is_sealed", "load"]

@@ -9,7 +9,7 @@
 A mean of means over micro-batches or ranks would be another loss wherever those differ in targets or weights.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import torch
@@ -264,10 +264,6 @@ class Objective:
             "the sum of dynamic weights is known only after the last micro-batch, and this trainer divides before\n"
             "hint: normalize='targets', or a loop of your own, as in examples/fsdp.py"
         )
-
-    def with_weighting(self, weighting: Weighting) -> "Objective":
-        """Returns the same with another weighting, and its usual divisor."""
-        return replace(self, weighting=weighting, normalize=None)
 
 
 def token_log_probs(

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import remit
 from blake3 import blake3
-from conftest import ROOT, program
+from conftest import LEARNER, ROOT, program
 
 KINDS = ["parquet", "arrow", "window", "exact", "rl-only"]
 VERSION_1 = ROOT / "fixtures" / "sets" / "version-1"
@@ -217,14 +217,31 @@ def test_what_is_missing_is_named(weights, tmp_path):
         remit.open("s3://bucket/weights")
 
 
-def test_a_shard_of_another_plan_is_refused(sets, tmp_path):
+@pytest.mark.parametrize("other", ["exact", "window"])
+def test_a_shard_of_another_plan_is_refused(sets, tmp_path, other):
+    """Made with other packing, or other rounding, under the name that it has here."""
     folder = shutil.copytree(sets["parquet"], tmp_path / "mixed")
-    shutil.copy(sets["exact"] / "part-000000.parquet", folder)
-    with pytest.raises(remit.DamagedError, match="part-000000.parquet has .* bytes; the manifest says"):
+    shutil.copy(sets[other] / "part-000001.parquet", folder)
+    with pytest.raises(remit.DamagedError, match="part-000001.parquet has .* bytes; the manifest says"):
         remit.open(folder)
-    forge(folder, 0, lambda found: found)
-    with pytest.raises(remit.DamagedError, match="part-000000.parquet was made under another plan"):
+    forge(folder, 1, lambda found: found)
+    with pytest.raises(remit.DamagedError, match="part-000001.parquet was made under another plan"):
         remit.open(folder)
+
+
+def test_a_model_whose_tokenizer_gives_other_ids_is_refused_by_name(weights, tmp_path):
+    ws = remit.open(weights)
+    ws.check(LEARNER)
+    model = shutil.copytree(LEARNER, tmp_path / "model")
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = list(vocabulary)[300:302]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(remit.UsageError, match=f"but that of {model} is another .*\nhint: score the corpus again with"):
+        ws.check(model)
+    with pytest.raises(remit.Error, match="remit-inspect exited with 66"):
+        ws.check(tmp_path / "nothing")
 
 
 def test_a_manifest_that_contradicts_itself_is_refused(weights, tmp_path):

@@ -26,8 +26,6 @@ from .._errors import UsageError
 from ..loss import Objective
 from ..torch import ShardDataset, Shifted
 
-_BATCH = ("tokens", "labels", "loss_mask", "position_ids", "row", "rl_logprob", "weight", "cu_seqlens")
-
 
 class PackedRows(torch.utils.data.IterableDataset[dict[str, Tensor]]):
     """The micro-batches of a dataset as Megatron has them: one sample of `seq_length` tokens each, filled up."""

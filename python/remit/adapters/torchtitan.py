@@ -22,8 +22,6 @@ from .._set import WeightSet
 from ..loss import Objective, Weighting
 from ..torch import IGNORED, ShardDataset, Shifted
 
-# torchtitan's loss sees the logits at every token at once, and so do we.
-
 
 def tagged(labels: Tensor, values: Tensor) -> Tensor:
     """Returns labels with a float32 in their upper 32 bits; what is no target stays -100."""
