@@ -63,7 +63,7 @@ stage "kills at random" env REMIT_BIN="$target/release" python3 scripts/kill.py 
 stage "kills of training at random" env REMIT_BIN="$target/release" python3 scripts/kill_anneal.py 10
 stage "wait for Python packages" wait "$venv_job"
 trap - EXIT
-export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false REMIT_FEATURES="$features"
 stage "goldens, made again" "$venv/bin/python" scripts/goldens/make.py --check
 # 3,000 damaged files, always the same.
 stage "build of the harness" cargo build --release --locked -p remit-fuzz

@@ -31,6 +31,7 @@ mod worker;
 use std::ffi::{OsStr, OsString};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use clap::Parser;
@@ -71,6 +72,9 @@ pub fn begin() -> bool {
     }
     process::use_program(PARSER_ARGUMENT);
     output::install();
+    // A file that outgrows `ulimit -f` makes a write fail, which is told, rather than end the process. The only error is
+    // that the signal can't be caught, and then it ends the process as it always did.
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
     false
 }
 

@@ -58,7 +58,10 @@ fn number(value: Option<f64>, decimals: usize) -> String {
 pub fn summary(manifest: &Manifest) -> String {
     let plan = &manifest.plan;
     let bytes: u64 = manifest.shards.iter().map(|shard| shard.size_bytes).sum();
-    let per_token = bytes as f64 / manifest.totals.tokens.max(1) as f64;
+    let per_token = match manifest.totals.tokens {
+        0 => String::new(),
+        tokens => format!(", {:.2} bytes per token", bytes as f64 / tokens as f64),
+    };
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "{name:<12}{value}");
@@ -138,7 +141,7 @@ pub fn summary(manifest: &Manifest) -> String {
     line(
         "shards",
         format!(
-            "{}, {} bytes, {per_token:.2} bytes per token",
+            "{}, {} bytes{per_token}",
             manifest.shards.len(),
             grouped(bytes)
         ),

@@ -42,10 +42,12 @@ pub trait Progress: Sync {
 pub struct StopFlag(Arc<AtomicBool>);
 
 impl StopFlag {
-    /// Returns a flag that SIGINT and SIGTERM set. A second signal ends the process at once.
+    /// Returns a flag that SIGINT, SIGTERM and SIGXCPU (the soft limit of `ulimit -t`) set. A second signal ends the
+    /// process at once.
     pub fn on_signals() -> std::io::Result<Self> {
+        use signal_hook::consts::{SIGINT, SIGTERM, SIGXCPU};
         let flag = Self::default();
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        for signal in [SIGINT, SIGTERM, SIGXCPU] {
             signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&flag.0))?;
             signal_hook::flag::register(signal, Arc::clone(&flag.0))?;
         }

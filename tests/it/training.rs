@@ -271,6 +271,17 @@ fn a_loss_that_is_not_finite_stops_the_run_or_is_skipped_and_counted() {
     assert!(!workspace.path("run/config.json").exists());
     workspace.remove("run");
 
+    run("--save-every 1").run();
+    let ended = run("--save-every 1").run();
+    ended.check(
+        ended
+            .stderr
+            .contains("error: training, resumed from run/checkpoints/step-")
+            && ended.stderr.contains("row_id "),
+        "the checkpoint may be the cause",
+    );
+    workspace.remove("run");
+
     let ended = run("--on-nonfinite skip").ok();
     let metrics = workspace.metrics("run");
     assert_eq!(metrics.len(), 30);

@@ -16,7 +16,9 @@ from safetensors import safe_open
 
 from conftest import ROOT
 
-COMMAND = "cargo test --release --lib --features object-store --locked ops_cases -- --ignored".split()
+# With the features that everything else was compiled with, so that nothing is compiled again.
+FEATURES = os.environ.get("REMIT_FEATURES", "object-store")
+COMMAND = f"cargo test --release --lib --features {FEATURES} --locked ops_cases -- --ignored".split()
 # Norm of the difference by the norm; and for single numbers, of the largest number.
 TOLERANCE, LARGEST_TOLERANCE = 1e-5, 5e-5
 # What is no input that a gradient is taken of.

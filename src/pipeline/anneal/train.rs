@@ -6,12 +6,14 @@ use anyhow::Result;
 
 use super::super::{Progress, StopFlag};
 use super::logs::Logs;
+use super::nonfinite::NonFinite;
 use super::options::DEFAULT_BATCH_TOKENS;
 use super::plan::{Plan, Start};
 use super::run_file;
 use super::steps::Run;
 use super::trainer::Trainer;
 use crate::checkpoint::{self, CHECKPOINTS_DIR};
+use crate::escape::Show as _;
 use crate::model::Decoder;
 
 /// A trained model, and what this run contributed to it.
@@ -54,6 +56,7 @@ pub(super) fn train(
     let checkpoints_dir = dir.join(CHECKPOINTS_DIR);
     progress.note(&format!("loading {}", plan.initial));
     let mut trainer = Trainer::load(plan)?;
+    let mut resumed_from = None;
     if let Some(point) = checkpoint {
         point.checkpoint.restore(
             trainer.model.parameters_mut(),
@@ -66,6 +69,7 @@ pub(super) fn train(
             checkpoint::remove(&checkpoints_dir, step)?;
         }
         progress.note(&format!("resuming after step {}", state.step));
+        resumed_from = Some(point.checkpoint.path().to_owned());
     }
     // Without run.json, the next start would refuse the files that come after it.
     run_file::write(plan, state.step)?;
@@ -88,7 +92,14 @@ pub(super) fn train(
     let started = Instant::now();
     progress.begin("annealing", plan.num_steps());
     progress.advance(resumed_after, 0, "");
-    run.steps(&mut trainer, &mut logs)?;
+    run.steps(&mut trainer, &mut logs)
+        .map_err(|error| match &resumed_from {
+            // What the run went on from may be the cause.
+            Some(path) if error.is::<NonFinite>() => {
+                error.context(format!("training, resumed from {}", path.shown()))
+            }
+            _ => error,
+        })?;
     progress.finish();
     let seconds = started.elapsed().as_secs_f64();
     logs.sync()?;
