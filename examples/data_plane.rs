@@ -134,8 +134,10 @@ fn all(tokenizer: &TextTokenizer, corpus: &Corpus, output: &Path) -> Result<()> 
         options: ShardOptions {
             part: 0,
             format: ShardFormat::Parquet,
-            has_base: false,
+            columns: false.into(),
             exact: false,
+            exact_weights: None,
+            lowest_entropy: None,
             plan: Digest::of(b""),
         },
     };

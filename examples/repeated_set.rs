@@ -34,8 +34,10 @@ fn main() -> Result<()> {
         let options = ShardOptions {
             part,
             format: plan.format,
-            has_base: plan.base.is_some(),
+            columns: plan.columns(),
             exact: plan.exact,
+            exact_weights: None,
+            lowest_entropy: None,
             plan: plan.identity()?,
         };
         let mut writer = ShardWriter::new(AtomicFile::create(&path)?, options)?;

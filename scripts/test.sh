@@ -5,7 +5,7 @@
 #   scripts/test.sh            # about 20 minutes on 2 cores when nothing is compiled yet
 #
 # The Python packages go into a virtual environment outside the repository, made once for each content
-# of scripts/requirements.txt (about 5 GB, mostly PyTorch's CUDA libraries): $REMIT_CACHE, or
+# of scripts/requirements*.txt (about 5 GB, mostly PyTorch's CUDA libraries): $REMIT_CACHE, or
 # ~/.cache/remit. Only the tests that need it wait for it. Tests of the report in a browser are skipped without the
 # system's chromium.
 #
@@ -15,7 +15,7 @@ cd "$(dirname "$0")/.."
 
 cache="${REMIT_CACHE:-$HOME/.cache/remit}"
 target="${CARGO_TARGET_DIR:-target}"
-venv="$cache/oracle-$(sha256sum scripts/requirements.txt | cut -c1-12)"
+venv="$cache/oracle-$(cat scripts/requirements.txt scripts/requirements-trainers.txt | sha256sum | cut -c1-12)"
 summary=()
 skipped=()
 begin=$SECONDS
@@ -46,6 +46,8 @@ make_venv() { # under a lock, so that two runs at a time don't build the same en
     rm -rf "$venv"
     python3 -m venv "$venv"
     "$venv/bin/pip" install --quiet --disable-pip-version-check -r scripts/requirements.txt
+    # Trainers, without the gigabytes that they ask for and what is tested does not need.
+    "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps -r scripts/requirements-trainers.txt
     touch "$venv/ready"
 }
 
@@ -66,6 +68,9 @@ stage "goldens, made again" "$venv/bin/python" scripts/goldens/make.py --check
 # 3,000 damaged files, always the same.
 stage "build of the harness" cargo build --release --locked -p remit-fuzz
 stage "damaged files" env REMIT_BIN="$target/release" "$venv/bin/python" scripts/mutate.py 3000 --seed 1 --keep "$target/findings"
+# As everything else was compiled, so that nothing is compiled again.
+stage "wheel" env PATH="$venv/bin:$PATH" maturin build --release --locked --features "$features" --out "$target/wheels"
+stage "Python package" env REMIT_BIN="$target/release" REMIT_WHEELS="$target/wheels" "$venv/bin/python" -m pytest -q tests/python
 stage "oracle tests" env REMIT_BIN="$target/release" "$venv/bin/python" -m pytest -q tests/oracle
 [[ "$features" != *cuda* ]] || stage "acceptance on a GPU, emulated" env REMIT_BIN="$target/release" PYTHON="$venv/bin/python" \
     scripts/bench/gpu.sh --emulated --out "$target/gpu-emulated"

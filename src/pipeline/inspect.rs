@@ -13,6 +13,7 @@ use super::tokenizer::tokenizer_in;
 use super::{BadInput, Progress, Usage};
 use crate::demo;
 use crate::escape::Show as _;
+use crate::fs::Digest;
 use crate::model::{self, AnnealingShape, Architecture, ComputeDtype, ModelSource, OpenModel};
 use crate::shard;
 use crate::shard::manifest::Manifest;
@@ -258,6 +259,8 @@ pub struct ModelReport {
     pub micro_batch_tokens: usize,
     /// Number of ids of the tokenizer, if there is one that can be used.
     pub tokenizer_ids: Option<usize>,
+    /// Digest of what decides which ids a text becomes, as plans have it.
+    pub tokenizer_fingerprint: Option<Digest>,
     /// Number of these that the embedding has no row for: documents that use one can't be scored.
     pub ids_without_row: usize,
     /// Tokens that documents begin and end with unless options say otherwise.
@@ -334,6 +337,9 @@ pub fn model(
     let tokenizer_ids = tokenizer
         .as_ref()
         .map(|(tokenizer, _)| tokenizer.vocab_size());
+    let tokenizer_fingerprint = tokenizer
+        .as_ref()
+        .map(|(tokenizer, _)| tokenizer.fingerprint());
     let tokenizer_warnings = tokenizer
         .as_ref()
         .map(|(tokenizer, _)| tokenizer.warnings().to_vec());
@@ -375,6 +381,7 @@ pub fn model(
             .total_bytes(),
         micro_batch_tokens,
         tokenizer_ids,
+        tokenizer_fingerprint,
         ids_without_row: tokenizer_ids
             .unwrap_or_default()
             .saturating_sub(architecture.vocab_size),

@@ -8,6 +8,7 @@ The packages are in scripts/requirements.txt. REMIT_BIN is the folder of the bin
 
 import os
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ import torch
 from oracle import BINARIES, ROOT
 
 torch.set_num_threads(os.cpu_count() or 1)
+# The package, for what docs/ show of it.
+sys.path.insert(0, str(ROOT / "python"))
 
 
 @pytest.fixture(scope="session")

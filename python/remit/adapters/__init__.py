@@ -1,0 +1,1 @@
+"""One file for each trainer: how rows, weights and loss get into it. docs/trainers.md has the table of them."""
