@@ -54,8 +54,8 @@ AFTER = [
     "",
     "## Bf16 in training",
     "",
-    "The share of the gradient that rounding changes, the largest of a tensor by norms, over all 23 golden models "
-    "(`tests/oracle/test_dtypes.py`):",
+    "The share of the gradient that rounding changes, the largest of a tensor by norms, over all 23 golden models. The first row is what",
+    "`tests/oracle/test_dtypes.py` measures; the others were computed once, in PyTorch.",
     "",
     "| forward pass | backward pass | difference from f32 |",
     "|---|---|---|",
