@@ -41,7 +41,7 @@ measure() { # measure NAME FULL QUICK: the options of a script that is called as
     [ -z "$quick" ] || options="$3"
     echo "all.sh: $options"
     local results="$out/$name.new"
-    "$python" scripts/bench/page.py begin "$name" >"$results"
+    "$python" scripts/bench/page.py begin "${options%% --llama*}" >"$results"
     # shellcheck disable=SC2086
     REMIT_BENCH_RESULTS="$results" "$python" scripts/bench/$options 2>"$out/$name.err" | tee "$out/$name.txt" || {
         tail -n 20 "$out/$name.err" >&2

@@ -2,8 +2,8 @@
 
     python scripts/bench/page.py write target/bench --page docs/benchmarks.md --chart docs/benchmarks.svg
 
-The folder has a file of JSON lines for each benchmark: the first, by `page.py begin NAME`, says when and on what machine it
-ran, the others are those of results.py.
+The folder has a file of JSON lines for each benchmark: the first, by `page.py begin CALL`, says when and on what machine
+it ran, the others are those of results.py.
 """
 
 import argparse
@@ -117,7 +117,7 @@ def page(benchmarks, chart):
         for row in rows:
             by_section.setdefault(row["section"], (facts, []))[1].append(row)
     for section, (facts, rows) in by_section.items():
-        lines += ["", f"## {section}", "", f"{facts['date']}, `scripts/bench/{facts['script']}`; load of the machine at the start {facts['load']:.1f}.", ""]
+        lines += ["", f"## {section}", "", f"{facts['date']}, `scripts/bench/{facts['call']}`; load of the machine at the start {facts['load']:.1f}.", ""]
         lines += table(rows)
         remarks = notes(rows)
         if remarks:
@@ -178,29 +178,18 @@ def draw(rows):
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-SCRIPTS = {
-    "scoring": "scoring.py",
-    "training": "train_step.py",
-    "streaming": "streaming.py",
-    "data_plane": "data_plane.py",
-    "disk": "bytes_per_token.py",
-    "families": "families.py",
-    "report": "report.py",
-}
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     begin = commands.add_parser("begin")
-    begin.add_argument("name", choices=ORDER)
+    begin.add_argument("call", help="the script and its options")
     write = commands.add_parser("write")
     write.add_argument("folder", type=Path)
     write.add_argument("--page", type=Path, required=True)
     write.add_argument("--chart", type=Path, required=True)
     args = parser.parse_args()
     if args.command == "begin":
-        print(json.dumps(machine() | {"script": SCRIPTS[args.name]}))
+        print(json.dumps(machine() | {"call": args.call.strip()}))
         return
     benchmarks = []
     for name in ORDER:

@@ -25,14 +25,15 @@ use crate::model::kernels::tensor::bf16_view;
 use crate::model::kernels::tensor::widened;
 
 /// Returns whether products of this precision are the hardware's.
+#[cfg(target_arch = "x86_64")]
 fn multiplies(precision: Activations) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return precision == Activations::Bf16 && avx512::multiplies_bf16();
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = precision;
-        false
-    }
+    precision == Activations::Bf16 && avx512::multiplies_bf16()
+}
+
+/// Returns whether products of this precision are the hardware's.
+#[cfg(not(target_arch = "x86_64"))]
+fn multiplies(_: Activations) -> bool {
+    false
 }
 
 /// `dx (+)= dy w` for gradients `dy` `[tokens, out]` and a weight `w` `[out, in]`. A row of the result depends on that
@@ -46,8 +47,9 @@ pub(super) fn rows_times(
 ) -> Result<(), Error> {
     let (out, inner) = w.dims2()?;
     let tokens = dx.len() / inner.max(1);
+    let in_hardware = multiplies(precision);
     #[cfg(target_arch = "x86_64")]
-    if w.dtype() == DType::BF16 && multiplies(precision) {
+    if in_hardware && w.dtype() == DType::BF16 {
         let w: &[bf16] = &bf16_view(w)?;
         assert_eq!(
             (dx.len(), dy.len(), w.len()),
@@ -70,6 +72,7 @@ pub(super) fn rows_times(
         multiply(dx, write, (tokens, inner, words), (&dy, words, 1), right);
         return Ok(());
     }
+    debug_assert!(!in_hardware || w.dtype() != DType::BF16);
     let (dy, w) = (Mat::new(dy, tokens, out), &widened(w)?);
     gemm::rows_times(dx, write, dy, Mat::new(w, out, inner));
     Ok(())
@@ -83,8 +86,9 @@ pub(super) fn add_products(
     (tokens, out, inner): (usize, usize, usize),
     precision: Activations,
 ) {
+    let in_hardware = multiplies(precision);
     #[cfg(target_arch = "x86_64")]
-    if multiplies(precision) {
+    if in_hardware {
         assert_eq!(
             (d_w.len(), dy.len(), x.len()),
             (out * inner, tokens * out, tokens * inner),
@@ -105,6 +109,7 @@ pub(super) fn add_products(
         multiply(d_w, Write::Accumulate, size, (&dy, 1, out), right);
         return;
     }
+    debug_assert!(!in_hardware);
     gemm::matmul(
         MatMut::new(d_w, out, inner),
         Write::Accumulate,
