@@ -156,7 +156,9 @@ pub fn run(
             let mut again = rescore::score(&scorer, &sampled)?;
             if !plan.exact {
                 // Log-probs are rounded already; the writer rounds these.
-                let entropies = again.iter_mut().filter_map(|row| row.distributions.entropies.as_mut());
+                let entropies = again
+                    .iter_mut()
+                    .filter_map(|row| row.distributions.entropies.as_mut());
                 entropies.for_each(|entropies| round_log_probs(entropies));
             }
             let mut tokens = 0;
