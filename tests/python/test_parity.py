@@ -3,11 +3,11 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import torch
 from conftest import LEARNER, ROOT, objects, program
@@ -112,7 +112,9 @@ def test_a_run_that_is_killed_goes_on_with_the_same_losses_on_another_number_of_
         while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= at):
             time.sleep(0.05)
         assert process.poll() is None, process.communicate()[0]
-        os.killpg(process.pid, signal.SIGKILL)
+        # The ranks are in sessions of their own, and would go on without torchrun.
+        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+            one.kill()
         process.communicate()
         assert at <= len(log.read_text().splitlines()) < STEPS
     finish(start(run, 2, free_port))
