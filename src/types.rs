@@ -345,7 +345,7 @@ pub enum WeightBounds {
 }
 
 impl WeightBounds {
-    /// Returns whether this is the default, which a plan leaves out.
+    /// Returns whether a plan leaves this out: what sets have that do not say.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }

@@ -207,7 +207,7 @@ pub struct ScoreArgs {
     exact: bool,
 
     /// How weights at a bound, 1 - EPSILON or 1 + EPSILON, are stored
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t = WeightBounds::Exact)]
     weight_bounds: WeightBounds,
 
     /// Store the entropy of the RL model's distribution at every target, in nats

@@ -15,7 +15,7 @@ fn workspace() -> Workspace {
     workspace
 }
 
-const SCORE_AGAIN: &str = "corpus --part-bytes 30 --on-bad-record skip -o";
+const SCORE_AGAIN: &str = "corpus --part-bytes 30 --on-bad-record skip --weight-bounds rounded -o";
 
 #[test]
 fn a_set_of_version_1_is_read_by_every_program() {

@@ -234,6 +234,7 @@ fn only_what_is_written_to_files_has_paths_as_they_are() {
             "pipeline/report/runs.rs",
             "pipeline/report/sweep.rs",
             "pipeline/report/write.rs",
+            "pipeline/score/add.rs",
         ],
         "use escape::Show"
     );
