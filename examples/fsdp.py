@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 
 def arguments(given=None):
@@ -93,7 +93,7 @@ class Run:
         self.model = AutoModelForCausalLM.from_pretrained(
             self.model_path, dtype=torch.float32, attn_implementation=args.attention
         )
-        self.stored_dtype = self.model.config.dtype
+        self.stored_dtype = AutoConfig.from_pretrained(self.model_path).dtype or torch.float32
         self.model.config.use_cache = False  # else rows that are packed would see each other
         self.model.to(device)
         mesh = init_device_mesh(device.type, (self.world,))

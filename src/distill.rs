@@ -173,7 +173,7 @@ mod tests {
             row(&[0.2, 0.05, 9.0], &[0], Some(vec![true, true, false])),
         ];
         let step = StepTargets::new(distillation(Some(0.4), None), rows.iter());
-        let mut weights = vec![[7.0; 3]; 2];
+        let mut weights = [[7.0; 3]; 2];
         for (number, weights) in weights.iter_mut().enumerate() {
             step.fill_weights(number, &rows[number], weights);
         }

@@ -48,7 +48,7 @@ enum RlColumn {
     /// The set's own.
     Own,
     /// That of a sidecar.
-    Sidecar(SidecarFile),
+    Sidecar(Box<SidecarFile>),
 }
 
 impl ShardFile {
@@ -531,7 +531,7 @@ impl ShardSet {
         }
         for sidecar in sidecars {
             for (shard, file) in self.shards.iter_mut().zip(sidecar.into_files()) {
-                shard.rl_columns.push(RlColumn::Sidecar(file));
+                shard.rl_columns.push(RlColumn::Sidecar(Box::new(file)));
             }
         }
         self
