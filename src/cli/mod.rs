@@ -42,7 +42,7 @@ use clap::Parser;
 use crate::corpus;
 use crate::guard::process;
 use crate::pipeline::Usage;
-use crate::tokenize;
+use crate::{shard, tokenize};
 
 /// The only argument of a process that parses files for another; `ps` shows it.
 const PARSER_ARGUMENT: &str = "--parse-files-for-parent";
@@ -52,6 +52,7 @@ const PARSED_APART: &[process::Kind] = &[
     corpus::TABLES,
     tokenize::TOKENIZERS,
     tokenize::CHAT_TEMPLATES,
+    shard::import::IMPORTS,
 ];
 
 /// Runs one program: parses its arguments, sets up logging, runs it, and maps the outcome to an

@@ -1,7 +1,10 @@
 //! Numbers per token from elsewhere: a Parquet file with a column `row_id` and a column of lists.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float32Type, Float64Type, Int64Type, UInt64Type};
@@ -12,51 +15,109 @@ use super::Error;
 use super::container::Container;
 use super::schema::{ShardFormat, columns};
 use super::sidecar::Values;
-use crate::fs::MappedFile;
-use crate::guard;
+use crate::fs::{self, MappedFile, Operation};
+use crate::guard::process::{Failure, Kind, Session, Source, Task};
+use crate::guard::{self, process};
+
+/// How a process tries a file of numbers.
+pub const IMPORTS: Kind = Kind {
+    id: 4,
+    start: |source| Box::new(Trial(source)),
+};
 
 /// Reads the numbers of every row of a file, by `row_id`. All of them are held in memory, 8 bytes each.
 ///
+/// The file is somebody else's, so a process with limits reads it first (see [`process`]); what it survives is read here.
+///
 /// # Errors
 ///
-/// When it is no Parquet file, has not these columns, or a `row_id` twice.
+/// When it is no Parquet file, has not these columns, or a `row_id` twice; when reading takes more memory or time than
+/// a file of its size may take.
 pub fn read(path: &Path, column: &str) -> Result<BTreeMap<u64, Values>, Error> {
-    let format = ShardFormat::Parquet;
-    let map = MappedFile::open(path)?;
-    let bytes = Bytes::from_owner(map);
+    let bytes = Bytes::from_owner(MappedFile::open(path)?);
     let bad = |reason: String| Error::Import {
         path: path.to_owned(),
         reason,
     };
-    let guarded = |step: &mut dyn FnMut() -> Result<Vec<RecordBatch>, String>| {
-        guard::guarded(step).and_then(|result| result).map_err(bad)
-    };
-    let mut rows = BTreeMap::new();
-    let batches = guarded(&mut || {
-        let container = Container::parse(format, &bytes)?;
-        let groups = container.group_rows().map_or(0, |groups| groups.len());
-        let mut all = Vec::new();
-        for group in 0..groups {
-            for batch in container.batches(&bytes, group, None)? {
-                all.push(batch.map_err(|error| error.to_string())?);
+    if process::has_program() {
+        let source = Arc::new(Mapped(bytes.clone()));
+        let tried = Session::open(IMPORTS, source).and_then(|mut it| it.call(column.as_bytes()));
+        match tried {
+            Ok(_) => {}
+            Err(Failure::Refused(reason)) => {
+                return Err(bad(String::from_utf8_lossy(&reason).into_owned()));
+            }
+            Err(Failure::Died(death)) => return Err(bad(death.to_string())),
+            Err(Failure::Source(source) | Failure::Start(source)) => {
+                let (operation, path) = (Operation::Read, path.to_owned());
+                return Err(fs::Error {
+                    operation,
+                    path,
+                    source,
+                }
+                .into());
             }
         }
-        Ok(all)
-    })?;
-    for batch in batches {
-        let ids = ids(&batch)
-            .ok_or_else(|| bad("it has no column row_id of 64-bit integers".to_owned()))?;
-        let lists = batch
-            .column_by_name(column)
-            .ok_or_else(|| bad(format!("it has no column {column:?}")))?;
-        for (i, id) in ids.into_iter().enumerate() {
-            let values = list(lists, i).ok_or_else(|| {
-                bad(format!(
-                    "{column:?} of row_id {id} is no list of floating-point numbers"
-                ))
-            })?;
-            if rows.insert(id, values).is_some() {
-                return Err(bad(format!("row_id {id} comes twice")));
+    }
+    guard::guarded(|| parse(&bytes, column))
+        .and_then(|parsed| parsed)
+        .map_err(bad)
+}
+
+/// The bytes of a mapped file.
+struct Mapped(Bytes);
+
+impl Source for Mapped {
+    fn size_bytes(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read(&self, range: Range<u64>) -> io::Result<Vec<u8>> {
+        let place = |at| usize::try_from(at).unwrap_or(usize::MAX);
+        let bytes = self.0.get(place(range.start)..place(range.end));
+        bytes
+            .map(<[u8]>::to_vec)
+            .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
+struct Trial(Arc<dyn Source>);
+
+impl Task for Trial {
+    /// Reads the column that the request names.
+    fn call(&mut self, request: &[u8]) -> Result<Vec<u8>, Vec<u8>> {
+        let column = String::from_utf8_lossy(request);
+        let tried = self
+            .0
+            .read(0..self.0.size_bytes())
+            .map_err(|error| error.to_string())
+            .and_then(|bytes| {
+                let bytes = Bytes::from(bytes);
+                guard::guarded(|| parse(&bytes, &column)).and_then(|parsed| parsed)
+            });
+        tried.map(|_| Vec::new()).map_err(String::into_bytes)
+    }
+}
+
+fn parse(bytes: &Bytes, column: &str) -> Result<BTreeMap<u64, Values>, String> {
+    let mut rows = BTreeMap::new();
+    let container = Container::parse(ShardFormat::Parquet, bytes)?;
+    let groups = container.group_rows().map_or(0, |groups| groups.len());
+    for group in 0..groups {
+        for batch in container.batches(bytes, group, None)? {
+            let batch = batch.map_err(|error| error.to_string())?;
+            let ids = ids(&batch)
+                .ok_or_else(|| "it has no column row_id of 64-bit integers".to_owned())?;
+            let lists = batch
+                .column_by_name(column)
+                .ok_or_else(|| format!("it has no column {column:?}"))?;
+            for (i, id) in ids.into_iter().enumerate() {
+                let values = list(lists, i).ok_or_else(|| {
+                    format!("{column:?} of row_id {id} is no list of floating-point numbers")
+                })?;
+                if rows.insert(id, values).is_some() {
+                    return Err(format!("row_id {id} comes twice"));
+                }
             }
         }
     }

@@ -113,6 +113,14 @@ pub fn run(options: &AddOptions, stop: &StopFlag, progress: &dyn Progress) -> Re
         format: manifest.plan.format,
         num_parts: manifest.plan.num_parts,
     };
+    // Before anything is written: a file that is refused leaves nothing behind.
+    let imported = match &options.import {
+        Some((path, column)) => {
+            progress.note(&format!("reading {} of {}", column.shown(), path.shown()));
+            Some((import::read(path, column)?, path))
+        }
+        None => None,
+    };
     fs::create_dir_all(&dir)?;
     let plan = settle(&dir, plan)?;
     let mut report = AddReport {
@@ -129,7 +137,7 @@ pub fn run(options: &AddOptions, stop: &StopFlag, progress: &dyn Progress) -> Re
         .filter_map(|part| Some((part, set.shards().get(part as usize)?)))
         .collect();
     if !mine.is_empty() {
-        let numbers = match (&model, &options.import) {
+        let numbers = match (&model, imported) {
             (Some(model), _) => Numbers::Scorer(Box::new(rescore::load(
                 (model, None),
                 &options.compute,
@@ -139,10 +147,7 @@ pub fn run(options: &AddOptions, stop: &StopFlag, progress: &dyn Progress) -> Re
                 manifest,
                 progress,
             )?)),
-            (None, Some((path, column))) => {
-                progress.note(&format!("reading {} of {}", column.shown(), path.shown()));
-                Numbers::File(import::read(path, column)?, path.clone())
-            }
+            (None, Some((numbers, path))) => Numbers::File(numbers, path.clone()),
             (None, None) => return Err(Usage("--add needs a model or a file".to_owned()).into()),
         };
         let started = std::time::Instant::now();

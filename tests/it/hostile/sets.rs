@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::measured;
-use crate::harness::{ANNEAL, INSPECT, SCORE, Workspace, fixtures};
+use crate::harness::{ANNEAL, INSPECT, SCORE, Workspace, assert_same, fixtures};
 
 #[test]
 fn a_complete_set_with_a_shard_of_another_size_is_not_called_complete() {
@@ -160,4 +160,33 @@ fn bad_files_in_the_place_of_a_manifest_a_plan_or_a_shard_are_refused_within_bou
         }
         workspace.command(INSPECT).arg("verify").arg(&set).ok();
     }
+}
+
+/// Numbers that are imported into a set come from somebody else.
+#[test]
+fn bad_files_to_import_are_refused_within_bounds() {
+    let workspace = Workspace::new();
+    workspace.write_corpus("a.jsonl", 5);
+    workspace.command(SCORE).args("a.jsonl -o set").ok();
+    let before = workspace.snapshot("set");
+    for entry in std::fs::read_dir(fixtures().join("bad")).unwrap() {
+        let bad = entry.unwrap().path();
+        if bad
+            .extension()
+            .is_none_or(|ending| ending != "parquet" && ending != "arrow")
+        {
+            continue;
+        }
+        let mut command = Command::new(SCORE);
+        command
+            .current_dir(workspace.path(""))
+            .args(["--add", "set", "--as", "quality", "--import"])
+            .arg(&bad);
+        let ended = measured(&mut command);
+        assert_eq!(ended.problems(65), [""; 0], "{}", bad.display());
+        let name = bad.file_name().unwrap().to_str().unwrap();
+        assert!(ended.error().contains(name), "{name}: {}", ended.stderr);
+        assert!(!workspace.path("set.quality").exists(), "{name}");
+    }
+    assert_same(&before, &workspace.snapshot("set"), "the set");
 }
