@@ -1,7 +1,9 @@
 //! Calls into parsers that were not written for hostile files, and panic on some of them.
 
+mod in_memory;
 pub mod limits;
 pub mod parquet;
+
 pub mod process;
 
 use std::any::Any;

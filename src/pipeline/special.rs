@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde_json::Value;
 
-use super::score::AddToken;
+use super::score::options::AddToken;
 use super::tokenizer::{tokenizer_in, tokenizer_of};
 use super::{BadInput, Progress, json_of};
 use crate::model::{self, ModelSource, OpenModel};

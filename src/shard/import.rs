@@ -1,8 +1,6 @@
 //! Numbers per token from elsewhere: a Parquet file with a column `row_id` and a column of lists.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -40,7 +38,7 @@ pub fn read(path: &Path, column: &str) -> Result<BTreeMap<u64, Values>, Error> {
         reason,
     };
     if process::has_program() {
-        let source = Arc::new(Mapped(bytes.clone()));
+        let source = Arc::new(bytes.clone());
         let tried = Session::open(IMPORTS, source).and_then(|mut it| it.call(column.as_bytes()));
         match tried {
             Ok(_) => {}
@@ -62,23 +60,6 @@ pub fn read(path: &Path, column: &str) -> Result<BTreeMap<u64, Values>, Error> {
     guard::guarded(|| parse(&bytes, column))
         .and_then(|parsed| parsed)
         .map_err(bad)
-}
-
-/// The bytes of a mapped file.
-struct Mapped(Bytes);
-
-impl Source for Mapped {
-    fn size_bytes(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read(&self, range: Range<u64>) -> io::Result<Vec<u8>> {
-        let place = |at| usize::try_from(at).unwrap_or(usize::MAX);
-        let bytes = self.0.get(place(range.start)..place(range.end));
-        bytes
-            .map(<[u8]>::to_vec)
-            .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
-    }
 }
 
 struct Trial(Arc<dyn Source>);

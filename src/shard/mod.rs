@@ -11,6 +11,7 @@ pub mod description;
 #[cfg(test)]
 mod distribution_tests;
 mod distributions;
+mod entry_file;
 mod error;
 #[cfg(test)]
 mod format_tests;

@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use super::Error;
 use super::columns::Columns;
 use super::container::Container;
+use super::entry_file::{self, guarded};
 use super::manifest::{Manifest, ShardEntry};
 use super::plan::Plan;
 use super::row::StoredRow;
@@ -20,8 +21,7 @@ use super::schema::{
 };
 use super::seal::{self, Broken};
 use super::sidecar::{Sidecar, SidecarFile};
-use crate::fs::{self, Digest, MappedFile};
-use crate::guard;
+use crate::fs::{Digest, MappedFile};
 use crate::pack::PackStats;
 use crate::types::Reject;
 
@@ -95,25 +95,8 @@ impl ShardFile {
     ) -> Result<Self, Error> {
         let columns = manifest_plan.columns();
         let path = dir.join(&entry.file);
-        if !fs::exists(&path)? {
-            return Err(Error::MissingShard { path });
-        }
-        let map = MappedFile::open(&path)?;
-        if map.len() as u64 != entry.size_bytes {
-            return Err(Error::Size {
-                path,
-                expected: entry.size_bytes,
-                found: map.len() as u64,
-            });
-        }
-        let found = Digest::of(&map);
-        if found != entry.blake3 {
-            return Err(Error::Hash {
-                path,
-                expected: entry.blake3,
-                found,
-            });
-        }
+        let map = entry_file::map(&path)?;
+        let found = entry_file::check(&path, &map, entry)?;
         let format = manifest_plan.format;
         let shard = Self::parse(&path, format, entry.part, columns, map, Some(found))?;
         shard.expect_plan(identity)?;
@@ -483,20 +466,6 @@ fn check_seal(path: &Path, bytes: &[u8], seal: Option<&str>) -> Result<(), Error
             reason: broken.to_string(),
         }),
     }
-}
-
-/// Runs a step of the parser; a panic in it becomes an error that names the shard.
-fn guarded<T>(
-    path: &Path,
-    format: ShardFormat,
-    step: impl FnOnce() -> Result<T, String>,
-) -> Result<T, Error> {
-    let outcome = guard::guarded(step).and_then(|result| result);
-    outcome.map_err(|reason| Error::Unreadable {
-        path: path.to_owned(),
-        format,
-        reason,
-    })
 }
 
 /// A finished set, every shard verified and mapped.

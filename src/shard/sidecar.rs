@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::Error;
 use super::container::Container;
 use super::description;
+use super::entry_file::{self, guarded};
 use super::json::{content_digest, pretty};
 use super::layout::{Description, shard_name};
 use super::manifest::{Manifest, ShardEntry};
@@ -27,8 +28,7 @@ use super::plan::ModelIdentity;
 use super::schema::{LIST_ELEMENT, PLAN_KEY, SEAL_KEY, ShardFormat, columns};
 use super::seal;
 use super::sink::Sink;
-use crate::fs::{self, Digest, MappedFile};
-use crate::guard;
+use crate::fs::{Digest, MappedFile};
 
 /// Version of sidecars. A reader refuses any other.
 pub const SIDECAR_VERSION: u64 = 1;
@@ -273,26 +273,9 @@ impl SidecarFile {
         identity: Digest,
         entry: Option<&ShardEntry>,
     ) -> Result<Self, Error> {
-        if !fs::exists(&path)? {
-            return Err(Error::MissingShard { path });
-        }
-        let map = MappedFile::open(&path)?;
+        let map = entry_file::map(&path)?;
         if let Some(entry) = entry {
-            if map.len() as u64 != entry.size_bytes {
-                return Err(Error::Size {
-                    path,
-                    expected: entry.size_bytes,
-                    found: map.len() as u64,
-                });
-            }
-            let found = Digest::of(&map);
-            if found != entry.blake3 {
-                return Err(Error::Hash {
-                    path,
-                    expected: entry.blake3,
-                    found,
-                });
-            }
+            entry_file::check(&path, &map, entry)?;
         }
         let bytes = Bytes::from_owner(map.clone());
         let format = plan.format;
@@ -367,19 +350,6 @@ impl SidecarFile {
     pub fn path(&self) -> &Path {
         &self.path
     }
-}
-
-fn guarded<T>(
-    path: &Path,
-    format: ShardFormat,
-    step: impl FnOnce() -> Result<T, String>,
-) -> Result<T, Error> {
-    let outcome = guard::guarded(step).and_then(|result| result);
-    outcome.map_err(|reason| Error::Unreadable {
-        path: path.to_owned(),
-        format,
-        reason,
-    })
 }
 
 /// Makes the manifest of a sidecar whose shards are all there, by reading every one of them, and writes it.

@@ -6,8 +6,9 @@
 //! share theirs.
 
 use std::io;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
 
 use super::canonical::Canonical;
 use super::load::{guarded, load};
@@ -49,7 +50,7 @@ pub(super) fn check(json: &[u8]) -> Result<(), Refusal> {
     if tried().contains(&digest) {
         return Ok(());
     }
-    let bytes = Bytes(json.to_vec());
+    let bytes = Bytes::copy_from_slice(json);
     let answer = Session::open(TOKENIZERS, Arc::new(bytes)).and_then(|mut trial| trial.call(&[]));
     match answer {
         Ok(_) => {
@@ -61,23 +62,6 @@ pub(super) fn check(json: &[u8]) -> Result<(), Refusal> {
         }
         Err(Failure::Died(death)) => Err(Refusal::Bad(death.to_string())),
         Err(Failure::Source(source) | Failure::Start(source)) => Err(Refusal::NoProcess(source)),
-    }
-}
-
-/// A file in memory.
-struct Bytes(Vec<u8>);
-
-impl Source for Bytes {
-    fn size_bytes(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read(&self, range: Range<u64>) -> io::Result<Vec<u8>> {
-        let place = |at| usize::try_from(at).unwrap_or(usize::MAX);
-        let bytes = self.0.get(place(range.start)..place(range.end));
-        bytes
-            .map(<[u8]>::to_vec)
-            .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 }
 

@@ -95,12 +95,22 @@ const ALLOWED: &[(&[&str], &[&str])] = &[
         ],
     ),
     (
-        &["shard::sidecar"],
+        &["shard::entry_file"],
         &[
             "fs",
             "guard",
+            "shard::error",
+            "shard::manifest",
+            "shard::schema",
+        ],
+    ),
+    (
+        &["shard::sidecar"],
+        &[
+            "fs",
             "shard::container",
             "shard::description",
+            "shard::entry_file",
             "shard::error",
             "shard::json",
             "shard::layout",
@@ -127,10 +137,10 @@ const ALLOWED: &[(&[&str], &[&str])] = &[
         &[
             "types",
             "fs",
-            "guard",
             "pack",
             "shard::columns",
             "shard::container",
+            "shard::entry_file",
             "shard::error",
             "shard::manifest",
             "shard::plan",

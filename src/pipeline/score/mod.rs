@@ -10,7 +10,7 @@ mod certify;
 mod chat;
 mod left_out;
 mod models;
-mod options;
+pub(super) mod options;
 mod prepare;
 mod rescore;
 mod resume;
